@@ -1,0 +1,83 @@
+"""Which devices TensorFlow uses and how much of them; called before anything runs on one."""
+
+import subprocess
+
+import tensorflow as tf
+
+from utils import UserError
+
+
+def configure(gpu_fraction=1.0, num_logical_devices=1, log_device_placement=False):
+  """Sets up the devices.
+
+  Args:
+    gpu_fraction: share of each GPU's memory to take, in (0, 1]; 1 grows as needed.
+    num_logical_devices: cut the first GPU, or the CPU where there is none, into this many logical devices.
+    log_device_placement: log on which device every operation runs.
+
+  Returns:
+    The names of the devices to compute on: all GPUs, else all (logical) CPUs; a list such as ['/GPU:0', '/GPU:1'].
+
+  Raises:
+    UserError: where TensorFlow has initialised its devices already.
+  """
+  tf.debugging.set_log_device_placement(log_device_placement)
+  gpus = tf.config.list_physical_devices('GPU')
+  try:
+    for gpu in gpus:
+      tf.config.experimental.set_memory_growth(gpu, gpu_fraction == 1.0)
+    if gpus and (gpu_fraction < 1.0 or num_logical_devices > 1):
+      for i, (gpu, memory) in enumerate(zip(gpus, _gpu_memory())):
+        parts = num_logical_devices if i == 0 else 1
+        # A tenth stays free for CUDA's own contexts where the whole GPU is cut up.
+        limit = int(memory * min(gpu_fraction, 0.9) / parts)
+        tf.config.experimental.set_memory_growth(gpu, False)
+        tf.config.set_logical_device_configuration(
+          gpu, [tf.config.LogicalDeviceConfiguration(memory_limit=limit)] * parts
+        )
+    elif num_logical_devices > 1:
+      cpu = tf.config.list_physical_devices('CPU')[0]
+      tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * num_logical_devices)
+  except RuntimeError as e:
+    raise UserError('the devices are in use already, so they cannot be set up (%s)' % e) from e
+  return names()
+
+
+def names():
+  """The devices to compute on: all (logical) GPUs, else all (logical) CPUs."""
+  for kind in ('GPU', 'CPU'):
+    found = tf.config.list_logical_devices(kind)
+    if found:
+      return ['/%s:%d' % (kind, i) for i in range(len(found))]
+  return ['/CPU:0']
+
+
+def parse(text, available):
+  """The devices in a comma-separated flag, or all `available` where it is empty.
+
+  Raises:
+    UserError: where one is not there.
+  """
+  if not text:
+    return available
+  wanted = [name.strip() for name in text.split(',') if name.strip()]
+  present = names() + ['/CPU:%d' % i for i in range(len(tf.config.list_logical_devices('CPU')))]
+  for name in wanted:
+    if name not in present:
+      raise UserError(
+        "there is no device '%s' here; there are %s (--num_logical_devices N cuts one into N)"
+        % (name, ', '.join(sorted(set(present))))
+      )
+  return wanted
+
+
+def _gpu_memory():
+  """Memory of each GPU, MiB, as the driver reports it."""
+  try:
+    output = subprocess.run(
+      ['nvidia-smi', '--query-gpu=memory.total', '--format=csv,noheader,nounits'],
+      check=True, capture_output=True, text=True,
+    ).stdout
+    return [int(line) for line in output.split()]
+  except (OSError, ValueError, subprocess.CalledProcessError) as e:
+    raise UserError('nvidia-smi does not tell how much memory the GPU has (%s): leave --gpu_fraction at 1' % e) from e

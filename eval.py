@@ -1,0 +1,293 @@
+"""Evaluates a checkpoint of train.py on CIFAR-100: accuracy, confusion, and time, on one device or one a branch.
+
+The checkpoint knows its network, so --checkpoint alone suffices.
+"""
+
+import argparse
+import os
+import sys
+import time
+
+import quiet  # noqa: F401, I001 - before TensorFlow
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+import checkpoints
+import cifar100
+import devices
+import pictures
+import resnet_split
+import utils
+from train import Parser, boolean
+from utils import UserError
+
+
+def make_parser():
+  """The flags."""
+  parser = Parser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+  )
+
+  def add(section, name, type_, default, text, **keywords):
+    section.add_argument('--' + name, type=type_, default=default, metavar=type_.__name__.upper(), help=text, **keywords)
+
+  g = parser.add_argument_group('what')
+  add(g, 'checkpoint', str, None, "folder that train.py wrote (its last checkpoint), its 'best' folder, or DIR/ckpt-STEP",
+      required=True)
+  g.add_argument('--harden', action='store_true', help='split a grouping checkpoint by its present assignments first')
+  add(g, 'data_dir', str, 'cifar100/train_val_split', 'folder that download_cifar100.py wrote [%(default)s]')
+  add(g, 'split', str, 'test', 'which images: test, val or train [%(default)s]')
+  add(g, 'output_file', str, None, 'JSON file for the results; the confusion matrix goes to a PNG beside it [none]')
+  g = parser.add_argument_group('how')
+  add(g, 'batch_size', int, 100, 'images per batch [%(default)s]')
+  add(g, 'test_iter', int, 0, 'batches; 0: all [%(default)s]')
+  add(g, 'precision', str, 'float32', 'float32 or bfloat16 for the convolutions [%(default)s]')
+  add(g, 'jit_compile', boolean, False, 'compile with XLA (one device only) [%(default)s]')
+  g = parser.add_argument_group('machine')
+  add(g, 'devices', str, '', 'devices for the branches, such as /GPU:0,/GPU:1: the trunk is on the first, branch i on '
+      'device i, round robin [all GPUs, else the CPU]')
+  add(g, 'num_logical_devices', int, 1, 'cut the one CPU or GPU into this many devices, to try --devices [%(default)s]')
+  add(g, 'gpu_fraction', float, 1.0, "share of each GPU's memory to take, (0, 1] [%(default)s]")
+  add(g, 'log_device_placement', boolean, False, 'log where every operation runs [%(default)s]')
+  return parser
+
+
+def parse_flags(argv):
+  """Parses and checks the flags.
+
+  Raises:
+    UserError: where a value is out of range.
+  """
+  flags = make_parser().parse_args(argv)
+  for name, good, what in (
+    ('split', flags.split in ('test', 'val', 'train'), 'test, val or train'),
+    ('batch_size', flags.batch_size >= 1, 'at least 1'),
+    ('test_iter', flags.test_iter >= 0, 'at least 0'),
+    ('num_logical_devices', 1 <= flags.num_logical_devices <= 64, 'in 1 to 64'),
+    ('precision', flags.precision in ('float32', 'bfloat16'), 'float32 or bfloat16'),
+    ('gpu_fraction', 0 < flags.gpu_fraction <= 1, 'in (0, 1]'),
+  ):
+    if not good:
+      raise UserError("--%s is '%s'; it must be %s" % (name, getattr(flags, name), what))
+  if flags.output_file:
+    folder = os.path.dirname(flags.output_file) or '.'
+    try:
+      os.makedirs(folder, exist_ok=True)
+    except OSError as e:
+      raise UserError("--output_file: the folder '%s' cannot be made (%s)" % (folder, e.strerror)) from e
+    if not os.access(folder, os.W_OK):
+      raise UserError("--output_file: the folder '%s' cannot be written to" % folder)
+  return flags
+
+
+def load_network(stored, harden, dtype, placed):
+  """The network to evaluate: as stored, or hardened.
+
+  Args:
+    stored: a checkpoints.Stored.
+    harden: whether to split a grouping network first.
+    dtype: of the convolutions.
+    placed: device names, or None.
+
+  Raises:
+    UserError: where there is nothing to harden, or a group is empty.
+  """
+  if not harden:
+    return checkpoints.load_network(stored, dtype=dtype, devices=placed)
+  groups = class_groups(stored, all_units=True)
+  if groups is None or stored.groups is not None:
+    raise UserError("--harden: '%s' is a %s checkpoint; only a grouping one can be hardened" % (stored.path, stored.mode))
+  resnet_split.check_groups(resnet_split.wide_resnet(stored.config), groups)
+  return resnet_split.split_by(stored.config, groups, stored.values, dtype=dtype, devices=placed)
+
+
+def class_groups(stored, all_units=False):
+  """The group of each class in a checkpoint (int array [classes]), or None for a dense network.
+
+  With `all_units`, those of all units: a dict by units name.
+  """
+  if stored.groups is not None:
+    groups = stored.groups
+  else:
+    plan = resnet_split.wide_resnet(stored.config)
+    learned = any(name.startswith('group/') for name in stored.values)
+    if not learned:
+      return None
+    groups = {
+      name: utils.hard_groups(stored.values['group/%s/alpha' % name]) if units.groups > 1 else np.zeros(units.size, int)
+      for name, units in plan.units.items()
+    }
+  return groups if all_units else groups['split_q1']
+
+
+def predict(network, split, batch_size, test_iter=0, jit_compile=False):
+  """Runs a network over images once.
+
+  Args:
+    network: a resnet_split.Network; split: a cifar100.Split.
+    batch_size: images per batch; test_iter: batches, 0 for all.
+    jit_compile: compile with XLA.
+
+  Returns:
+    (logits float32 [images, classes], images per second without the first batch, which also traces and warms up).
+  """
+
+  @tf.function(
+    input_signature=[tf.TensorSpec([None, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3], tf.uint8)],
+    jit_compile=jit_compile,
+  )
+  def step(images):
+    return network(cifar100.whiten(images))
+
+  batches = cifar100.evaluation_batches(split, batch_size)
+  total = -(-len(split.images) // batch_size)
+  total = min(total, test_iter) if test_iter else total
+  step(next(iter(batches))[0]).numpy()
+  logits, started = [], time.perf_counter()
+  for images, _ in tqdm(batches.take(total), total=total, unit='batch', disable=None, leave=False):
+    logits.append(step(images).numpy())
+  seconds = time.perf_counter() - started
+  logits = np.concatenate(logits)
+  return logits, len(logits) / seconds
+
+
+def measure(logits, labels, names, groups):
+  """What logits say.
+
+  Args:
+    logits: [images, classes]; labels: int [images].
+    names: a cifar100.Names.
+    groups: int array [classes], or None.
+
+  Returns:
+    A dict that JSON can hold: 'accuracy', 'top5_accuracy', 'cross_entropy', 'superclass_accuracy' (of the predicted
+    class's superclass), 'class_accuracy' and 'accuracy_within_superclass' (by name; None without images), 'confusion'
+    ([true][predicted]), and with groups 'errors', 'errors_across_groups', 'groups' (class names of each), 'agreement'.
+  """
+  classes = logits.shape[1]
+  predicted = logits.argmax(1)
+  right = predicted == labels
+  own = np.take_along_axis(logits, labels[:, None], 1)
+  shifted = logits - logits.max(1, keepdims=True)
+  log_probability = np.take_along_axis(shifted, labels[:, None], 1)[:, 0] - np.log(np.exp(shifted).sum(1))
+  confusion = np.zeros((classes, classes), np.int64)
+  np.add.at(confusion, (labels, predicted), 1)
+  coarse = names.fine_to_coarse
+
+  def share(chosen):
+    return float(right[chosen].mean()) if chosen.any() else None
+
+  result = {
+    'images': len(labels),
+    'accuracy': float(right.mean()),
+    # Ties count against the network, so that constant logits are not right five times in a hundred by their order.
+    'top5_accuracy': float(((logits >= own).sum(1) <= 5).mean()),
+    'cross_entropy': float(-log_probability.mean()),
+    'superclass_accuracy': float((coarse[predicted] == coarse[labels]).mean()),
+    'class_accuracy': {name: share(labels == i) for i, name in enumerate(names.fine)},
+    'accuracy_within_superclass': {name: share(coarse[labels] == i) for i, name in enumerate(names.coarse)},
+    'confusion': confusion.tolist(),
+  }
+  if groups is not None:
+    wrong = ~right
+    result.update(
+      errors=int(wrong.sum()),
+      errors_across_groups=int((groups[labels] != groups[predicted])[wrong].sum()),
+      groups=[[names.fine[c] for c in np.flatnonzero(groups == g)] for g in range(groups.max() + 1)],
+      agreement=utils.superclass_agreement(groups, coarse),
+    )
+  return result
+
+
+def print_result(result, names):
+  """Prints the table."""
+  percent = '{:.2f} %'.format
+
+  def row(name, value):
+    print('%-26s %s' % (name, value))
+
+  row('checkpoint', result['checkpoint'])
+  row('network', result['network_text'])
+  row('devices', ', '.join(result['devices']))
+  row('images', '{:,} ({})'.format(result['images'], result['split']))
+  row('accuracy, top 1', percent(100 * result['accuracy']))
+  row('accuracy, top 5', percent(100 * result['top5_accuracy']))
+  row('accuracy, superclass', percent(100 * result['superclass_accuracy']))
+  row('cross-entropy', '%.4f' % result['cross_entropy'])
+  row('parameters', '{:,}'.format(result['parameters']))
+  row('FLOPs per image', '{:,}'.format(result['flops']))
+  row('images per second', '%.0f' % result['images_per_second'])
+  if 'groups' in result:
+    errors, across = result['errors'], result['errors_across_groups']
+    row('errors across groups', '%d of %d (%.1f %%)' % (across, errors, 100 * across / max(errors, 1)))
+    row('agreement of the groups', '%.2f of the classes are where most of their superclass is' % result['agreement'])
+    for g, members in enumerate(result['groups']):
+      print('\ngroup %d, %d classes: %s' % (g, len(members), ', '.join(members)))
+  print('\naccuracy by superclass and class (%)')
+  width = max(map(len, names.coarse))
+
+  def number(value):
+    return '   -' if value is None else '%4.0f' % (100 * value)
+
+  for i, coarse in enumerate(names.coarse):
+    members = [names.fine[c] for c in np.flatnonzero(names.fine_to_coarse == i)]
+    inside = ', '.join('%s %s' % (m, number(result['class_accuracy'][m]).strip()) for m in members)
+    print('%-*s %s   %s' % (width, coarse, number(result['accuracy_within_superclass'][coarse]), inside))
+
+
+def run(flags):
+  """Evaluates as the flags say; returns the result, a dict."""
+  placed = devices.configure(flags.gpu_fraction, flags.num_logical_devices, flags.log_device_placement)
+  placed = devices.parse(flags.devices, placed)
+  if flags.jit_compile and len(placed) > 1:
+    raise UserError('--jit_compile True compiles for one device, but there are %d: name one with --devices' % len(placed))
+  names = cifar100.load_names(flags.data_dir)
+  split = cifar100.load(flags.data_dir, flags.split)
+  stored = checkpoints.read(flags.checkpoint)
+  if stored.config.num_classes != len(names.fine):
+    raise UserError("'%s' has %d classes, but the data in '%s' has %d"
+                    % (stored.path, stored.config.num_classes, flags.data_dir, len(names.fine)))
+  if stored.configuration and stored.configuration['data'].get('source') != names.source['source']:
+    print("note: '%s' was trained on %s data, these images are %s"
+          % (stored.path, stored.configuration['data'].get('source'), names.source['source']), file=sys.stderr)
+  network = load_network(stored, flags.harden, tf.dtypes.as_dtype(flags.precision), placed if len(placed) > 1 else None)
+  groups = class_groups(stored)
+  logits, speed = predict(network, split, flags.batch_size, flags.test_iter, flags.jit_compile)
+  parameters, flops = utils.total_count(network.counts)
+  kind = 'split' if network.groups is not None else ('dense' if groups is None else 'grouping, not hardened')
+  result = {
+    'checkpoint': stored.path,
+    'split': flags.split,
+    'devices': placed,
+    'network': checkpoints.describe(stored.mode, network, {}, {})['network'],
+    'network_text': 'WRN-%d-%d, %s%s' % (
+      6 * stored.config.num_residual_units + 4, stored.config.k, kind,
+      '' if groups is None else ' ' + stored.config.split),
+    'parameters': parameters,
+    'flops': flops,
+    'images_per_second': speed,
+    'hardened': flags.harden,
+    'precision': flags.precision,
+  }
+  result.update(measure(logits, split.labels[: len(logits)], names, groups))
+  print_result(result, names)
+  if flags.output_file:
+    order = np.arange(len(names.fine)) if groups is None else np.lexsort((names.fine_to_coarse, groups))
+    borders = [] if groups is None else np.cumsum(np.bincount(groups))[:-1]
+    picture = os.path.splitext(flags.output_file)[0] + '-confusion.png'
+    result['confusion_picture'] = picture
+    title = '%s, %s: top-1 accuracy %.2f %%' % (result['network_text'], flags.split, 100 * result['accuracy'])
+    pictures.draw_confusion(np.array(result['confusion']), order, borders, title, picture)
+    checkpoints.write_json(flags.output_file, result)
+    print('\nwritten: %s, %s' % (flags.output_file, picture))
+  return result
+
+
+def main(argv=None):
+  """Runs the program; returns its exit code."""
+  return utils.run_program('eval.py', lambda: run(parse_flags(argv)))
+
+
+if __name__ == '__main__':
+  sys.exit(main())

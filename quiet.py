@@ -1,0 +1,31 @@
+"""Imports TensorFlow without the start-up notices that it writes past its own log level.
+
+Programs import this first. What TensorFlow wrote is shown where importing it fails; errors later on are not hidden.
+"""
+
+import os
+import sys
+import tempfile
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+
+def _import_tensorflow():
+  stderr = os.dup(2)
+  with tempfile.TemporaryFile() as notices:
+    os.dup2(notices.fileno(), 2)
+    try:
+      import tensorflow as tf
+
+      tf.config.list_physical_devices('GPU')  # a host without a GPU says so here, once
+    except BaseException:
+      os.dup2(stderr, 2)
+      notices.seek(0)
+      sys.stderr.write(notices.read().decode(errors='replace'))
+      raise
+    finally:
+      os.dup2(stderr, 2)
+      os.close(stderr)
+
+
+_import_tensorflow()

@@ -1,0 +1,93 @@
+"""What a training run tells: log lines, TensorBoard summaries, and pictures of the weights ordered by group."""
+
+import os
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+import pictures
+import utils
+
+
+def size_line(network):
+  """One line with a network's parameters and FLOPs, as the paper's tables count them."""
+  parameters, flops = utils.total_count(network.counts)
+  return '%s parameters, %s FLOPs per image (without init_conv and batch norms, as in the paper)' % (
+    '{:,}'.format(parameters), '{:,}'.format(flops),
+  )  # fmt: skip
+
+
+class Log:
+  """A run's train.log, its TensorBoard events and its pictures, all in its folder."""
+
+  def __init__(self, folder):
+    self._folder = folder
+    self._writer = tf.summary.create_file_writer(os.path.join(folder, 'summaries'))
+    self._file = open(os.path.join(folder, 'train.log'), 'a')  # noqa: SIM115 - open as long as the run
+    self.bar = None
+    self.least_confidence = 0.0
+
+  def line(self, text):
+    """Prints a line above the progress bar and keeps it in train.log."""
+    tqdm.write(text)
+    self._file.write(text + '\n')
+    self._file.flush()
+
+  def scalars(self, step, values):
+    """Writes TensorBoard scalars."""
+    with self._writer.as_default():
+      for name, value in values.items():
+        tf.summary.scalar(name, value, step)
+    self._writer.flush()
+
+  def progress(self, step, terms, rate, speed, network):
+    """The log line and scalars of the steps since the last one.
+
+    Args:
+      step: int; terms: dict of means of the objective's terms; rate: learning rate; speed: images/s.
+      network: a resnet_split.Network.
+    """
+    text = 'step %d: loss %.4f, cross-entropy %.4f, accuracy %.4f, lr %.3g, %.0f images/s' % (
+      step, terms['total'], terms['cross_entropy'], terms['accuracy'], rate, speed,
+    )  # fmt: skip
+    scalars = {'train/' + name: value for name, value in terms.items()}
+    scalars.update({'train/learning_rate': rate, 'train/images_per_second': speed})
+    if network.with_assignments:
+      states = assignment_states(network)
+      self.least_confidence = min(confidence for confidence, _ in states.values())
+      text += '; overlap %.3f, weight split %.3f, uniform %.3f, least confidence %.3f' % (
+        terms['overlap'], terms['weight_split'], terms['uniform'], self.least_confidence,
+      )  # fmt: skip
+      for name, (confidence, sizes) in states.items():
+        scalars['confidence/' + name] = confidence
+        scalars.update({'group_size/%s_%d' % (name, g): float(size) for g, size in enumerate(sizes)})
+    self.line(text)
+    self.scalars(step, scalars)
+
+  def groups(self, step, network):
+    """Histograms of the assignments and weights, and pictures of the split layers' weights ordered by group."""
+    if not network.with_assignments:
+      return
+    images = pictures.ordered_weights(network)
+    with self._writer.as_default():
+      for name, q in network.soft_assignments().items():
+        tf.summary.histogram('assignment/' + name, q, step)
+      for layer in network.split_layers():
+        tf.summary.histogram('weights/' + layer.name, layer.kernel, step)
+      for name, (image, _, _) in images.items():
+        tf.summary.image('ordered_by_group/' + name, image[None, :, :, None] / max(image.max(), 1e-20), step)
+    self._writer.flush()
+    path = os.path.join(self._folder, 'pictures', 'weights-%06d.png' % step)
+    pictures.draw_weights(images, 'Weights ordered by group, step %d' % step, path)
+    for name, (confidence, sizes) in assignment_states(network).items():
+      self.line('  %s: group sizes %s, confidence %.3f' % (name, sizes.tolist(), confidence))
+
+
+def assignment_states(network):
+  """Dict from assignment name to (mean confidence, group sizes int array)."""
+  states = {}
+  for name, q in network.soft_assignments().items():
+    q = q.numpy()
+    states[name] = (float(np.mean(q.max(0))), utils.group_sizes(utils.hard_groups(q), len(q)))
+  return states

@@ -1,0 +1,581 @@
+"""Trains one stage of SplitNet on CIFAR-100.
+
+  --mode baseline   the dense wide residual network
+  --mode group      the same network with its class-to-group and feature-to-group assignments, which are learned
+                    together with the weights
+  --mode split      hardens a grouping checkpoint (--basemodel) into a tree of branches and fine-tunes it
+
+The same command again goes on from the last checkpoint in --train_dir. baseline.sh, group.sh and split.sh hold the
+paper's settings. Flag names are those of the authors' released code.
+"""
+
+import argparse
+import collections
+import dataclasses
+import os
+import sys
+import time
+
+import quiet  # noqa: F401, I001 - before TensorFlow
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+import checkpoints
+import cifar100
+import devices
+import resnet_split
+import summaries
+import utils
+from utils import UserError
+
+# The released settings where they depend on the stage (group.sh and split.sh; the baseline trains as the split does).
+STAGE_DEFAULTS = {
+  'baseline': dict(l2_weight=0.0005, lr_step_epoch='100.0,140.0', max_steps=120000, dropout_keep_prob=1.0),
+  'group': dict(l2_weight=0.0001, lr_step_epoch='240.0,300.0', max_steps=200000, dropout_keep_prob=0.5),
+  'split': dict(l2_weight=0.0005, lr_step_epoch='100.0,140.0', max_steps=120000, dropout_keep_prob=1.0),
+}
+
+# What may differ when a run is gone on with: it changes what is watched or kept, never the weights at a step.
+FREE_ON_RESUME = {
+  'data_dir', 'train_dir', 'max_steps', 'display', 'val_interval', 'val_iter', 'checkpoint_interval',
+  'group_summary_interval', 'max_to_keep', 'stop_when_converged', 'patience', 'gpu_fraction', 'log_device_placement',
+}  # fmt: skip
+
+NETWORK_FLAGS = [field.name for field in dataclasses.fields(resnet_split.Config)]
+
+
+# --- flags ------------------------------------------------------------------------------------------------------
+
+
+def boolean(text):
+  """True or False from a flag's text (the released scripts write --bn_no_scale True)."""
+  if text.lower() in ('true', '1', 'yes'):
+    return True
+  if text.lower() in ('false', '0', 'no'):
+    return False
+  raise argparse.ArgumentTypeError("'%s' is neither True nor False" % text)
+
+
+class Parser(argparse.ArgumentParser):
+  """A parser whose errors are the one sentence, without the whole usage above it."""
+
+  def error(self, message):
+    self.exit(2, '%s: %s (see --help)\n' % (self.prog, message))
+
+
+def make_parser():
+  """The flags, grouped; None stands for what the stage, the basemodel or resnet_split.Config decides."""
+  parser = Parser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
+  )
+  parser.add_argument('--mode', required=True, choices=sorted(STAGE_DEFAULTS), help='which stage to train')
+
+  def stage(name):
+    return '%s for group, %s otherwise' % (STAGE_DEFAULTS['group'][name], STAGE_DEFAULTS['split'][name])
+
+  def add(section, name, type_, default, text):
+    section.add_argument('--' + name, type=type_, default=default, metavar=getattr(type_, '__name__', '').upper(), help=text)
+
+  g = parser.add_argument_group('folders')
+  add(g, 'data_dir', str, 'cifar100/train_val_split', "folder that download_cifar100.py wrote [%(default)s]")
+  add(g, 'train_dir', str, None, 'folder for checkpoints, summaries and the log [runs/<mode>]')
+  add(g, 'basemodel', str, None, 'folder or checkpoint to start from: a grouping checkpoint for split (needed), a '
+      "baseline or grouping one for group, a baseline for baseline; the released code's checkpoints are read too")
+  g = parser.add_argument_group('network (default: the basemodel\'s, else the value in brackets)')
+  config = resnet_split.Config()
+  add(g, 'k', int, None, 'width multiplier [%d]' % config.k)
+  add(g, 'num_residual_units', int, None, 'residual blocks per stage [%d]' % config.num_residual_units)
+  add(g, 'num_classes', int, None, 'classes [%d]' % config.num_classes)
+  add(g, 'ngroups1', int, None, 'groups at the logits [%d]' % config.ngroups1)
+  add(g, 'ngroups2', int, None, 'groups in unit_3_*, at most ngroups1 [%d]' % config.ngroups2)
+  add(g, 'ngroups3', int, None, 'groups in unit_2_*, at most ngroups2 [%d]' % config.ngroups3)
+  add(g, 'branch_input', str, None, 'group: where the tree branches, a child reads its own group of its parent\'s '
+      "channels (released code); all: it reads all of them (the paper's counts) [%s]" % config.branch_input)
+  add(g, 'bn_no_scale', boolean, None, "keep the blocks' batch norm scales at 1 [%s]" % config.bn_no_scale)
+  g = parser.add_argument_group('objective')
+  add(g, 'l2_weight', float, None, 'weight decay: times half the sum of squares [%s]' % stage('l2_weight'))
+  add(g, 'gamma1', float, 1.0, 'weight of the overlap (disjoint assignments) [%(default)s]')
+  add(g, 'gamma2', float, 1.0, 'weight of the weight split (no weights between groups) [%(default)s]')
+  add(g, 'gamma3', float, 10.0, 'weight of the balance (groups of even size) [%(default)s]')
+  add(g, 'weighted_group_loss', boolean, True, 'weigh the layers\' weight splits by their size [%(default)s]')
+  add(g, 'dropout_keep_prob', float, None, 'probability of keeping an input of a split layer; in baseline it acts '
+      'where ngroups1/2/3 would split [%s]' % stage('dropout_keep_prob'))
+  g = parser.add_argument_group('optimisation')
+  add(g, 'batch_size', int, 90, 'images per step [%(default)s]')
+  add(g, 'max_steps', int, None, 'steps in all [%s]' % stage('max_steps'))
+  add(g, 'initial_lr', float, 0.1, 'learning rate at the start [%(default)s]')
+  add(g, 'lr_step_epoch', str, None, 'epochs after which it is multiplied by lr_decay, separated by commas; '
+      "'' for never [%s]" % stage('lr_step_epoch'))
+  add(g, 'lr_decay', float, 0.1, 'factor [%(default)s]')
+  add(g, 'momentum', float, 0.9, 'of the gradient descent [%(default)s]')
+  add(g, 'finetune', boolean, False, 'multiply the gradients of the split layers\' weights by 10 [%(default)s]')
+  add(g, 'assignment_lr_scale', float, 1.0, "factor of the assignments' learning rate [%(default)s]")
+  add(g, 'stop_when_converged', float, 0.0, 'group: stop when every assignment\'s mean confidence is at least this '
+      'probability; 0: never [%(default)s]')
+  add(g, 'patience', int, 0, 'stop after this many validations without a better accuracy; 0: never [%(default)s]')
+  add(g, 'seed', int, 0, 'of initial values, shuffling, augmentation and dropout [%(default)s]')
+  g = parser.add_argument_group('data')
+  add(g, 'train_split', str, 'train', 'train, or train_val for all 50,000 images [%(default)s]')
+  add(g, 'num_train_instance', int, None, 'take only the first images of it [all]')
+  add(g, 'num_val_instance', int, None, 'take only the first validation images [all]')
+  g = parser.add_argument_group('watching and keeping')
+  add(g, 'display', int, 100, 'steps between log lines [%(default)s]')
+  add(g, 'val_interval', int, 1000, 'steps between validations [%(default)s]')
+  add(g, 'val_iter', int, 0, 'batches per validation; 0: all [%(default)s]')
+  add(g, 'checkpoint_interval', int, 5000, 'steps between checkpoints [%(default)s]')
+  add(g, 'group_summary_interval', int, 5000, 'steps between pictures and histograms of the groups [%(default)s]')
+  add(g, 'max_to_keep', int, 2, 'last checkpoints to keep, beside the best [%(default)s]')
+  g = parser.add_argument_group('machine')
+  add(g, 'precision', str, 'float32', 'float32 or bfloat16 for the convolutions; weights are float32 [%(default)s]')
+  add(g, 'jit_compile', boolean, False, 'compile the step with XLA (faster on GPUs, slower on CPUs) [%(default)s]')
+  add(g, 'gpu_fraction', float, 1.0, "share of each GPU's memory to take, (0, 1] [%(default)s]")
+  add(g, 'log_device_placement', boolean, False, 'log where every operation runs [%(default)s]')
+  return parser
+
+
+def parse_flags(argv):
+  """Parses and checks what can be checked without reading anything.
+
+  Raises:
+    UserError: where a value is out of range.
+  """
+  flags = make_parser().parse_args(argv)
+  for name, value in STAGE_DEFAULTS[flags.mode].items():
+    if getattr(flags, name) is None:
+      setattr(flags, name, value)
+  if flags.train_dir is None:
+    flags.train_dir = os.path.join('runs', flags.mode)
+
+  def need(names, good, what):
+    for name in names.split():
+      value = getattr(flags, name)
+      if value is not None and not good(value):
+        raise UserError("--%s is '%s'; it must be %s" % (name, value, what))
+
+  need('batch_size display val_interval checkpoint_interval group_summary_interval max_to_keep',
+       lambda v: v >= 1, 'at least 1')
+  need('num_train_instance num_val_instance', lambda v: v >= 1, 'at least 1')
+  need('max_steps val_iter patience seed l2_weight gamma1 gamma2 gamma3', lambda v: 0 <= v < 2**31, 'at least 0')
+  need('initial_lr assignment_lr_scale', lambda v: 0 <= v < float('inf'), 'at least 0')
+  need('momentum', lambda v: 0 <= v < 1, 'in [0, 1)')
+  need('lr_decay dropout_keep_prob gpu_fraction', lambda v: 0 < v <= 1, 'in (0, 1]')
+  need('stop_when_converged', lambda v: 0 <= v < 1, 'in [0, 1), such as 0.99')
+  need('precision', lambda v: v in ('float32', 'bfloat16'), 'float32 or bfloat16')
+  need('train_split', lambda v: v in ('train', 'train_val'), 'train or train_val')
+  lr_boundaries(flags.lr_step_epoch)
+  given = {name: getattr(flags, name) for name in NETWORK_FLAGS if getattr(flags, name) is not None}
+  resnet_split.Config(**{**_widest(given), **given})
+  if flags.mode == 'split' and not flags.basemodel and not os.path.isdir(flags.train_dir):
+    raise UserError('--mode split needs --basemodel, the folder or checkpoint of a grouping run')
+  if flags.stop_when_converged and flags.mode != 'group':
+    raise UserError('--stop_when_converged is for --mode group: only there are assignments learned')
+  return flags
+
+
+def _widest(given):
+  """Groups that contradict nothing given: what was not given may still come from the basemodel."""
+  names = ('ngroups1', 'ngroups2', 'ngroups3')
+  bounds = [given[n] for n in names if n in given]
+  filled, last = {}, max(bounds) if bounds else 2
+  for name in names:
+    last = given.get(name, last)
+    filled[name] = last
+  return {n: v for n, v in filled.items() if bounds and n not in given and v <= max(bounds)}
+
+
+def lr_boundaries(text):
+  """The epochs in --lr_step_epoch: list of floats, rising.
+
+  Raises:
+    UserError: where it is none.
+  """
+  try:
+    epochs = [float(part) for part in text.split(',') if part.strip()]
+  except ValueError:
+    epochs = None
+  if epochs is None or any(e <= 0 for e in epochs) or epochs != sorted(epochs):
+    raise UserError("--lr_step_epoch is '%s'; it must be rising epochs separated by commas, such as 100,140" % text)
+  return epochs
+
+
+# --- the objective and the optimiser ------------------------------------------------------------------------------
+
+# The objective's weights, named as the flags (gamma1 weighs the overlap; the paper calls that gamma2).
+Objective = collections.namedtuple('Objective', 'l2_weight gamma1 gamma2 gamma3 weighted_group_loss')
+
+
+def objective(network, logits, labels, weights):
+  """The loss and its terms (paper, section 3.2; released weights and normalisation).
+
+  Args:
+    network: a resnet_split.Network; with assignments, the three regularisers are added.
+    logits: [batch, classes]; labels: int [batch].
+    weights: an Objective.
+
+  Returns:
+    A dict of scalars: 'cross_entropy', 'l2' (half the sum of squares), 'total', and what utils.regularisers gives.
+  """
+  cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+  terms = {
+    'cross_entropy': tf.reduce_mean(cross_entropy),
+    'l2': tf.add_n([tf.nn.l2_loss(v) for v in network.decayed]),
+  }
+  terms['total'] = terms['cross_entropy'] + weights.l2_weight * terms['l2']
+  if network.with_assignments:
+    terms.update(utils.regularisers(network.split_layers(), weights.weighted_group_loss))
+    terms['total'] += (
+      weights.gamma1 * terms['overlap'] + weights.gamma2 * terms['weight_split'] + weights.gamma3 * terms['uniform']
+    )
+  return terms
+
+
+class Momentum:
+  """Gradient descent with momentum as TensorFlow 1 has it: slot = momentum slot + gradient; v -= rate slot.
+
+  (Keras's keeps the learning rate inside the slot, which differs after every change of the rate.)
+  """
+
+  def __init__(self, variables, momentum, scales=None):
+    """Makes the slots.
+
+    Args:
+      variables: dict from name to trainable variable.
+      momentum: number in [0, 1).
+      scales: dict from name to a factor of that variable's learning rate; 1 where it is missing.
+    """
+    self._variables, self._momentum, self._scales = variables, momentum, scales or {}
+    self.slots = {
+      name: tf.Variable(tf.zeros_like(v), trainable=False, name=name + '/Momentum') for name, v in variables.items()
+    }
+
+  def apply(self, gradients, learning_rate):
+    """One step; gradients in the order of the variables, learning_rate a scalar."""
+    for (name, variable), gradient in zip(self._variables.items(), gradients):
+      tf.raw_ops.ResourceApplyMomentum(
+        var=variable.handle, accum=self.slots[name].handle, grad=gradient,
+        lr=learning_rate * self._scales.get(name, 1.0), momentum=self._momentum,
+      )  # fmt: skip
+
+
+def lr_scales(network, flags):
+  """Factors of the learning rate by variable name (--assignment_lr_scale and --finetune)."""
+  scales = {name: flags.assignment_lr_scale for name in network.trained if name.startswith('group/')}
+  if flags.finetune:
+    split = {layer.name for layer in network.plan.layers if layer.branches > 1}
+    for name in network.trained:
+      layer = name.split('/', 1)[1] if name.startswith('branch_') else name
+      if layer.rsplit('/', 1)[0] in split:
+        scales[name] = 10.0
+  return scales
+
+
+# --- setting up ---------------------------------------------------------------------------------------------------
+
+
+def resolve_network(flags, stored, source):
+  """The resnet_split.Config: what a checkpoint says, what the flags say, and the defaults, in that order.
+
+  Args:
+    flags: the parsed flags.
+    stored: dict of the network flags that the checkpoint fixes.
+    source: that checkpoint, for the error's text.
+
+  Raises:
+    UserError: where a flag contradicts the checkpoint.
+  """
+  chosen = dict(stored)
+  for name in NETWORK_FLAGS:
+    value = getattr(flags, name)
+    if value is None:
+      continue
+    if name in stored and stored[name] != value:
+      raise UserError(
+        '--%s is %s, but %s was made with --%s %s: leave the flag out, or start from another checkpoint'
+        % (name, value, source, name, stored[name])
+      )
+    chosen[name] = value
+  config = resnet_split.Config(**chosen)
+  if flags.mode == 'group' and config.ngroups1 == 1:
+    raise UserError('--ngroups1 is 1, so there is nothing to group: give at least 2, or train with --mode baseline')
+  return config
+
+
+def read_basemodel(flags):
+  """The basemodel (a checkpoints.Stored, or None) and the network flags that it fixes (dict).
+
+  Raises:
+    UserError: where it is not of a kind that this stage can start from.
+  """
+  if not flags.basemodel:
+    return None, {}
+  stored = checkpoints.read(flags.basemodel)
+  fixed = dataclasses.asdict(stored.config)
+  allowed = {'baseline': ['baseline'], 'group': ['baseline', 'group', 'released'], 'split': ['group', 'released', 'split']}
+  if stored.mode not in allowed[flags.mode]:
+    raise UserError(
+      "--basemodel '%s' is a %s checkpoint; --mode %s starts from: %s"
+      % (flags.basemodel, stored.mode, flags.mode, ', '.join(allowed[flags.mode]))
+    )
+  if stored.mode in ('baseline', 'released'):  # neither knows everything about the split
+    for name in ['branch_input'] + (['ngroups1', 'ngroups2', 'ngroups3'] if stored.mode == 'baseline' else []):
+      del fixed[name]
+  return stored, fixed
+
+
+def build_network(flags, config, base):
+  """The network of this stage, with the basemodel's weights where there is one."""
+  dtype = tf.dtypes.as_dtype(flags.precision)
+  where = base and "the basemodel '%s'" % base.path
+  if flags.mode == 'split':
+    if base.groups is not None:
+      network = resnet_split.Network(config, groups=base.groups, dtype=dtype)
+      checkpoints.assign(network.weights, base.values, where)
+      return network
+    dense = resnet_split.Network(config, with_assignments=True)
+    checkpoints.assign(dense.weights, base.values, where)
+    return resnet_split.harden(dense, dtype=dtype)
+  grouping = flags.mode == 'group'
+  network = resnet_split.Network(config, with_assignments=grouping, dtype=dtype, seed=flags.seed)
+  if base:
+    has_assignments = any(name.startswith('group/') for name in base.values)
+    wanted = {n: v for n, v in network.weights.items() if has_assignments or not n.startswith('group/')}
+    checkpoints.assign(wanted, base.values, where)
+  return network
+
+
+def check_resume(configuration, before, train_dir):
+  """Raises UserError where the run in a folder was started with other settings than now."""
+  sections = [('mode', {'mode': before['mode']}, {'mode': configuration['mode']})]
+  sections += [(s, before[s], configuration[s]) for s in ('network', 'settings', 'data')]
+  for section, old, new in sections:
+    for name in new:
+      if name not in FREE_ON_RESUME and old.get(name) != new[name]:
+        raise UserError(
+          "the run in '%s' was started with %s%s %s, now it is %s: use the same, or another --train_dir"
+          % (train_dir, 'data ' if section == 'data' else '--', name, old.get(name), new[name])
+        )
+
+
+def print_settings(flags, config, data):
+  """Prints every setting as a table."""
+  rows = {**vars(flags), **dataclasses.asdict(config), 'split (ngroups3-2-1)': config.split}
+  rows.update({'data ' + name: value for name, value in data.items()})
+  width = max(len(name) for name in rows)
+  print('\n'.join('%-*s  %s' % (width, name, value) for name, value in sorted(rows.items())), flush=True)
+
+
+# --- the loop -----------------------------------------------------------------------------------------------------
+
+
+class Stage:
+  """One stage's network, optimiser and compiled steps."""
+
+  def __init__(self, flags, network, steps_per_epoch):
+    self.network, self._flags = network, flags
+    self.optimizer = Momentum(network.trained, flags.momentum, lr_scales(network, flags))
+    self._weights = Objective(
+      flags.l2_weight, flags.gamma1, flags.gamma2, flags.gamma3, flags.weighted_group_loss
+    )
+    self._boundaries = [round(epoch * steps_per_epoch) for epoch in lr_boundaries(flags.lr_step_epoch)]
+    self._step = tf.function(self._train_step, jit_compile=flags.jit_compile)
+
+  def learning_rate(self, step):
+    """The learning rate of a step: initial_lr times lr_decay for every boundary passed."""
+    passed = sum(tf.cast(step >= boundary, tf.float32) for boundary in self._boundaries)
+    return self._flags.initial_lr * tf.cast(self._flags.lr_decay, tf.float32) ** passed
+
+  def _train_step(self, images, labels, step):
+    step = tf.cast(step, tf.int32)
+    images = cifar100.whiten(cifar100.augment(images, tf.stack([self._flags.seed, step])))
+    with tf.GradientTape() as tape:
+      logits = self.network(
+        images, training=True, dropout_seed=tf.stack([self._flags.seed + 1, step]),
+        keep_prob=self._flags.dropout_keep_prob,
+      )  # fmt: skip
+      terms = objective(self.network, logits, labels, self._weights)
+    gradients = tape.gradient(terms['total'], list(self.network.trained.values()))
+    self.optimizer.apply(gradients, self.learning_rate(step))
+    correct = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, 1, tf.int32), labels), tf.float32))
+    scalars = {name: value for name, value in terms.items() if not name.endswith('_terms')}
+    return dict(scalars, accuracy=correct)
+
+  @tf.function
+  def train(self, iterator, count):
+    """Runs `count` steps; returns the mean of every term over them."""
+    names = ['cross_entropy', 'l2', 'total', 'accuracy']
+    if self.network.with_assignments:
+      names += ['overlap', 'weight_split', 'uniform']
+    sums = {name: tf.zeros([]) for name in names}
+    for _ in tf.range(count):
+      images, labels, step = next(iterator)
+      terms = self._step(images, labels, step)
+      sums = {name: sums[name] + terms[name] for name in names}
+    return {name: value / tf.cast(count, tf.float32) for name, value in sums.items()}
+
+  @tf.function(reduce_retracing=True)
+  def _correct(self, images, labels):
+    logits = self.network(cifar100.whiten(images))
+    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+    return tf.reduce_sum(tf.cast(tf.equal(tf.argmax(logits, 1, tf.int32), labels), tf.int32)), tf.reduce_sum(loss)
+
+  def validate(self, split, batches):
+    """(accuracy, cross-entropy) on the validation images, moving averages; batches 0: all."""
+    right, loss, seen = 0, 0.0, 0
+    for i, (images, labels) in enumerate(cifar100.evaluation_batches(split, self._flags.batch_size)):
+      if batches and i == batches:
+        break
+      r, l = self._correct(images, labels)
+      right, loss, seen = right + int(r), loss + float(l), seen + len(labels)
+    return right / seen, loss / seen
+
+  def finite(self):
+    """Whether every weight is finite."""
+    return all(bool(tf.reduce_all(tf.math.is_finite(v))) for v in self.network.weights.values())
+
+
+def run(flags):
+  """Trains the stage that the flags describe; returns (last step, best validation accuracy)."""
+  np.random.seed(flags.seed)
+  tf.random.set_seed(flags.seed)
+  # Data.
+  names = cifar100.load_names(flags.data_dir)
+  train = cifar100.load(flags.data_dir, flags.train_split, flags.num_train_instance)
+  val = cifar100.load(flags.data_dir, 'val', flags.num_val_instance)
+  data = dict(names.source, classes=len(names.fine), train_images=len(train.images), split=flags.train_split)
+  if flags.batch_size > len(train.images):
+    raise UserError('--batch_size is %d, but there are only %d training images' % (flags.batch_size, len(train.images)))
+
+  # Network: a run that was begun says what it is; else the basemodel and the flags do.
+  before = checkpoints.read_configuration(flags.train_dir)
+  begun = before is not None and tf.train.latest_checkpoint(flags.train_dir) is not None
+  if begun:
+    base, fixed, source = None, before['network'], "the run in '%s'" % flags.train_dir
+  else:
+    if flags.mode == 'split' and not flags.basemodel:
+      raise UserError("--mode split needs --basemodel: there is no run to go on with in '%s'" % flags.train_dir)
+    (base, fixed), source = read_basemodel(flags), "the basemodel '%s'" % flags.basemodel
+  config = resolve_network(flags, fixed, source)
+  if config.num_classes != len(names.fine):
+    raise UserError('--num_classes is %d, but the data has %d classes' % (config.num_classes, len(names.fine)))
+  print_settings(flags, config, data)
+  if begun:
+    groups = checkpoints.hard_groups(before)
+    network = resnet_split.Network(
+      config, groups=groups, with_assignments=flags.mode == 'group', dtype=tf.dtypes.as_dtype(flags.precision)
+    )
+  else:
+    network = build_network(flags, config, base)
+  settings = {name: value for name, value in vars(flags).items() if name not in NETWORK_FLAGS and name != 'mode'}
+  configuration = checkpoints.describe(flags.mode, network, data, settings)
+  if begun:
+    check_resume(configuration, before, flags.train_dir)
+  print(summaries.size_line(network), flush=True)
+
+  # State: all that a checkpoint holds.
+  stage = Stage(flags, network, len(train.images) / flags.batch_size)
+  step_variable = tf.Variable(0, dtype=tf.int64, trainable=False)
+  best = tf.Variable(-1.0, trainable=False)
+  since_best = tf.Variable(0, dtype=tf.int64, trainable=False)
+  saver = checkpoints.Saver(
+    flags.train_dir, configuration, flags.max_to_keep, weights=network.weights, momentum=stage.optimizer.slots,
+    step=step_variable, best=best, since_best=since_best,
+  )  # fmt: skip
+  log = summaries.Log(flags.train_dir)
+  resumed = saver.restore()
+  step = int(step_variable)
+  if resumed:
+    log.line("going on from step %d ('%s')" % (step, resumed))
+
+  def save():
+    if not stage.finite():
+      raise UserError('step %d: a weight is not finite; %s' % (step, kept()))
+    step_variable.assign(step)
+    saver.save(step)
+
+  def kept():
+    return 'the last good checkpoint is %s; lower --initial_lr or --assignment_lr_scale' % (
+      "'%s'" % saver.last if saver.last else 'none (none was written yet)'
+    )
+
+  def validate():
+    accuracy, loss = stage.validate(val, flags.val_iter)
+    improved = accuracy > float(best)
+    since_best.assign(0 if improved else since_best + 1)
+    if improved:
+      best.assign(accuracy)
+      step_variable.assign(step)
+      saver.save_best(step)
+    log.scalars(step, {'val/accuracy': accuracy, 'val/cross_entropy': loss})
+    log.line('step %d: validation accuracy %.2f %%, cross-entropy %.4f, best %.2f %%'
+             % (step, 100 * accuracy, loss, 100 * float(best)))
+
+  if step == 0:
+    validate()
+    log.groups(step, network)
+    save()
+
+  # The loop. Several steps a call: as many as take about a second, and never past the next event.
+  iterator = iter(cifar100.training_batches(train, flags.batch_size, flags.seed, step))
+  events = [flags.display, flags.val_interval, flags.checkpoint_interval]
+  events += [flags.group_summary_interval] if network.with_assignments else []
+  calls, reason, window = 1, None, []
+  bar = tqdm(total=flags.max_steps, initial=step, unit='step', disable=None, dynamic_ncols=True)
+  log.bar = bar
+  try:
+    while step < flags.max_steps and not reason:
+      count = min([calls, flags.max_steps - step] + [event - step % event for event in events])
+      started = time.perf_counter()
+      terms = {name: float(value) for name, value in stage.train(iterator, tf.constant(count)).items()}
+      seconds = time.perf_counter() - started
+      calls = max(1, min(100, round(count / seconds)))
+      if not np.isfinite(terms['total']):
+        raise UserError('the loss is not finite between steps %d and %d; %s' % (step, step + count, kept()))
+      step += count
+      window.append((count, seconds, terms))
+      rate = float(stage.learning_rate(tf.constant(step - 1)))
+      speed = flags.batch_size * sum(w[0] for w in window) / sum(w[1] for w in window)
+      bar.set_postfix_str('loss %.3f acc %.3f lr %.2g %.0f img/s' % (terms['total'], terms['accuracy'], rate, speed))
+      bar.update(count)
+      if step % flags.display == 0:
+        means = {n: sum(w[0] * w[2][n] for w in window) / sum(w[0] for w in window) for n in terms}
+        window = []
+        log.progress(step, means, rate, speed, network)
+        if flags.stop_when_converged and log.least_confidence >= flags.stop_when_converged:
+          reason = 'every assignment is at least %.4g confident' % log.least_confidence
+      if network.with_assignments and step % flags.group_summary_interval == 0:
+        log.groups(step, network)
+      if step % flags.val_interval == 0:
+        validate()
+        if flags.patience and int(since_best) >= flags.patience:
+          reason = 'no better validation accuracy in %d validations' % flags.patience
+      if step % flags.checkpoint_interval == 0:
+        save()
+  except KeyboardInterrupt:
+    save()
+    log.line("stopped at step %d; the same command goes on from '%s'" % (step, saver.last))
+    raise
+  finally:
+    bar.close()
+  if saver.last is None or int(step_variable) != step or not saver.last.endswith('-%d' % step):
+    if step % flags.val_interval:
+      validate()
+    save()
+  log.groups(step, network)
+  log.line("done at step %d%s: best validation accuracy %.2f %%; last checkpoint '%s', best '%s'" % (
+    step, ' (%s)' % reason if reason else '', 100 * float(best), saver.last, os.path.join(flags.train_dir, 'best')))
+  return step, float(best)
+
+
+def main(argv=None):
+  """Runs the program; returns its exit code."""
+  def program():
+    flags = parse_flags(argv)
+    devices.configure(flags.gpu_fraction, log_device_placement=flags.log_device_placement)
+    run(flags)
+
+  return utils.run_program('train.py', program)
+
+
+if __name__ == '__main__':
+  sys.exit(main())
