@@ -76,7 +76,9 @@ def _gpu_memory():
   try:
     output = subprocess.run(
       ['nvidia-smi', '--query-gpu=memory.total', '--format=csv,noheader,nounits'],
-      check=True, capture_output=True, text=True,
+      check=True,
+      capture_output=True,
+      text=True,
     ).stdout
     return [int(line) for line in output.split()]
   except (OSError, ValueError, subprocess.CalledProcessError) as e:

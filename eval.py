@@ -8,7 +8,6 @@ import os
 import sys
 import time
 
-import quiet  # noqa: F401, I001 - before TensorFlow
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
@@ -17,6 +16,7 @@ import checkpoints
 import cifar100
 import devices
 import pictures
+import quiet  # noqa: F401 - before TensorFlow
 import resnet_split
 import utils
 from train import Parser, boolean
@@ -25,16 +25,22 @@ from utils import UserError
 
 def make_parser():
   """The flags."""
-  parser = Parser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-  )
+  parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
 
   def add(section, name, type_, default, text, **keywords):
-    section.add_argument('--' + name, type=type_, default=default, metavar=type_.__name__.upper(), help=text, **keywords)
+    section.add_argument(
+      '--' + name, type=type_, default=default, metavar=type_.__name__.upper(), help=text, **keywords
+    )
 
   g = parser.add_argument_group('what')
-  add(g, 'checkpoint', str, None, "folder that train.py wrote (its last checkpoint), its 'best' folder, or DIR/ckpt-STEP",
-      required=True)
+  add(
+    g,
+    'checkpoint',
+    str,
+    None,
+    "folder that train.py wrote (its last checkpoint), its 'best' folder, or DIR/ckpt-STEP",
+    required=True,
+  )
   g.add_argument('--harden', action='store_true', help='split a grouping checkpoint by its present assignments first')
   add(g, 'data_dir', str, 'cifar100/train_val_split', 'folder that download_cifar100.py wrote [%(default)s]')
   add(g, 'split', str, 'test', 'which images: test, val or train [%(default)s]')
@@ -45,8 +51,14 @@ def make_parser():
   add(g, 'precision', str, 'float32', 'float32 or bfloat16 for the convolutions [%(default)s]')
   add(g, 'jit_compile', boolean, False, 'compile with XLA (one device only) [%(default)s]')
   g = parser.add_argument_group('machine')
-  add(g, 'devices', str, '', 'devices for the branches, such as /GPU:0,/GPU:1: the trunk is on the first, branch i on '
-      'device i, round robin [all GPUs, else the CPU]')
+  add(
+    g,
+    'devices',
+    str,
+    '',
+    'devices for the branches, such as /GPU:0,/GPU:1: the trunk is on the first, branch i on '
+    'device i, round robin [all GPUs, else the CPU]',
+  )
   add(g, 'num_logical_devices', int, 1, 'cut the one CPU or GPU into this many devices, to try --devices [%(default)s]')
   add(g, 'gpu_fraction', float, 1.0, "share of each GPU's memory to take, (0, 1] [%(default)s]")
   add(g, 'log_device_placement', boolean, False, 'log where every operation runs [%(default)s]')
@@ -97,7 +109,9 @@ def load_network(stored, harden, dtype, placed):
     return checkpoints.load_network(stored, dtype=dtype, devices=placed)
   groups = class_groups(stored, all_units=True)
   if groups is None or stored.groups is not None:
-    raise UserError("--harden: '%s' is a %s checkpoint; only a grouping one can be hardened" % (stored.path, stored.mode))
+    raise UserError(
+      "--harden: '%s' is a %s checkpoint; only a grouping one can be hardened" % (stored.path, stored.mode)
+    )
   resnet_split.check_groups(resnet_split.wide_resnet(stored.config), groups)
   return resnet_split.split_by(stored.config, groups, stored.values, dtype=dtype, devices=placed)
 
@@ -241,16 +255,23 @@ def run(flags):
   placed = devices.configure(flags.gpu_fraction, flags.num_logical_devices, flags.log_device_placement)
   placed = devices.parse(flags.devices, placed)
   if flags.jit_compile and len(placed) > 1:
-    raise UserError('--jit_compile True compiles for one device, but there are %d: name one with --devices' % len(placed))
+    raise UserError(
+      '--jit_compile True compiles for one device, but there are %d: name one with --devices' % len(placed)
+    )
   names = cifar100.load_names(flags.data_dir)
   split = cifar100.load(flags.data_dir, flags.split)
   stored = checkpoints.read(flags.checkpoint)
   if stored.config.num_classes != len(names.fine):
-    raise UserError("'%s' has %d classes, but the data in '%s' has %d"
-                    % (stored.path, stored.config.num_classes, flags.data_dir, len(names.fine)))
+    raise UserError(
+      "'%s' has %d classes, but the data in '%s' has %d"
+      % (stored.path, stored.config.num_classes, flags.data_dir, len(names.fine))
+    )
   if stored.configuration and stored.configuration['data'].get('source') != names.source['source']:
-    print("note: '%s' was trained on %s data, these images are %s"
-          % (stored.path, stored.configuration['data'].get('source'), names.source['source']), file=sys.stderr)
+    print(
+      "note: '%s' was trained on %s data, these images are %s"
+      % (stored.path, stored.configuration['data'].get('source'), names.source['source']),
+      file=sys.stderr,
+    )
   network = load_network(stored, flags.harden, tf.dtypes.as_dtype(flags.precision), placed if len(placed) > 1 else None)
   groups = class_groups(stored)
   logits, speed = predict(network, split, flags.batch_size, flags.test_iter, flags.jit_compile)
@@ -261,9 +282,13 @@ def run(flags):
     'split': flags.split,
     'devices': placed,
     'network': checkpoints.describe(stored.mode, network, {}, {})['network'],
-    'network_text': 'WRN-%d-%d, %s%s' % (
-      6 * stored.config.num_residual_units + 4, stored.config.k, kind,
-      '' if groups is None else ' ' + stored.config.split),
+    'network_text': 'WRN-%d-%d, %s%s'
+    % (
+      6 * stored.config.num_residual_units + 4,
+      stored.config.k,
+      kind,
+      '' if groups is None else ' ' + stored.config.split,
+    ),
     'parameters': parameters,
     'flops': flops,
     'images_per_second': speed,

@@ -5,11 +5,11 @@ import os
 import matplotlib
 
 matplotlib.use('Agg')
-import matplotlib.pyplot as plt  # noqa: E402
-import numpy as np  # noqa: E402
+import matplotlib.pyplot as plt
+import numpy as np
 
-import resnet_split  # noqa: E402
-import utils  # noqa: E402
+import resnet_split
+import utils
 
 
 def ordered_weights(network):
@@ -57,7 +57,9 @@ def draw_weights(images, title, path):
     axis.axis('off')
   for axis, (name, (image, row_borders, column_borders)) in zip(axes.flat, images.items()):
     # A few large weights must not make the rest look empty.
-    axis.imshow(image, cmap='gray_r', vmin=0, vmax=np.percentile(image, 99) or 1, aspect='auto', interpolation='nearest')
+    axis.imshow(
+      image, cmap='gray_r', vmin=0, vmax=np.percentile(image, 99) or 1, aspect='auto', interpolation='nearest'
+    )
     for border in row_borders:
       axis.axhline(border - 0.5, color='tab:red', linewidth=0.8)
     for border in column_borders:

@@ -56,8 +56,7 @@ class Config:
       if getattr(self, upper) < getattr(self, lower):
         raise utils.UserError(
           '--%s is %d but --%s above it is only %d: a tree cannot have more branches in %s than above it; '
-          'give ngroups1 >= ngroups2 >= ngroups3'
-          % (lower, getattr(self, lower), upper, getattr(self, upper), where)
+          'give ngroups1 >= ngroups2 >= ngroups3' % (lower, getattr(self, lower), upper, getattr(self, upper), where)
         )
     if self.ngroups1 > self.num_classes:
       raise utils.UserError('--ngroups1 is %d but there are only %d classes' % (self.ngroups1, self.num_classes))
@@ -179,7 +178,9 @@ def wide_resnet(config, image_size=32):
       hidden = Units('split_r%d%d' % (level, unit + 1), channels, branches, depth)
 
       def layer(part, kind, source, target, size, name=name, depth=depth, branches=branches, **keywords):
-        layers.append(Layer('%s/%s' % (name, part), kind, source, target, depth, branches, output_size=size, **keywords))
+        layers.append(
+          Layer('%s/%s' % (name, part), kind, source, target, depth, branches, output_size=size, **keywords)
+        )
         return layers[-1].name
 
       bn_1 = layer('bn_1', 'batch_norm', current, current, size, counted=False)
@@ -192,9 +193,7 @@ def wide_resnet(config, image_size=32):
       conv_2 = layer('conv_2', 'conv', hidden, output, size, kernel_size=3)
       blocks.append(Block(name, depth, branches, bn_1, conv_1, bn_2, conv_2, shortcut))
       current = output
-  layers.append(
-    Layer('unit_last/bn', 'batch_norm', current, current, depth, branches, output_size=size, counted=False)
-  )
+  layers.append(Layer('unit_last/bn', 'batch_norm', current, current, depth, branches, output_size=size, counted=False))
   layers.append(Layer('logits/fc', 'linear', current, classes, 'logits', config.ngroups1))
   units = collections.OrderedDict((u.name, u) for layer in layers for u in (layer.input, layer.output))
   return Plan(layers, units, blocks, depths)
@@ -323,9 +322,7 @@ class Network(tf.Module):
     # The moving averages of batch norms are each replica's own while training and their mean when read.
     keywords = {}
     if not trainable and name.endswith(('/mu', '/sigma')):
-      keywords = dict(
-        synchronization=tf.VariableSynchronization.ON_READ, aggregation=tf.VariableAggregation.MEAN
-      )
+      keywords = dict(synchronization=tf.VariableSynchronization.ON_READ, aggregation=tf.VariableAggregation.MEAN)
     variable = tf.Variable(value, trainable=trainable, name=name, dtype=tf.float32, **keywords)
     self.weights[name] = variable
     return variable
@@ -460,12 +457,22 @@ class Network(tf.Module):
     moving_mean, moving_variance = self.weights[name + '/mu'], self.weights[name + '/sigma']
     if not training:
       return tf.raw_ops.FusedBatchNormV3(
-        x=x, scale=scale, offset=offset, mean=moving_mean, variance=moving_variance,
-        epsilon=BATCH_NORM_EPSILON, is_training=False,
+        x=x,
+        scale=scale,
+        offset=offset,
+        mean=moving_mean,
+        variance=moving_variance,
+        epsilon=BATCH_NORM_EPSILON,
+        is_training=False,
       ).y
     batch = tf.raw_ops.FusedBatchNormV3(
-      x=x, scale=scale, offset=offset, mean=tf.constant([]), variance=tf.constant([]),
-      epsilon=BATCH_NORM_EPSILON, is_training=True,
+      x=x,
+      scale=scale,
+      offset=offset,
+      mean=tf.constant([]),
+      variance=tf.constant([]),
+      epsilon=BATCH_NORM_EPSILON,
+      is_training=True,
     )
     values = tf.cast(tf.size(x) // x.shape[-1], tf.float32)  # per channel
     # The kernel reports the unbiased variance; the released code averages the biased one.

@@ -24,7 +24,7 @@ class Log:
   def __init__(self, folder):
     self._folder = folder
     self._writer = tf.summary.create_file_writer(os.path.join(folder, 'summaries'))
-    self._file = open(os.path.join(folder, 'train.log'), 'a')  # noqa: SIM115 - open as long as the run
+    self._file = open(os.path.join(folder, 'train.log'), 'a')
     self.bar = None
     self.least_confidence = 0.0
 

@@ -16,7 +16,6 @@ import os
 import sys
 import time
 
-import quiet  # noqa: F401, I001 - before TensorFlow
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
@@ -24,6 +23,7 @@ from tqdm import tqdm
 import checkpoints
 import cifar100
 import devices
+import quiet  # noqa: F401 - before TensorFlow
 import resnet_split
 import summaries
 import utils
@@ -66,23 +66,29 @@ class Parser(argparse.ArgumentParser):
 
 def make_parser():
   """The flags, grouped; None stands for what the stage, the basemodel or resnet_split.Config decides."""
-  parser = Parser(
-    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-  )
+  parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
   parser.add_argument('--mode', required=True, choices=sorted(STAGE_DEFAULTS), help='which stage to train')
 
   def stage(name):
     return '%s for group, %s otherwise' % (STAGE_DEFAULTS['group'][name], STAGE_DEFAULTS['split'][name])
 
   def add(section, name, type_, default, text):
-    section.add_argument('--' + name, type=type_, default=default, metavar=getattr(type_, '__name__', '').upper(), help=text)
+    section.add_argument(
+      '--' + name, type=type_, default=default, metavar=getattr(type_, '__name__', '').upper(), help=text
+    )
 
   g = parser.add_argument_group('folders')
-  add(g, 'data_dir', str, 'cifar100/train_val_split', "folder that download_cifar100.py wrote [%(default)s]")
+  add(g, 'data_dir', str, 'cifar100/train_val_split', 'folder that download_cifar100.py wrote [%(default)s]')
   add(g, 'train_dir', str, None, 'folder for checkpoints, summaries and the log [runs/<mode>]')
-  add(g, 'basemodel', str, None, 'folder or checkpoint to start from: a grouping checkpoint for split (needed), a '
-      "baseline or grouping one for group, a baseline for baseline; the released code's checkpoints are read too")
-  g = parser.add_argument_group('network (default: the basemodel\'s, else the value in brackets)')
+  add(
+    g,
+    'basemodel',
+    str,
+    None,
+    'folder or checkpoint to start from: a grouping checkpoint for split (needed), a '
+    "baseline or grouping one for group, a baseline for baseline; the released code's checkpoints are read too",
+  )
+  g = parser.add_argument_group("network (default: the basemodel's, else the value in brackets)")
   config = resnet_split.Config()
   add(g, 'k', int, None, 'width multiplier [%d]' % config.k)
   add(g, 'num_residual_units', int, None, 'residual blocks per stage [%d]' % config.num_residual_units)
@@ -90,29 +96,51 @@ def make_parser():
   add(g, 'ngroups1', int, None, 'groups at the logits [%d]' % config.ngroups1)
   add(g, 'ngroups2', int, None, 'groups in unit_3_*, at most ngroups1 [%d]' % config.ngroups2)
   add(g, 'ngroups3', int, None, 'groups in unit_2_*, at most ngroups2 [%d]' % config.ngroups3)
-  add(g, 'branch_input', str, None, 'group: where the tree branches, a child reads its own group of its parent\'s '
-      "channels (released code); all: it reads all of them (the paper's counts) [%s]" % config.branch_input)
+  add(
+    g,
+    'branch_input',
+    str,
+    None,
+    "group: where the tree branches, a child reads its own group of its parent's "
+    "channels (released code); all: it reads all of them (the paper's counts) [%s]" % config.branch_input,
+  )
   add(g, 'bn_no_scale', boolean, None, "keep the blocks' batch norm scales at 1 [%s]" % config.bn_no_scale)
   g = parser.add_argument_group('objective')
   add(g, 'l2_weight', float, None, 'weight decay: times half the sum of squares [%s]' % stage('l2_weight'))
   add(g, 'gamma1', float, 1.0, 'weight of the overlap (disjoint assignments) [%(default)s]')
   add(g, 'gamma2', float, 1.0, 'weight of the weight split (no weights between groups) [%(default)s]')
   add(g, 'gamma3', float, 10.0, 'weight of the balance (groups of even size) [%(default)s]')
-  add(g, 'weighted_group_loss', boolean, True, 'weigh the layers\' weight splits by their size [%(default)s]')
-  add(g, 'dropout_keep_prob', float, None, 'probability of keeping an input of a split layer; in baseline it acts '
-      'where ngroups1/2/3 would split [%s]' % stage('dropout_keep_prob'))
+  add(g, 'weighted_group_loss', boolean, True, "weigh the layers' weight splits by their size [%(default)s]")
+  add(
+    g,
+    'dropout_keep_prob',
+    float,
+    None,
+    'probability of keeping an input of a split layer; in baseline it acts '
+    'where ngroups1/2/3 would split [%s]' % stage('dropout_keep_prob'),
+  )
   g = parser.add_argument_group('optimisation')
   add(g, 'batch_size', int, 90, 'images per step [%(default)s]')
   add(g, 'max_steps', int, None, 'steps in all [%s]' % stage('max_steps'))
   add(g, 'initial_lr', float, 0.1, 'learning rate at the start [%(default)s]')
-  add(g, 'lr_step_epoch', str, None, 'epochs after which it is multiplied by lr_decay, separated by commas; '
-      "'' for never [%s]" % stage('lr_step_epoch'))
+  add(
+    g,
+    'lr_step_epoch',
+    str,
+    None,
+    "epochs after which it is multiplied by lr_decay, separated by commas; '' for never [%s]" % stage('lr_step_epoch'),
+  )
   add(g, 'lr_decay', float, 0.1, 'factor [%(default)s]')
   add(g, 'momentum', float, 0.9, 'of the gradient descent [%(default)s]')
-  add(g, 'finetune', boolean, False, 'multiply the gradients of the split layers\' weights by 10 [%(default)s]')
+  add(g, 'finetune', boolean, False, "multiply the gradients of the split layers' weights by 10 [%(default)s]")
   add(g, 'assignment_lr_scale', float, 1.0, "factor of the assignments' learning rate [%(default)s]")
-  add(g, 'stop_when_converged', float, 0.0, 'group: stop when every assignment\'s mean confidence is at least this '
-      'probability; 0: never [%(default)s]')
+  add(
+    g,
+    'stop_when_converged',
+    float,
+    0.0,
+    "group: stop when every assignment's mean confidence is at least this probability; 0: never [%(default)s]",
+  )
   add(g, 'patience', int, 0, 'stop after this many validations without a better accuracy; 0: never [%(default)s]')
   add(g, 'seed', int, 0, 'of initial values, shuffling, augmentation and dropout [%(default)s]')
   g = parser.add_argument_group('data')
@@ -153,8 +181,11 @@ def parse_flags(argv):
       if value is not None and not good(value):
         raise UserError("--%s is '%s'; it must be %s" % (name, value, what))
 
-  need('batch_size display val_interval checkpoint_interval group_summary_interval max_to_keep',
-       lambda v: v >= 1, 'at least 1')
+  need(
+    'batch_size display val_interval checkpoint_interval group_summary_interval max_to_keep',
+    lambda v: v >= 1,
+    'at least 1',
+  )
   need('num_train_instance num_val_instance', lambda v: v >= 1, 'at least 1')
   need('max_steps val_iter patience seed l2_weight gamma1 gamma2 gamma3', lambda v: 0 <= v < 2**31, 'at least 0')
   need('initial_lr assignment_lr_scale', lambda v: 0 <= v < float('inf'), 'at least 0')
@@ -311,7 +342,11 @@ def read_basemodel(flags):
     return None, {}
   stored = checkpoints.read(flags.basemodel)
   fixed = dataclasses.asdict(stored.config)
-  allowed = {'baseline': ['baseline'], 'group': ['baseline', 'group', 'released'], 'split': ['group', 'released', 'split']}
+  allowed = {
+    'baseline': ['baseline'],
+    'group': ['baseline', 'group', 'released'],
+    'split': ['group', 'released', 'split'],
+  }
   if stored.mode not in allowed[flags.mode]:
     raise UserError(
       "--basemodel '%s' is a %s checkpoint; --mode %s starts from: %s"
@@ -374,9 +409,7 @@ class Stage:
   def __init__(self, flags, network, steps_per_epoch):
     self.network, self._flags = network, flags
     self.optimizer = Momentum(network.trained, flags.momentum, lr_scales(network, flags))
-    self._weights = Objective(
-      flags.l2_weight, flags.gamma1, flags.gamma2, flags.gamma3, flags.weighted_group_loss
-    )
+    self._weights = Objective(flags.l2_weight, flags.gamma1, flags.gamma2, flags.gamma3, flags.weighted_group_loss)
     self._boundaries = [round(epoch * steps_per_epoch) for epoch in lr_boundaries(flags.lr_step_epoch)]
     self._step = tf.function(self._train_step, jit_compile=flags.jit_compile)
 
@@ -425,8 +458,8 @@ class Stage:
     for i, (images, labels) in enumerate(cifar100.evaluation_batches(split, self._flags.batch_size)):
       if batches and i == batches:
         break
-      r, l = self._correct(images, labels)
-      right, loss, seen = right + int(r), loss + float(l), seen + len(labels)
+      correct, batch_loss = self._correct(images, labels)
+      right, loss, seen = right + int(correct), loss + float(batch_loss), seen + len(labels)
     return right / seen, loss / seen
 
   def finite(self):
@@ -507,8 +540,10 @@ def run(flags):
       step_variable.assign(step)
       saver.save_best(step)
     log.scalars(step, {'val/accuracy': accuracy, 'val/cross_entropy': loss})
-    log.line('step %d: validation accuracy %.2f %%, cross-entropy %.4f, best %.2f %%'
-             % (step, 100 * accuracy, loss, 100 * float(best)))
+    log.line(
+      'step %d: validation accuracy %.2f %%, cross-entropy %.4f, best %.2f %%'
+      % (step, 100 * accuracy, loss, 100 * float(best))
+    )
 
   if step == 0:
     validate()
@@ -562,13 +597,16 @@ def run(flags):
       validate()
     save()
   log.groups(step, network)
-  log.line("done at step %d%s: best validation accuracy %.2f %%; last checkpoint '%s', best '%s'" % (
-    step, ' (%s)' % reason if reason else '', 100 * float(best), saver.last, os.path.join(flags.train_dir, 'best')))
+  log.line(
+    "done at step %d%s: best validation accuracy %.2f %%; last checkpoint '%s', best '%s'"
+    % (step, ' (%s)' % reason if reason else '', 100 * float(best), saver.last, os.path.join(flags.train_dir, 'best'))
+  )
   return step, float(best)
 
 
 def main(argv=None):
   """Runs the program; returns its exit code."""
+
   def program():
     flags = parse_flags(argv)
     devices.configure(flags.gpu_fraction, log_device_placement=flags.log_device_placement)

@@ -17,15 +17,15 @@ import sys
 # kernels may put it on the other side of the ReLU, and its gradient comes or goes.
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
-import numpy as np  # noqa: E402
-import tensorflow as tf  # noqa: E402
+import numpy as np
+import tensorflow as tf
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
 
-import checkpoints  # noqa: E402
-import resnet_split  # noqa: E402
-import train  # noqa: E402
-import utils  # noqa: E402
+import checkpoints
+import resnet_split
+import train
+import utils
 
 L2_WEIGHT, GAMMAS, LEARNING_RATE, MOMENTUM = 1e-4, (1.0, 1.0, 10.0), 0.1, 0.9
 
