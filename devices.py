@@ -25,7 +25,8 @@ def configure(gpu_fraction=1.0, num_logical_devices=1, log_device_placement=Fals
   gpus = tf.config.list_physical_devices('GPU')
   try:
     for gpu in gpus:
-      tf.config.experimental.set_memory_growth(gpu, gpu_fraction == 1.0)
+      if tf.config.experimental.get_memory_growth(gpu) != (gpu_fraction == 1.0):
+        tf.config.experimental.set_memory_growth(gpu, gpu_fraction == 1.0)
     if gpus and (gpu_fraction < 1.0 or num_logical_devices > 1):
       for i, (gpu, memory) in enumerate(zip(gpus, _gpu_memory())):
         parts = num_logical_devices if i == 0 else 1
@@ -61,6 +62,8 @@ def parse(text, available):
   if not text:
     return available
   wanted = [name.strip() for name in text.split(',') if name.strip()]
+  if not wanted:
+    raise UserError("--devices '%s' names no device" % text)
   present = names() + ['/CPU:%d' % i for i in range(len(tf.config.list_logical_devices('CPU')))]
   for name in wanted:
     if name not in present:

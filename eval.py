@@ -8,6 +8,8 @@ import os
 import sys
 import time
 
+import quiet  # noqa: F401 - before TensorFlow
+
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
@@ -16,7 +18,6 @@ import checkpoints
 import cifar100
 import devices
 import pictures
-import quiet  # noqa: F401 - before TensorFlow
 import resnet_split
 import utils
 from train import Parser, boolean
@@ -90,6 +91,8 @@ def parse_flags(argv):
       raise UserError("--output_file: the folder '%s' cannot be made (%s)" % (folder, e.strerror)) from e
     if not os.access(folder, os.W_OK):
       raise UserError("--output_file: the folder '%s' cannot be written to" % folder)
+    if os.path.isdir(flags.output_file):
+      raise UserError("--output_file: '%s' is a folder; name a file in it" % flags.output_file)
   return flags
 
 
@@ -272,7 +275,8 @@ def run(flags):
       % (stored.path, stored.configuration['data'].get('source'), names.source['source']),
       file=sys.stderr,
     )
-  network = load_network(stored, flags.harden, tf.dtypes.as_dtype(flags.precision), placed if len(placed) > 1 else None)
+  network = load_network(stored, flags.harden, tf.dtypes.as_dtype(flags.precision),
+                         placed if flags.devices or len(placed) > 1 else None)
   groups = class_groups(stored)
   logits, speed = predict(network, split, flags.batch_size, flags.test_iter, flags.jit_compile)
   parameters, flops = utils.total_count(network.counts)

@@ -1,6 +1,7 @@
 """What a training run tells: log lines, TensorBoard summaries, and pictures of the weights ordered by group."""
 
 import os
+import sys
 
 import numpy as np
 import tensorflow as tf
@@ -31,6 +32,7 @@ class Log:
   def line(self, text):
     """Prints a line above the progress bar and keeps it in train.log."""
     tqdm.write(text)
+    sys.stdout.flush()  # a pipe would hold it back for hours
     self._file.write(text + '\n')
     self._file.flush()
 

@@ -16,6 +16,8 @@ import os
 import sys
 import time
 
+import quiet  # noqa: F401 - before TensorFlow
+
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
@@ -23,7 +25,6 @@ from tqdm import tqdm
 import checkpoints
 import cifar100
 import devices
-import quiet  # noqa: F401 - before TensorFlow
 import resnet_split
 import summaries
 import utils
@@ -187,7 +188,8 @@ def parse_flags(argv):
     'at least 1',
   )
   need('num_train_instance num_val_instance', lambda v: v >= 1, 'at least 1')
-  need('max_steps val_iter patience seed l2_weight gamma1 gamma2 gamma3', lambda v: 0 <= v < 2**31, 'at least 0')
+  need('max_steps val_iter patience seed l2_weight gamma1 gamma2 gamma3', lambda v: 0 <= v < 2**31 - 1,
+       'from 0 to %d' % (2**31 - 2))
   need('initial_lr assignment_lr_scale', lambda v: 0 <= v < float('inf'), 'at least 0')
   need('momentum', lambda v: 0 <= v < 1, 'in [0, 1)')
   need('lr_decay dropout_keep_prob gpu_fraction', lambda v: 0 < v <= 1, 'in (0, 1]')
@@ -225,7 +227,7 @@ def lr_boundaries(text):
     epochs = [float(part) for part in text.split(',') if part.strip()]
   except ValueError:
     epochs = None
-  if epochs is None or any(e <= 0 for e in epochs) or epochs != sorted(epochs):
+  if epochs is None or not all(0 < e < float('inf') for e in epochs) or epochs != sorted(epochs):
     raise UserError("--lr_step_epoch is '%s'; it must be rising epochs separated by commas, such as 100,140" % text)
   return epochs
 
@@ -381,9 +383,8 @@ def build_network(flags, config, base):
 
 def check_resume(configuration, before, train_dir):
   """Raises UserError where the run in a folder was started with other settings than now."""
-  sections = [('mode', {'mode': before['mode']}, {'mode': configuration['mode']})]
-  sections += [(s, before[s], configuration[s]) for s in ('network', 'settings', 'data')]
-  for section, old, new in sections:
+  for section in ('network', 'settings', 'data'):
+    old, new = before[section], configuration[section]
     for name in new:
       if name not in FREE_ON_RESUME and old.get(name) != new[name]:
         raise UserError(
@@ -410,7 +411,10 @@ class Stage:
     self.network, self._flags = network, flags
     self.optimizer = Momentum(network.trained, flags.momentum, lr_scales(network, flags))
     self._weights = Objective(flags.l2_weight, flags.gamma1, flags.gamma2, flags.gamma3, flags.weighted_group_loss)
-    self._boundaries = [round(epoch * steps_per_epoch) for epoch in lr_boundaries(flags.lr_step_epoch)]
+    epochs = lr_boundaries(flags.lr_step_epoch)
+    self._boundaries = [round(min(epoch * steps_per_epoch, 2**31 - 1)) for epoch in epochs]
+    # Counted beside the weights: an interrupt comes back between the call that trains and the line after it.
+    self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
     self._step = tf.function(self._train_step, jit_compile=flags.jit_compile)
 
   def learning_rate(self, step):
@@ -443,6 +447,7 @@ class Stage:
     for _ in tf.range(count):
       images, labels, step = next(iterator)
       terms = self._step(images, labels, step)
+      self.step.assign_add(1)
       sums = {name: sums[name] + terms[name] for name in names}
     return {name: value / tf.cast(count, tf.float32) for name, value in sums.items()}
 
@@ -484,6 +489,12 @@ def run(flags):
   begun = before is not None and tf.train.latest_checkpoint(flags.train_dir) is not None
   if begun:
     base, fixed, source = None, before['network'], "the run in '%s'" % flags.train_dir
+    flags.basemodel = flags.basemodel or before['settings']['basemodel']
+    if before['mode'] != flags.mode:
+      raise UserError(
+        '%s was started with --mode %s, now it is %s: use the same, or another --train_dir'
+        % (source, before['mode'], flags.mode)
+      )
   else:
     if flags.mode == 'split' and not flags.basemodel:
       raise UserError("--mode split needs --basemodel: there is no run to go on with in '%s'" % flags.train_dir)
@@ -507,24 +518,25 @@ def run(flags):
 
   # State: all that a checkpoint holds.
   stage = Stage(flags, network, len(train.images) / flags.batch_size)
-  step_variable = tf.Variable(0, dtype=tf.int64, trainable=False)
   best = tf.Variable(-1.0, trainable=False)
   since_best = tf.Variable(0, dtype=tf.int64, trainable=False)
   saver = checkpoints.Saver(
     flags.train_dir, configuration, flags.max_to_keep, weights=network.weights, momentum=stage.optimizer.slots,
-    step=step_variable, best=best, since_best=since_best,
+    step=stage.step, best=best, since_best=since_best,
   )  # fmt: skip
   log = summaries.Log(flags.train_dir)
   resumed = saver.restore()
-  step = int(step_variable)
+  step = int(stage.step)
   if resumed:
     log.line("going on from step %d ('%s')" % (step, resumed))
 
   def save():
+    check_finite()
+    saver.save(step)
+
+  def check_finite():
     if not stage.finite():
       raise UserError('step %d: a weight is not finite; %s' % (step, kept()))
-    step_variable.assign(step)
-    saver.save(step)
 
   def kept():
     return 'the last good checkpoint is %s; lower --initial_lr or --assignment_lr_scale' % (
@@ -533,11 +545,11 @@ def run(flags):
 
   def validate():
     accuracy, loss = stage.validate(val, flags.val_iter)
-    improved = accuracy > float(best)
+    improved = np.float32(accuracy) > best.numpy()  # both as stored, or an equal accuracy may look better
     since_best.assign(0 if improved else since_best + 1)
     if improved:
+      check_finite()
       best.assign(accuracy)
-      step_variable.assign(step)
       saver.save_best(step)
     log.scalars(step, {'val/accuracy': accuracy, 'val/cross_entropy': loss})
     log.line(
@@ -580,23 +592,21 @@ def run(flags):
           reason = 'every assignment is at least %.4g confident' % log.least_confidence
       if network.with_assignments and step % flags.group_summary_interval == 0:
         log.groups(step, network)
-      if step % flags.val_interval == 0:
+      if step % flags.val_interval == 0 or step == flags.max_steps or reason:
         validate()
         if flags.patience and int(since_best) >= flags.patience:
           reason = 'no better validation accuracy in %d validations' % flags.patience
-      if step % flags.checkpoint_interval == 0:
+      if step % flags.checkpoint_interval == 0 or step == flags.max_steps or reason:
         save()
   except KeyboardInterrupt:
+    step = int(stage.step)
     save()
     log.line("stopped at step %d; the same command goes on from '%s'" % (step, saver.last))
     raise
   finally:
     bar.close()
-  if saver.last is None or int(step_variable) != step or not saver.last.endswith('-%d' % step):
-    if step % flags.val_interval:
-      validate()
-    save()
-  log.groups(step, network)
+  if step % flags.group_summary_interval:
+    log.groups(step, network)
   log.line(
     "done at step %d%s: best validation accuracy %.2f %%; last checkpoint '%s', best '%s'"
     % (step, ' (%s)' % reason if reason else '', 100 * float(best), saver.last, os.path.join(flags.train_dir, 'best'))

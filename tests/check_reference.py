@@ -3,50 +3,78 @@
   python tests/check_reference.py FILE.npz [FILE.npz ...]
 
 prints the largest relative difference of every quantity in each file, and exits with 1 where one is above the
-tolerance. A file holds the network's input (x, y), every variable before a training step (var/NAME), what the
-released code computed from them (logits, ce, total, overlap, weight_split, uniform, train_logits, train_ce), some
-variables and Momentum slots after one step at learning rate 0.1 (after/NAME), and its counters (weights, flops).
-Width, blocks, classes and groups are read off the variables' shapes.
+tolerance or not a number, or a file is missing or damaged. A file holds the network's input (x, y), every variable
+before a training step (var/NAME), what the released code computed from them (logits, ce, total, overlap,
+weight_split, uniform, train_logits, train_ce), some variables and Momentum slots after one step at learning rate 0.1
+(after/NAME), and its counters (weights, flops). Width, blocks, classes and groups are read off the variables' shapes.
 """
 
 import argparse
 import os
 import sys
+import zipfile
+import zlib
 
 # The released code ran on Eigen's kernels. Where an activation is within rounding of zero (as one is in 2-4-4), other
 # kernels may put it on the other side of the ReLU, and its gradient comes or goes.
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
+sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
+
+import quiet  # noqa: F401, I001 - before TensorFlow
 import numpy as np
 import tensorflow as tf
-
-sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
 
 import checkpoints
 import resnet_split
 import train
 import utils
 
+QUANTITIES = ['x', 'y', 'logits', 'ce', 'total', 'overlap', 'weight_split', 'uniform', 'train_logits', 'train_ce']
 L2_WEIGHT, GAMMAS, LEARNING_RATE, MOMENTUM = 1e-4, (1.0, 1.0, 10.0), 0.1, 0.9
 
 
+def read(path):
+  """A reference file's arrays: dict from key to array.
+
+  Raises:
+    utils.UserError: where it is missing, damaged or no such file.
+  """
+  try:
+    with np.load(path) as archive:
+      reference = {name: archive[name] for name in archive.files}
+  except OSError as e:
+    raise utils.UserError("'%s' cannot be read (%s)" % (path, e.strerror or e)) from e
+  # What numpy raises for bytes that are no archive, a lone array, an empty file, a cut one and flipped bits.
+  except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+    raise utils.UserError("'%s' is no reference file, or it is damaged (%s)" % (path, e)) from e
+  missing = [name for name in QUANTITIES + ['weights', 'flops'] if name not in reference]
+  if missing:
+    raise utils.UserError("'%s' is no reference file: it has no '%s'" % (path, missing[0]))
+  return reference
+
+
 def relative_difference(ours, theirs):
-  """Largest difference of two arrays, relative to the largest magnitude of the second."""
-  theirs = np.asarray(theirs, np.float64)
-  return float(np.max(np.abs(np.asarray(ours, np.float64) - theirs)) / max(np.max(np.abs(theirs)), 1e-30))
+  """Largest difference of two arrays, relative to the largest magnitude of the second; they must have one shape."""
+  ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+  if ours.shape != theirs.shape:
+    raise utils.UserError('a quantity has shape %s here and %s in the file' % (ours.shape, theirs.shape))
+  return float(np.max(np.abs(ours - theirs)) / max(np.max(np.abs(theirs)), 1e-30))
 
 
 def build(variables, config):
   """The grouping network with every one of the given variables in it; a name it does not have is an error."""
   network = resnet_split.Network(config, with_assignments=True)
+  unknown = sorted(set(variables) - set(network.weights))
+  if unknown:
+    raise utils.UserError("the network has no variable '%s'" % unknown[0])
   checkpoints.assign(network.weights, variables, 'the reference file')
   return network
 
 
 def compare(path, weighted_group_loss):
   """Dict from quantity to its largest relative difference; see the module's docstring."""
-  with np.load(path) as archive:
-    reference = {name: archive[name] for name in archive.files}
+  reference = read(path)
   variables = {n[len('var/') :]: v for n, v in reference.items() if n.startswith('var/') and n != 'var/global_step'}
   config = checkpoints.config_from_shapes(variables, path)
   x, y = tf.constant(reference['x']), tf.constant(reference['y'])
@@ -63,7 +91,7 @@ def compare(path, weighted_group_loss):
     ours = np.array([t.numpy() for t in terms[name + '_terms'].values()])
     theirs = reference[name]
     if ours.shape != theirs.shape:
-      raise SystemExit('%s: %d terms of %s here, %d there' % (path, len(ours), name, len(theirs)))
+      raise utils.UserError('%s: %d terms of %s here, %d there' % (path, len(ours), name, len(theirs)))
     differences[name] = float(np.max(np.abs(ours - theirs) / np.abs(theirs)))
   counted = utils.total_count(network.counts)
   differences['weights'] = relative_difference(counted[0], reference['weights'])
@@ -80,7 +108,11 @@ def compare(path, weighted_group_loss):
     if name.startswith('after/'):
       variable = name[len('after/') :]
       slot = variable.endswith('/Momentum')
-      ours = optimizer.slots[variable[: -len('/Momentum')]] if slot else network.weights[variable]
+      of = optimizer.slots if slot else network.weights
+      variable = variable.removesuffix('/Momentum')
+      if variable not in of:
+        raise utils.UserError("the network has no variable '%s'" % variable)
+      ours = of[variable]
       differences[name] = relative_difference(ours, value)
   return differences
 
@@ -96,14 +128,19 @@ def main(argv=None):
   parser.add_argument('files', nargs='+', metavar='FILE.npz')
   parser.add_argument('--tolerance', type=float, default=1e-4, help='largest relative difference that passes')
   args = parser.parse_args(argv)
-  worst = 0.0
-  for path in args.files:
-    print(path)
-    for name, difference in check(path).items():
-      print('  %-40s %.1e%s' % (name, difference, '' if difference <= args.tolerance else '   TOO LARGE'))
-      worst = max(worst, difference)
-  print('largest: %.1e (tolerance %.0e)' % (worst, args.tolerance))
-  return int(not worst <= args.tolerance)
+  found = []
+  try:
+    for path in args.files:
+      print(path)
+      for name, difference in check(path).items():
+        # `not <=`, because a difference may be NaN.
+        print('  %-40s %.1e%s' % (name, difference, '   TOO LARGE' if not difference <= args.tolerance else ''))
+        found.append(difference)
+  except utils.UserError as e:
+    print('check_reference.py: %s' % e, file=sys.stderr)
+    return 1
+  print('largest: %.1e (tolerance %.0e)' % (np.max(found), args.tolerance))  # numpy's max of a NaN is NaN
+  return int(not all(difference <= args.tolerance for difference in found))
 
 
 if __name__ == '__main__':

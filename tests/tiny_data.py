@@ -1,0 +1,152 @@
+"""A tiny data set in the format of download_cifar100.py, tiny runs on it, and how to call the programs; for the tests.
+
+Each class is a pattern of its own under noise; a superclass's five classes have numbers 20 apart.
+"""
+
+import functools
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import tensorflow as tf
+
+import eval as evaluation
+import train
+
+# A GPU adds up in any order, so runs there repeat to rounding only. Everything here is compared bit by bit.
+tf.config.set_visible_devices([], 'GPU')
+
+PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+RELEASED = os.path.join(PROJECT, 'tests', 'data', 'original_checkpoint', 'model.ckpt-0')
+SIZES = {'train': 90, 'val': 60, 'test': 70}
+BATCH = 20
+NETWORK = ['--k', '1', '--num_residual_units', '1']
+GROUPS = ['--ngroups1', '3', '--ngroups2', '2', '--ngroups3', '1']
+LAST = {'baseline': 6, 'group': 12, 'split': 6}  # steps
+
+
+def write(folder, sizes=None, seed=0):
+  """Writes train, val, train_val and test (.npz) and names.json; returns the folder's path as text."""
+  os.makedirs(folder, exist_ok=True)
+  rng = np.random.default_rng(seed)
+  patterns = np.repeat(np.repeat(rng.integers(0, 200, (100, 4, 4, 3)), 8, 1), 8, 2)
+  fine_to_coarse = np.arange(100) % 20
+  splits = {}
+  for name, size in (sizes or SIZES).items():
+    labels = rng.permutation(np.arange(size) % 100).astype(np.uint8)
+    images = (patterns[labels] + rng.integers(0, 56, (size, 32, 32, 3))).astype(np.uint8)
+    splits[name] = dict(images=images, labels=labels, coarse_labels=fine_to_coarse[labels].astype(np.uint8))
+  splits['train_val'] = {key: np.concatenate([splits['train'][key], splits['val'][key]]) for key in splits['train']}
+  for name, arrays in splits.items():
+    np.savez(os.path.join(folder, name + '.npz'), **arrays)
+  names = {
+    'fine': ['class_%02d' % i for i in range(100)],
+    'coarse': ['superclass_%02d' % i for i in range(20)],
+    'fine_to_coarse': fine_to_coarse.tolist(),
+    'source': 'synthetic',
+    'seed': seed,
+    'num_val_instance': len(splits['val']['labels']),
+    'images_per_class': 1,
+  }
+  with open(os.path.join(folder, 'names.json'), 'w') as f:
+    json.dump(names, f)
+  return str(folder)
+
+
+def flags(mode, data_dir, train_dir, *more):
+  """A tiny run's command line."""
+  given = ['--mode', mode, '--data_dir', data_dir, '--train_dir', train_dir, '--batch_size', BATCH, '--initial_lr', 0.02]
+  given += ['--lr_step_epoch', '', '--display', 5, '--val_interval', 1000, '--checkpoint_interval', 1000]
+  given += ['--group_summary_interval', 1000]
+  return [str(flag) for flag in given + list(more)]
+
+
+def call(program, arguments, capsys):
+  """Runs train or eval in this process: (exit code, stdout, stderr)."""
+  capsys.readouterr()
+  try:
+    code = program.main([str(a) for a in arguments])
+  except SystemExit as e:  # argparse
+    code = e.code
+  return code, *capsys.readouterr()
+
+
+def start(program, arguments):
+  """Starts train.py or eval.py as a user would; stdout and stderr are pipes of text."""
+  environment = dict(os.environ, CUDA_VISIBLE_DEVICES='-1')
+  command = [sys.executable, os.path.join(PROJECT, program)] + [str(a) for a in arguments]
+  return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+def read_until(process, beginning):
+  """Reads a process's stdout until a line begins so; returns the lines."""
+  lines = []
+  for line in process.stdout:
+    lines.append(line)
+    if line.startswith(beginning):
+      return lines
+  raise AssertionError('no line begins with %r in:\n%s\n%s' % (beginning, ''.join(lines), process.stderr.read()))
+
+
+def weights(path):
+  """All arrays in a checkpoint, those of the optimiser too: dict by key."""
+  prefix = tf.train.latest_checkpoint(path) if os.path.isdir(path) else path
+  reader = tf.train.load_checkpoint(prefix)
+  return {
+    key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map()
+    if key.startswith(('weights/', 'momentum/', 'step'))
+  }  # fmt: skip
+
+
+def assert_same(one, other):
+  """Asserts that two dicts of arrays are equal, bit by bit."""
+  assert one.keys() == other.keys()
+  different = [name for name in one if not np.array_equal(one[name], other[name])]
+  assert not different
+
+
+def files(folder):
+  """Every file under a folder with its content: dict from path to bytes."""
+  found = {}
+  for path, _, names in os.walk(folder):
+    found[path] = None
+    for name in names:
+      with open(os.path.join(path, name), 'rb') as f:
+        found[os.path.join(path, name)] = f.read()
+  return found
+
+
+@functools.cache
+def data(factory):
+  """The data set that most tests share: its folder (factory: pytest's tmp_path_factory)."""
+  return write(factory.mktemp('data'))
+
+
+@functools.cache
+def stages(factory):
+  """Trains baseline, group from it, and split from that, once a session: dict from stage to folder."""
+  folder, runs = factory.mktemp('stages'), {}
+  more = {
+    'baseline': NETWORK + ['--checkpoint_interval', 2, '--max_to_keep', 2, '--val_interval', 3],
+    'group': GROUPS + ['--group_summary_interval', 6, '--assignment_lr_scale', 20, '--dropout_keep_prob', 0.9],
+    'split': ['--checkpoint_interval', 3],
+  }
+  base = None
+  for mode in ('baseline', 'group', 'split'):
+    runs[mode] = str(folder / mode)
+    arguments = more[mode] + ['--max_steps', LAST[mode]] + (['--basemodel', base] if base else [])
+    assert train.main(flags(mode, data(factory), runs[mode], *arguments)) == 0
+    base = runs[mode]
+  return runs
+
+
+@functools.cache
+def evaluated(factory, stage, *more):
+  """What eval.py writes about a stage's last checkpoint: its JSON, read."""
+  path = str(factory.mktemp('evaluated') / 'result.json')
+  arguments = ['--checkpoint', stages(factory)[stage], '--data_dir', data(factory), '--output_file', path, *more]
+  assert evaluation.main(arguments) == 0
+  with open(path) as f:
+    return json.load(f)
