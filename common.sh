@@ -4,24 +4,32 @@ venv=$project/.venv
 data=$project/cifar100/train_val_split
 runs=$project/runs
 
-# Makes .venv and installs the given requirements files into it, once for each state of these files.
+# Makes .venv and installs the given requirements files into it; each is installed again only when it has changed.
 make_venv() {
-  local stamp="$venv/.installed" want
-  want=$(cd "$project" && cat "$@")
-  if [ -x "$venv/bin/python" ] && [ "$(cat "$stamp" 2>/dev/null)" = "$want" ]; then return; fi
-  local found=
-  for found in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10} ''; do
-    if [ -n "$found" ] && "$found" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then break; fi
-  done
-  if [ -z "$found" ]; then
-    echo "$(basename "$0"): no Python 3.10 or newer found: install one, or name it with PYTHON=/path/to/python" >&2
-    exit 1
+  local file candidate found=
+  if [ ! -x "$venv/bin/python" ]; then
+    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10}; do
+      if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+        found=$candidate
+        break
+      fi
+    done
+    if [ -z "$found" ]; then
+      echo "$(basename "$0"): no Python 3.10 or newer found: install one, or name it with PYTHON=/path/to/python" >&2
+      exit 1
+    fi
+    echo "making $venv"
+    "$found" -m venv "$venv"
   fi
-  echo "making $venv and installing $* (a minute or two)"
-  [ -x "$venv/bin/python" ] || "$found" -m venv "$venv"
-  local file
-  for file in "$@"; do "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$project/$file"; done
-  printf '%s\n' "$want" >"$stamp"
+  for file in "$@"; do
+    if cmp -s "$project/$file" "$venv/installed-$file"; then continue; fi
+    echo "installing $file into $venv"
+    if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$project/$file"; then
+      echo "$(basename "$0"): pip could not install $file (above): it needs a package registry" >&2
+      exit 1
+    fi
+    cp "$project/$file" "$venv/installed-$file"
+  done
 }
 
 # Sets $python: the project's .venv, else a Python with TensorFlow that is on the path, else a new .venv.
@@ -30,7 +38,7 @@ find_python() {
     python=python3
     return
   fi
-  [ -x "$venv/bin/python" ] || make_venv requirements.txt
+  make_venv requirements.txt
   python=$venv/bin/python
 }
 

@@ -22,7 +22,7 @@ def configure(gpu_fraction=1.0, num_logical_devices=1, log_device_placement=Fals
     UserError: where TensorFlow has initialised its devices already.
   """
   tf.debugging.set_log_device_placement(log_device_placement)
-  gpus = tf.config.list_physical_devices('GPU')
+  gpus = tf.config.get_visible_devices('GPU')
   try:
     for gpu in gpus:
       if tf.config.experimental.get_memory_growth(gpu) != (gpu_fraction == 1.0):

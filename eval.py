@@ -179,8 +179,9 @@ def measure(logits, labels, names, groups):
 
   Returns:
     A dict that JSON can hold: 'accuracy', 'top5_accuracy', 'cross_entropy', 'superclass_accuracy' (of the predicted
-    class's superclass), 'class_accuracy' and 'accuracy_within_superclass' (by name; None without images), 'confusion'
-    ([true][predicted]), and with groups 'errors', 'errors_across_groups', 'groups' (class names of each), 'agreement'.
+    class's superclass), 'class_accuracy' and 'accuracy_within_superclass' (by name; None without images),
+    'superclass_of_class' (by name), 'confusion' ([true][predicted]), and with groups 'errors', 'errors_across_groups',
+    'groups' (class names of each), 'agreement'.
   """
   classes = logits.shape[1]
   predicted = logits.argmax(1)
@@ -204,6 +205,7 @@ def measure(logits, labels, names, groups):
     'superclass_accuracy': float((coarse[predicted] == coarse[labels]).mean()),
     'class_accuracy': {name: share(labels == i) for i, name in enumerate(names.fine)},
     'accuracy_within_superclass': {name: share(coarse[labels] == i) for i, name in enumerate(names.coarse)},
+    'superclass_of_class': {name: names.coarse[c] for name, c in zip(names.fine, coarse)},
     'confusion': confusion.tolist(),
   }
   if groups is not None:
@@ -275,8 +277,9 @@ def run(flags):
       % (stored.path, stored.configuration['data'].get('source'), names.source['source']),
       file=sys.stderr,
     )
-  network = load_network(stored, flags.harden, tf.dtypes.as_dtype(flags.precision),
-                         placed if flags.devices or len(placed) > 1 else None)
+  network = load_network(
+    stored, flags.harden, tf.dtypes.as_dtype(flags.precision), placed if flags.devices or len(placed) > 1 else None
+  )
   groups = class_groups(stored)
   logits, speed = predict(network, split, flags.batch_size, flags.test_iter, flags.jit_compile)
   parameters, flops = utils.total_count(network.counts)

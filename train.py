@@ -25,6 +25,7 @@ from tqdm import tqdm
 import checkpoints
 import cifar100
 import devices
+import grouping
 import resnet_split
 import summaries
 import utils
@@ -106,6 +107,24 @@ def make_parser():
     "channels (released code); all: it reads all of them (the paper's counts) [%s]" % config.branch_input,
   )
   add(g, 'bn_no_scale', boolean, None, "keep the blocks' batch norm scales at 1 [%s]" % config.bn_no_scale)
+  g = parser.add_argument_group('groups')
+  add(
+    g,
+    'assignment_start',
+    str,
+    'noise',
+    'group: where the assignments start. noise: undecided (released code); spectral: near a spectral clustering of the '
+    "trained basemodel's weights, carried down level by level [%(default)s]",
+  )
+  add(
+    g,
+    'grouping',
+    str,
+    'learned',
+    'split: learned (the basemodel is hardened), or train a split network from scratch with the features divided '
+    "evenly and the classes by semantic (whole superclasses), clustering (spectral, of a baseline basemodel's last "
+    'weights), random, or as in a JSON file: a list of lists of class names, nested as the tree [%(default)s]',
+  )
   g = parser.add_argument_group('objective')
   add(g, 'l2_weight', float, None, 'weight decay: times half the sum of squares [%s]' % stage('l2_weight'))
   add(g, 'gamma1', float, 1.0, 'weight of the overlap (disjoint assignments) [%(default)s]')
@@ -188,22 +207,44 @@ def parse_flags(argv):
     'at least 1',
   )
   need('num_train_instance num_val_instance', lambda v: v >= 1, 'at least 1')
-  need('max_steps val_iter patience seed l2_weight gamma1 gamma2 gamma3', lambda v: 0 <= v < 2**31 - 1,
-       'from 0 to %d' % (2**31 - 2))
+  need(
+    'max_steps val_iter patience seed l2_weight gamma1 gamma2 gamma3',
+    lambda v: 0 <= v < 2**31 - 1,
+    'from 0 to %d' % (2**31 - 2),
+  )
   need('initial_lr assignment_lr_scale', lambda v: 0 <= v < float('inf'), 'at least 0')
   need('momentum', lambda v: 0 <= v < 1, 'in [0, 1)')
   need('lr_decay dropout_keep_prob gpu_fraction', lambda v: 0 < v <= 1, 'in (0, 1]')
   need('stop_when_converged', lambda v: 0 <= v < 1, 'in [0, 1), such as 0.99')
   need('precision', lambda v: v in ('float32', 'bfloat16'), 'float32 or bfloat16')
+  need('assignment_start', lambda v: v in ('noise', 'spectral'), 'noise or spectral')
   need('train_split', lambda v: v in ('train', 'train_val'), 'train or train_val')
   lr_boundaries(flags.lr_step_epoch)
   given = {name: getattr(flags, name) for name in NETWORK_FLAGS if getattr(flags, name) is not None}
   resnet_split.Config(**{**_widest(given), **given})
   if flags.mode == 'split' and not flags.basemodel and not os.path.isdir(flags.train_dir):
-    raise UserError('--mode split needs --basemodel, the folder or checkpoint of a grouping run')
+    need_basemodel(flags)
+  if flags.grouping != 'learned' and flags.mode != 'split':
+    raise UserError("--grouping '%s' is for --mode split" % flags.grouping)
+  if flags.grouping not in ('learned', 'clustering') and flags.basemodel:
+    raise UserError(
+      "--grouping '%s' trains from scratch, so it takes no --basemodel (here '%s')" % (flags.grouping, flags.basemodel)
+    )
+  if flags.assignment_start == 'spectral' and flags.mode != 'group':
+    raise UserError('--assignment_start spectral is for --mode group')
   if flags.stop_when_converged and flags.mode != 'group':
     raise UserError('--stop_when_converged is for --mode group: only there are assignments learned')
   return flags
+
+
+def need_basemodel(flags):
+  """Raises UserError where a stage cannot start without the basemodel that is missing."""
+  if flags.mode == 'split' and flags.grouping == 'learned':
+    raise UserError('--mode split needs --basemodel, the folder or checkpoint of a grouping run')
+  if flags.grouping == 'clustering':
+    raise UserError('--grouping clustering needs --basemodel, the folder or checkpoint of a baseline run')
+  if flags.assignment_start == 'spectral':
+    raise UserError('--assignment_start spectral needs --basemodel, the folder or checkpoint of a baseline run')
 
 
 def _widest(given):
@@ -346,13 +387,13 @@ def read_basemodel(flags):
   fixed = dataclasses.asdict(stored.config)
   allowed = {
     'baseline': ['baseline'],
-    'group': ['baseline', 'group', 'released'],
-    'split': ['group', 'released', 'split'],
-  }
-  if stored.mode not in allowed[flags.mode]:
+    'group': ['baseline', 'group', 'released'] if flags.assignment_start == 'noise' else ['baseline'],
+    'split': ['group', 'released', 'split'] if flags.grouping == 'learned' else ['baseline'],
+  }[flags.mode]
+  if stored.mode not in allowed:
     raise UserError(
-      "--basemodel '%s' is a %s checkpoint; --mode %s starts from: %s"
-      % (flags.basemodel, stored.mode, flags.mode, ', '.join(allowed[flags.mode]))
+      "--basemodel '%s' is a %s checkpoint; here --mode %s starts from: %s"
+      % (flags.basemodel, stored.mode, flags.mode, ', '.join(allowed))
     )
   if stored.mode in ('baseline', 'released'):  # neither knows everything about the split
     for name in ['branch_input'] + (['ngroups1', 'ngroups2', 'ngroups3'] if stored.mode == 'baseline' else []):
@@ -360,10 +401,22 @@ def read_basemodel(flags):
   return stored, fixed
 
 
-def build_network(flags, config, base):
-  """The network of this stage, with the basemodel's weights where there is one."""
+def build_network(flags, config, base, names):
+  """The network of this stage, with the basemodel's weights and the groups that the flags ask for."""
   dtype = tf.dtypes.as_dtype(flags.precision)
   where = base and "the basemodel '%s'" % base.path
+  if flags.mode == 'split' and flags.grouping != 'learned':
+    plan = resnet_split.wide_resnet(config)
+    if flags.grouping == 'semantic':
+      class_groups = grouping.semantic(names, config.ngroups1)
+    elif flags.grouping == 'random':
+      class_groups = grouping.random(config.num_classes, config.ngroups1, flags.seed)
+    elif flags.grouping == 'clustering':
+      class_groups = grouping.clustering(base.values['logits/fc/weights'], plan, flags.seed)
+    else:
+      class_groups = grouping.read_file(flags.grouping, names, config)
+    groups = grouping.even_features(plan, class_groups)
+    return resnet_split.Network(config, groups=groups, dtype=dtype, seed=flags.seed)
   if flags.mode == 'split':
     if base.groups is not None:
       network = resnet_split.Network(config, groups=base.groups, dtype=dtype)
@@ -372,12 +425,14 @@ def build_network(flags, config, base):
     dense = resnet_split.Network(config, with_assignments=True)
     checkpoints.assign(dense.weights, base.values, where)
     return resnet_split.harden(dense, dtype=dtype)
-  grouping = flags.mode == 'group'
-  network = resnet_split.Network(config, with_assignments=grouping, dtype=dtype, seed=flags.seed)
+  network = resnet_split.Network(config, with_assignments=flags.mode == 'group', dtype=dtype, seed=flags.seed)
   if base:
     has_assignments = any(name.startswith('group/') for name in base.values)
     wanted = {n: v for n, v in network.weights.items() if has_assignments or not n.startswith('group/')}
     checkpoints.assign(wanted, base.values, where)
+  if flags.assignment_start == 'spectral':
+    for name, alpha in grouping.spectral_start(network.plan, base.values, flags.seed).items():
+      network.weights['group/%s/alpha' % name].assign_add(alpha)
   return network
 
 
@@ -496,8 +551,8 @@ def run(flags):
         % (source, before['mode'], flags.mode)
       )
   else:
-    if flags.mode == 'split' and not flags.basemodel:
-      raise UserError("--mode split needs --basemodel: there is no run to go on with in '%s'" % flags.train_dir)
+    if not flags.basemodel:
+      need_basemodel(flags)
     (base, fixed), source = read_basemodel(flags), "the basemodel '%s'" % flags.basemodel
   config = resolve_network(flags, fixed, source)
   if config.num_classes != len(names.fine):
@@ -509,7 +564,7 @@ def run(flags):
       config, groups=groups, with_assignments=flags.mode == 'group', dtype=tf.dtypes.as_dtype(flags.precision)
     )
   else:
-    network = build_network(flags, config, base)
+    network = build_network(flags, config, base, names)
   settings = {name: value for name, value in vars(flags).items() if name not in NETWORK_FLAGS and name != 'mode'}
   configuration = checkpoints.describe(flags.mode, network, data, settings)
   if begun:

@@ -1,0 +1,59 @@
+#!/usr/bin/env bash
+# The whole way in a few minutes on a CPU: data, dense baseline, grouping, splitting and fine-tuning, evaluation.
+#   ./demo.sh          synthetic images (no network needed beyond pip)
+#   ./demo.sh --real   CIFAR-100, fetched if it is missing
+# A small network (WRN-16-1) and short runs: it shows that everything works, not the paper's numbers.
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+case ${1:-} in
+  '') kind=synthetic ;;
+  --real) kind=real ;;
+  *)
+    echo "demo.sh: unknown argument '$1': ./demo.sh takes nothing, or --real for CIFAR-100" >&2
+    exit 2
+    ;;
+esac
+make_venv requirements.txt
+python=$venv/bin/python
+out=$project/demo/$kind
+if [ $kind = synthetic ]; then
+  data=$out/data
+  "$python" "$project/download_cifar100.py" --synthetic --images_per_class 100 --data_dir "$data"
+  baseline_steps=800 group_steps=1000 split_steps=500
+else
+  need_data
+  baseline_steps=2000 group_steps=2000 split_steps=1500
+fi
+
+# Epochs are counted from the step counts: 90 images a step.
+images=$("$python" -c 'import sys, numpy; print(len(numpy.load(sys.argv[1])["labels"]))' "$data/train.npz")
+epoch_of() { "$python" -c 'import sys; print(float(sys.argv[1]) * 90 / float(sys.argv[2]))' "$1" "$images"; }
+stage() {
+  local mode=$1 steps=$2 drop=$3
+  shift 3
+  printf '\n--- %s ---\n' "$mode"
+  "$python" "$project/train.py" --mode "$mode" --data_dir "$data" --train_dir "$out/$mode" --max_steps "$steps" \
+    --lr_step_epoch "$(epoch_of "$drop")" --display 100 --val_interval 500 --group_summary_interval 500 \
+    --dropout_keep_prob 1 --checkpoint_interval 500 "$@" | grep --line-buffered -E '^(step|  split_q1|done|going on)' || true
+  [ "${PIPESTATUS[0]}" = 0 ]
+}
+evaluate() {
+  "$python" "$project/eval.py" --data_dir "$data" --output_file "$out/$1.json" --checkpoint "$2" "${@:3}" >"$out/$1.txt"
+}
+
+stage baseline $baseline_steps $((baseline_steps * 3 / 4)) --k 1
+# From the trained baseline, and with much larger weights of the split and the balance, and a larger learning rate of the
+# assignments, than the paper's: what takes it 400 epochs has to happen within a few.
+stage group $group_steps $((group_steps * 3 / 5)) --basemodel "$out/baseline" --gamma2 5 --gamma3 100 \
+  --assignment_lr_scale 20
+stage split $split_steps $((split_steps * 3 / 5)) --basemodel "$out/group" --initial_lr 0.05
+
+printf '\n--- evaluation on the test images ---\n'
+evaluate dense "$out/baseline"
+evaluate grouped "$out/group"
+evaluate hardened "$out/group" --harden
+evaluate fine-tuned "$out/split/best"
+"$python" "$project/report.py" dense="$out/dense.json" grouped="$out/grouped.json" hardened="$out/hardened.json" \
+  fine-tuned="$out/fine-tuned.json"
+echo "weights ordered by group, from start to end: $out/group/pictures"
+echo "curves: $venv/bin/tensorboard --logdir $out"
