@@ -70,9 +70,12 @@ def read_configuration(folder):
   try:
     with open(path) as f:
       configuration = json.load(f)
-    network_config(configuration), hard_groups(configuration), configuration['mode']
+    config, groups = network_config(configuration), hard_groups(configuration)
+    if groups is not None:
+      resnet_split.check_groups(resnet_split.wide_resnet(config), groups)
+    configuration['mode'], configuration['settings'], configuration['data']
     return configuration
-  except (ValueError, KeyError, TypeError) as e:
+  except (ValueError, KeyError, TypeError, AttributeError, UserError) as e:
     raise UserError("'%s' is damaged (%s): restore it or use another folder" % (path, e)) from e
 
 
@@ -87,6 +90,13 @@ def hard_groups(configuration):
   return groups and {name: np.array(g, np.int64) for name, g in groups.items()}
 
 
+def latest(folder):
+  """The prefix of the last checkpoint in a folder whose files are there; None where there is none."""
+  state = tf.train.get_checkpoint_state(folder)
+  paths = list(state.all_model_checkpoint_paths) if state else []
+  return next((path for path in reversed(paths) if os.path.exists(path + '.index')), None)
+
+
 def find(path):
   """The checkpoint prefix that a user's path stands for: a folder, a prefix, or a checkpoint's .index file.
 
@@ -94,7 +104,7 @@ def find(path):
     UserError: where there is no checkpoint.
   """
   if os.path.isdir(path):
-    prefix = tf.train.latest_checkpoint(path)
+    prefix = latest(path)
     if prefix is None:
       raise UserError("there is no checkpoint in the folder '%s': name a folder that train.py wrote" % path)
     return prefix
@@ -212,6 +222,7 @@ class Saver:
       max_to_keep: how many of the last checkpoints to keep.
       **state: what a checkpoint holds: dicts of variables and variables.
     """
+    self._folder = folder
     self._best_folder = os.path.join(folder, 'best')
     try:
       for path in (folder, self._best_folder):
@@ -228,14 +239,14 @@ class Saver:
 
   def restore(self):
     """Restores the last checkpoint, if there is one; returns its path or None."""
-    path = self._last.latest_checkpoint
+    path = latest(self._folder)
     if path:
       try:
         self._last.checkpoint.restore(path).assert_consumed()
       except Exception as e:
         raise UserError(
-          "the checkpoint '%s' cannot be restored (%s): remove it, or give another --train_dir"
-          % (path, str(e).split('\n')[0])
+          "the checkpoint '%s' cannot be restored (%s): remove it, to go on from the one before, or give another "
+          '--train_dir' % (path, str(e).split('\n')[0])
         ) from e
     return path
 
@@ -250,4 +261,4 @@ class Saver:
   @property
   def last(self):
     """Path of the last checkpoint, or None."""
-    return self._last.latest_checkpoint
+    return latest(self._folder)

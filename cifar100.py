@@ -48,7 +48,7 @@ def load_names(data_dir):
     return Names(names['fine'], names['coarse'], np.array(names['fine_to_coarse']), source)
   except OSError as e:
     raise _missing(data_dir) from e
-  except (ValueError, KeyError) as e:
+  except (ValueError, KeyError, TypeError) as e:
     raise UserError("'%s' is damaged (%s): run download_cifar100.py --force" % (path, e)) from e
 
 

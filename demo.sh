@@ -42,10 +42,10 @@ evaluate() {
 }
 
 stage baseline $baseline_steps $((baseline_steps * 3 / 4)) --k 1
-# From the trained baseline, and with much larger weights of the split and the balance, and a larger learning rate of the
-# assignments, than the paper's: what takes it 400 epochs has to happen within a few.
-stage group $group_steps $((group_steps * 3 / 5)) --basemodel "$out/baseline" --gamma2 5 --gamma3 100 \
-  --assignment_lr_scale 20
+# Grouping from the trained baseline and its spectral structure, with a larger weight of the split, which rises, and a
+# larger learning rate of the assignments than the paper's: what takes it 400 epochs has to happen within a few.
+stage group $group_steps $((group_steps * 3 / 4)) --basemodel "$out/baseline" --assignment_start spectral \
+  --gamma2 20 --gamma2_ramp_epoch "$(epoch_of $((group_steps / 2)))" --gamma3 30 --assignment_lr_scale 40 --initial_lr 0.05
 stage split $split_steps $((split_steps * 3 / 5)) --basemodel "$out/group" --initial_lr 0.05
 
 printf '\n--- evaluation on the test images ---\n'

@@ -135,8 +135,10 @@ def _fetch(part, have):
       # A login page, say: the .part must not begin with it.
       raise http_client.HTTPException(f'the server offers {total} bytes instead of {SIZE}')
     name = posixpath.basename(URL)
-    with open(part, 'ab' if begin else 'wb') as out, tqdm(total=SIZE, initial=begin, unit='B', unit_scale=True,
-                                                          desc=name) as bar:
+    with (
+      open(part, 'ab' if begin else 'wb') as out,
+      tqdm(total=SIZE, initial=begin, unit='B', unit_scale=True, desc=name) as bar,
+    ):
       while begin < SIZE:
         chunk = response.read(1 << 18)
         if not chunk:
@@ -243,9 +245,7 @@ def load_pickle(data):
     loaded = _PlainUnpickler(io.BytesIO(data), encoding='bytes').load()
     if not isinstance(loaded, dict):
       raise pickle.UnpicklingError('it holds no dict')
-    return {
-      six.ensure_str(key): value.numpy() if isinstance(value, _Array) else value for key, value in loaded.items()
-    }
+    return {six.ensure_str(key): value.numpy() if isinstance(value, _Array) else value for key, value in loaded.items()}
   except Exception as e:  # a hostile or damaged pickle raises whatever its opcodes lead to
     raise DataError(f'a pickle in it is refused: {_one_line(e)}') from None
 
@@ -278,8 +278,10 @@ def read_archive(path):
 
 
 def _right_layout():
-  return (f'give a tar of cifar-100-python/{{train,test,meta}} with {TRAIN_ROWS} + {TEST_ROWS} images '
-          f'in {NUM_FINE} classes of {NUM_COARSE} superclasses')
+  return (
+    f'give a tar of cifar-100-python/{{train,test,meta}} with {TRAIN_ROWS} + {TEST_ROWS} images '
+    f'in {NUM_FINE} classes of {NUM_COARSE} superclasses'
+  )
 
 
 def _read_members(path):
@@ -425,8 +427,10 @@ def is_done(data_dir, wanted):
   except (ValueError, KeyError, TypeError):
     raise DataError(f'{names} is not of this program: pass --force to overwrite it, or another --data_dir.') from None
   if held != wanted:
-    raise DataError(f'{data_dir} holds {describe(held)}, and what is asked for is {describe(wanted)}: '
-                    f'pass --force to overwrite it, or another --data_dir.')
+    raise DataError(
+      f'{data_dir} holds {describe(held)}, and what is asked for is {describe(wanted)}: '
+      f'pass --force to overwrite it, or another --data_dir.'
+    )
   rows, num_val = NUM_FINE * wanted['images_per_class'], wanted['num_val_instance']
   counts = {'train': rows - num_val, 'val': num_val, 'train_val': rows}
   return all(_is_readable(os.path.join(data_dir, split + '.npz'), counts.get(split)) for split in SPLITS)
@@ -445,8 +449,10 @@ def _is_readable(path, count):
 
 def describe(provenance):
   """A few words that say which data set and split `provenance` is."""
-  return ('the {source} data set (seed {seed}, {num_val_instance} validation images, '
-          '{images_per_class} training images per class)').format(**provenance)
+  return (
+    'the {source} data set (seed {seed}, {num_val_instance} validation images, '
+    '{images_per_class} training images per class)'
+  ).format(**provenance)
 
 
 # --- command line ------------------------------------------------------------------------------------------------
@@ -476,24 +482,45 @@ def parse_flags(argv=None):
     '  python download_cifar100.py --archive ~/Downloads/cifar-100-python.tar.gz\n'
     '  python download_cifar100.py --synthetic --images_per_class 100 --data_dir synthetic/train_val_split',
   )
-  parser.add_argument('--data_dir', default=os.path.join('cifar100', 'train_val_split'), metavar='DIR',
-                      help='folder for the split files, made if need be; a download is kept there too '
-                           '(default: %(default)s)')
+  parser.add_argument(
+    '--data_dir',
+    default=os.path.join('cifar100', 'train_val_split'),
+    metavar='DIR',
+    help='folder for the split files, made if need be; a download is kept there too (default: %(default)s)',
+  )
   source = parser.add_mutually_exclusive_group()
-  source.add_argument('--archive', metavar='FILE',
-                      help='read this tar (.tar, .tar.gz, .tar.bz2, .tar.xz) instead of the network; its content is '
-                           'checked, not its checksum')
-  source.add_argument('--synthetic', action='store_true',
-                      help='generate images of 100 classes in 20 superclasses; needs neither network nor archive')
-  parser.add_argument('--images_per_class', type=_integer(1, MAX_IMAGES_PER_CLASS), metavar='N',
-                      help=f'with --synthetic: training images per class, 1 to {MAX_IMAGES_PER_CLASS}, and a fifth as '
-                           'many test images, at least 1 (default: 500, as in CIFAR-100)')
-  parser.add_argument('--num_val_instance', type=_integer(1, NUM_FINE * MAX_IMAGES_PER_CLASS), metavar='N',
-                      help='training images to set aside for validation (default: one tenth of them, which is 5000 of '
-                           "CIFAR-100's 50000)")
-  parser.add_argument('--seed', type=_integer(0, 2**32 - 1), default=0, metavar='N',
-                      help='draws the validation images and, with --synthetic, the images themselves; the same seed '
-                           'gives the same files, byte for byte (default: %(default)s)')
+  source.add_argument(
+    '--archive',
+    metavar='FILE',
+    help='read this tar (.tar, .tar.gz, .tar.bz2, .tar.xz) instead of the network; its content is '
+    'checked, not its checksum',
+  )
+  source.add_argument(
+    '--synthetic',
+    action='store_true',
+    help='generate images of 100 classes in 20 superclasses; needs neither network nor archive',
+  )
+  parser.add_argument(
+    '--images_per_class',
+    type=_integer(1, MAX_IMAGES_PER_CLASS),
+    metavar='N',
+    help=f'with --synthetic: training images per class, 1 to {MAX_IMAGES_PER_CLASS}, and a fifth as '
+    'many test images, at least 1 (default: 500, as in CIFAR-100)',
+  )
+  parser.add_argument(
+    '--num_val_instance',
+    type=_integer(1, NUM_FINE * MAX_IMAGES_PER_CLASS),
+    metavar='N',
+    help="training images to set aside for validation (default: one tenth of them, which is 5000 of CIFAR-100's 50000)",
+  )
+  parser.add_argument(
+    '--seed',
+    type=_integer(0, 2**32 - 1),
+    default=0,
+    metavar='N',
+    help='draws the validation images and, with --synthetic, the images themselves; the same seed '
+    'gives the same files, byte for byte (default: %(default)s)',
+  )
   parser.add_argument('--force', action='store_true', help='write the split files even if there are some already')
   flags = parser.parse_args(argv)
   if flags.images_per_class is not None and not flags.synthetic:
@@ -506,8 +533,9 @@ def wanted_provenance(flags):
   rows = NUM_FINE * (flags.images_per_class or 500) if flags.synthetic else TRAIN_ROWS
   num_val = rows // 10 if flags.num_val_instance is None else flags.num_val_instance
   if num_val >= rows:
-    raise DataError(f'--num_val_instance {num_val} leaves none of the {rows} training images to train on: '
-                    f'give 1 to {rows - 1}.')
+    raise DataError(
+      f'--num_val_instance {num_val} leaves none of the {rows} training images to train on: give 1 to {rows - 1}.'
+    )
   source = 'synthetic' if flags.synthetic else 'official' if flags.archive is None else 'archive'
   return {'source': source, 'seed': flags.seed, 'num_val_instance': num_val, 'images_per_class': rows // NUM_FINE}
 
@@ -553,12 +581,17 @@ def main(argv=None):
     print(e, file=sys.stderr)
     return 1
   except OSError as e:
-    print(f'Cannot write to --data_dir {flags.data_dir} ({_one_line(e)}): free some space, change its mode, '
-          'or give another --data_dir.', file=sys.stderr)
+    print(
+      f'Cannot write to --data_dir {flags.data_dir} ({_one_line(e)}): free some space, change its mode, '
+      'or give another --data_dir.',
+      file=sys.stderr,
+    )
     return 1
   except MemoryError:
-    print('The memory does not suffice: close other programs, or give --synthetic a smaller --images_per_class.',
-          file=sys.stderr)
+    print(
+      'The memory does not suffice: close other programs, or give --synthetic a smaller --images_per_class.',
+      file=sys.stderr,
+    )
     return 1
   except KeyboardInterrupt:
     print('Interrupted: every file under its final name is whole; run again to go on.', file=sys.stderr)

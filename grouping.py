@@ -108,9 +108,11 @@ def _divide(points, plan, seed):
   leaves = plan.depths['logits']
   leaf_sizes = np.array(even_sizes(len(points), leaves))
   groups, count = np.zeros(len(points), np.int64), 1
-  for branches in plan.depths.values():
+  depths = list(plan.depths.values())
+  for depth, branches in enumerate(depths):
     parent = utils.parents(branches, count)
-    sizes = np.bincount(utils.parents(leaves, branches), weights=leaf_sizes, minlength=branches).astype(int)
+    branch_of_leaf = utils.parents_along(depths[depth:][::-1])
+    sizes = np.bincount(branch_of_leaf, weights=leaf_sizes, minlength=branches).astype(int)
     divided = np.empty_like(groups)
     for g in range(count):
       inside, children = np.flatnonzero(groups == g), np.flatnonzero(parent == g)
@@ -233,7 +235,9 @@ def spectral_start(plan, values, seed=0):
         continue
       kernel = values[layer.name + ('/weights' if layer.kind == 'linear' else '/kernel')]
       squares = np.square(kernel).sum(tuple(range(kernel.ndim - 2)))
-      target = utils.parents(layer.output.groups, units.groups)[groups[layer.output.name]]
+      # The logits and a stage's own layers see the output merged to their branches first.
+      counts = [layer.output.groups, min(layer.output.groups, layer.branches), units.groups]
+      target = utils.parents_along(counts)[groups[layer.output.name]]
       for g in range(units.groups):
         share[:, g] += squares[:, target == g].mean(1)
     share /= share.sum(1, keepdims=True)

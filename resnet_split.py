@@ -60,8 +60,11 @@ class Config:
         )
     if self.ngroups1 > self.num_classes:
       raise utils.UserError('--ngroups1 is %d but there are only %d classes' % (self.ngroups1, self.num_classes))
-    if self.ngroups3 > 16 * self.k:
-      raise utils.UserError('--ngroups3 is %d but unit_1 has only %d channels' % (self.ngroups3, 16 * self.k))
+    for name, stage, channels in (('ngroups3', 'unit_1', 16), ('ngroups2', 'unit_2', 32), ('ngroups1', 'unit_3', 64)):
+      if getattr(self, name) > channels * self.k:
+        raise utils.UserError(
+          '--%s is %d but %s has only %d channels to divide' % (name, getattr(self, name), stage, channels * self.k)
+        )
     if self.branch_input not in ('group', 'all'):
       raise utils.UserError("--branch_input is '%s'; it must be group or all" % self.branch_input)
 
@@ -120,6 +123,10 @@ class Layer:
   def cut(self):
     """The number of groups between which hardening drops this layer's weights; 1: it drops none."""
     return min(self.branches, self.input.groups, self.output.groups)
+
+  def merges(self, units):
+    """The numbers of groups through which this layer sees its input or output units: their own, its branches, cut."""
+    return [units.groups, min(units.groups, self.branches), self.cut]
 
 
 # One residual block: its layers' names (shortcut None where the input is added as it is).
@@ -496,10 +503,13 @@ class Network(tf.Module):
     soft = self.soft_assignments()
     merged = {}
 
-    def at(units, groups):
-      if (units.name, groups) not in merged:
-        merged[units.name, groups] = utils.merge_assignment(soft[units.name], groups)
-      return merged[units.name, groups]
+    def at(units, layer):
+      _, branches, cut = layer.merges(units)
+      if (units.name, branches, cut) not in merged:
+        merged[units.name, branches, cut] = utils.merge_assignment(
+          utils.merge_assignment(soft[units.name], branches), cut
+        )
+      return merged[units.name, branches, cut]
 
     answered, result = set(), []
     for layer in self.plan.layers:
@@ -511,7 +521,7 @@ class Network(tf.Module):
         if units.groups > 1 and units.depth == layer.depth and units.name not in answered:
           answered.add(units.name)
           counted.append(soft[units.name])
-      p, q = (at(layer.input, layer.cut), at(layer.output, layer.cut)) if layer.cut > 1 else (None, None)
+      p, q = (at(layer.input, layer), at(layer.output, layer)) if layer.cut > 1 else (None, None)
       result.append(utils.SplitLayer(layer.name, self.weights[layer_weights(layer)], p, q, counted))
     return result
 
@@ -587,7 +597,7 @@ def kept_weights(plan, layer, groups):
   Args:
     plan: the Plan; layer: one of its convolutions or its linear layer; groups: hard groups by units name.
   """
-  merge = [utils.parents(u.groups, layer.cut)[groups[u.name]] for u in (layer.input, layer.output)]
+  merge = [utils.parents_along(layer.merges(u))[groups[u.name]] for u in (layer.input, layer.output)]
   return merge[0][:, None] == merge[1][None, :]
 
 

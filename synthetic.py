@@ -6,6 +6,7 @@ colour. Its five classes differ less: `small_`, `large_`, `twin_` (two of them),
 by meaning exists that can be checked. Place, size, turn, shade, background, a stray blob and noise vary from image to
 image. As in CIFAR-100 the numbers of the classes say nothing about their superclass.
 """
+
 import numpy as np
 
 SIDE = 32  # pixels
@@ -26,16 +27,26 @@ COLOURS = {  # RGB 0-1 of the shape and of its texture
 }
 
 SUPERCLASSES = (  # texture, colour, shape: each texture four times, each colour and each shape twice
-  ('striped', 'crimson', 'discs'), ('plain', 'teal', 'discs'),
-  ('dotted', 'blue', 'squares'), ('checked', 'golden', 'squares'),
-  ('plain', 'orange', 'triangles'), ('shaded', 'violet', 'triangles'),
-  ('plain', 'golden', 'stars'), ('shaded', 'pink', 'stars'),
-  ('dotted', 'green', 'crosses'), ('striped', 'white', 'crosses'),
-  ('shaded', 'blue', 'rings'), ('checked', 'brown', 'rings'),
-  ('striped', 'violet', 'crescents'), ('dotted', 'orange', 'crescents'),
-  ('plain', 'white', 'hearts'), ('checked', 'crimson', 'hearts'),
-  ('striped', 'green', 'bars'), ('dotted', 'pink', 'bars'),
-  ('shaded', 'brown', 'flowers'), ('checked', 'teal', 'flowers'),
+  ('striped', 'crimson', 'discs'),
+  ('plain', 'teal', 'discs'),
+  ('dotted', 'blue', 'squares'),
+  ('checked', 'golden', 'squares'),
+  ('plain', 'orange', 'triangles'),
+  ('shaded', 'violet', 'triangles'),
+  ('plain', 'golden', 'stars'),
+  ('shaded', 'pink', 'stars'),
+  ('dotted', 'green', 'crosses'),
+  ('striped', 'white', 'crosses'),
+  ('shaded', 'blue', 'rings'),
+  ('checked', 'brown', 'rings'),
+  ('striped', 'violet', 'crescents'),
+  ('dotted', 'orange', 'crescents'),
+  ('plain', 'white', 'hearts'),
+  ('checked', 'crimson', 'hearts'),
+  ('striped', 'green', 'bars'),
+  ('dotted', 'pink', 'bars'),
+  ('shaded', 'brown', 'flowers'),
+  ('checked', 'teal', 'flowers'),
 )
 
 
@@ -58,7 +69,7 @@ def make(images_per_class, seed):
     labels = np.empty(len(order), np.uint8)
     for s in range(20):
       variants = np.repeat(np.arange(5), per_class)
-      here = order[s * len(variants):(s + 1) * len(variants)]
+      here = order[s * len(variants) : (s + 1) * len(variants)]
       labels[here] = number[s, variants]
       for chunk in np.array_split(np.arange(len(here)), max(1, len(here) // 500)):  # 500 images stay in the cache
         images[here[chunk]] = draw(SUPERCLASSES[s], variants[chunk], rng)
@@ -98,8 +109,10 @@ def draw(superclass, variants, rng):
   main, second = (np.asarray(c, np.float32) * uniform(0.75, 1.1, 1) + uniform(-0.10, 0.10, 3) for c in COLOURS[colour])
   accent = np.asarray([1, 1, 0.35], np.float32) - main * np.float32(0.6)  # bright, and unlike the shape
   image = background(uniform)
-  for x, y, present in ((centre[0], centre[1], np.ones(n, bool)),
-                        (centre[0] - 2 * offset[0], centre[1] - 2 * offset[1], twin)):
+  for x, y, present in (
+    (centre[0], centre[1], np.ones(n, bool)),
+    (centre[0] - 2 * offset[0], centre[1] - 2 * offset[1], twin),
+  ):
     u, v = turned_grid(x, y, uniform(-0.45, 0.45), radius)
     distance = DISTANCES[shape](u, v) * _wide(radius)  # pixels, negative inside
     surface = _blend(_pixels(main), _pixels(second), _mix(texture, u, v, uniform))

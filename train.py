@@ -129,6 +129,7 @@ def make_parser():
   add(g, 'l2_weight', float, None, 'weight decay: times half the sum of squares [%s]' % stage('l2_weight'))
   add(g, 'gamma1', float, 1.0, 'weight of the overlap (disjoint assignments) [%(default)s]')
   add(g, 'gamma2', float, 1.0, 'weight of the weight split (no weights between groups) [%(default)s]')
+  add(g, 'gamma2_ramp_epoch', float, 0.0, 'epochs over which gamma2 rises from 0 to its value [%(default)s]')
   add(g, 'gamma3', float, 10.0, 'weight of the balance (groups of even size) [%(default)s]')
   add(g, 'weighted_group_loss', boolean, True, "weigh the layers' weight splits by their size [%(default)s]")
   add(
@@ -208,7 +209,7 @@ def parse_flags(argv):
   )
   need('num_train_instance num_val_instance', lambda v: v >= 1, 'at least 1')
   need(
-    'max_steps val_iter patience seed l2_weight gamma1 gamma2 gamma3',
+    'max_steps val_iter patience seed l2_weight gamma1 gamma2 gamma2_ramp_epoch gamma3',
     lambda v: 0 <= v < 2**31 - 1,
     'from 0 to %d' % (2**31 - 2),
   )
@@ -438,13 +439,15 @@ def build_network(flags, config, base, names):
 
 def check_resume(configuration, before, train_dir):
   """Raises UserError where the run in a folder was started with other settings than now."""
+  parser = make_parser()
   for section in ('network', 'settings', 'data'):
     old, new = before[section], configuration[section]
     for name in new:
-      if name not in FREE_ON_RESUME and old.get(name) != new[name]:
+      was = old.get(name, parser.get_default(name))  # a flag that is younger than the run
+      if name not in FREE_ON_RESUME and was != new[name]:
         raise UserError(
           "the run in '%s' was started with %s%s %s, now it is %s: use the same, or another --train_dir"
-          % (train_dir, 'data ' if section == 'data' else '--', name, old.get(name), new[name])
+          % (train_dir, 'data ' if section == 'data' else '--', name, was, new[name])
         )
 
 
@@ -467,6 +470,7 @@ class Stage:
     self.optimizer = Momentum(network.trained, flags.momentum, lr_scales(network, flags))
     self._weights = Objective(flags.l2_weight, flags.gamma1, flags.gamma2, flags.gamma3, flags.weighted_group_loss)
     epochs = lr_boundaries(flags.lr_step_epoch)
+    self._ramp_steps = flags.gamma2_ramp_epoch * steps_per_epoch
     self._boundaries = [round(min(epoch * steps_per_epoch, 2**31 - 1)) for epoch in epochs]
     # Counted beside the weights: an interrupt comes back between the call that trains and the line after it.
     self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
@@ -477,6 +481,13 @@ class Stage:
     passed = sum(tf.cast(step >= boundary, tf.float32) for boundary in self._boundaries)
     return self._flags.initial_lr * tf.cast(self._flags.lr_decay, tf.float32) ** passed
 
+  def _objective(self, step):
+    """The weights of the objective's terms at a step."""
+    if not self._ramp_steps:
+      return self._weights
+    risen = tf.minimum(1.0, tf.cast(step, tf.float32) / self._ramp_steps)
+    return self._weights._replace(gamma2=self._weights.gamma2 * risen)
+
   def _train_step(self, images, labels, step):
     step = tf.cast(step, tf.int32)
     images = cifar100.whiten(cifar100.augment(images, tf.stack([self._flags.seed, step])))
@@ -485,7 +496,7 @@ class Stage:
         images, training=True, dropout_seed=tf.stack([self._flags.seed + 1, step]),
         keep_prob=self._flags.dropout_keep_prob,
       )  # fmt: skip
-      terms = objective(self.network, logits, labels, self._weights)
+      terms = objective(self.network, logits, labels, self._objective(step))
     gradients = tape.gradient(terms['total'], list(self.network.trained.values()))
     self.optimizer.apply(gradients, self.learning_rate(step))
     correct = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, 1, tf.int32), labels), tf.float32))
@@ -541,10 +552,12 @@ def run(flags):
 
   # Network: a run that was begun says what it is; else the basemodel and the flags do.
   before = checkpoints.read_configuration(flags.train_dir)
-  begun = before is not None and tf.train.latest_checkpoint(flags.train_dir) is not None
+  begun = before is not None and checkpoints.latest(flags.train_dir) is not None
+  if before is None and checkpoints.latest(flags.train_dir):
+    raise UserError("'%s' holds checkpoints that train.py did not write: give another --train_dir" % flags.train_dir)
   if begun:
     base, fixed, source = None, before['network'], "the run in '%s'" % flags.train_dir
-    flags.basemodel = flags.basemodel or before['settings']['basemodel']
+    flags.basemodel = flags.basemodel or before['settings'].get('basemodel')
     if before['mode'] != flags.mode:
       raise UserError(
         '%s was started with --mode %s, now it is %s: use the same, or another --train_dir'
@@ -612,7 +625,7 @@ def run(flags):
       % (step, 100 * accuracy, loss, 100 * float(best))
     )
 
-  if step == 0:
+  if not resumed:
     validate()
     log.groups(step, network)
     save()

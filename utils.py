@@ -12,6 +12,7 @@ that has not decided anything yet and for freshly initialised weights; the paper
 """
 
 import collections
+import itertools
 import os
 import sys
 
@@ -58,6 +59,17 @@ def merge_sizes(groups, merged_groups):
 def parents(groups, merged_groups):
   """The merged group that each group goes to: int array [groups], never decreasing."""
   return np.repeat(np.arange(merged_groups), merge_sizes(groups, merged_groups))
+
+
+def parents_along(counts):
+  """The last merged group that each of the first groups goes to, merged step by step: int array [counts[0]].
+
+  Down a tree of 5, 3 and 2 branches the five go to 0 0 0 0 1, but merged from 5 to 2 at once to 0 0 0 1 1.
+  """
+  groups = np.arange(counts[0])
+  for count, merged in itertools.pairwise(counts):
+    groups = parents(count, merged)[groups]
+  return groups
 
 
 def merge_assignment(q, merged_groups):

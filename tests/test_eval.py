@@ -1,0 +1,336 @@
+"""eval.py: its numbers against naive NumPy, what it writes, hardening, placement on devices, and what it refuses."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tiny_data
+from PIL import Image
+
+import checkpoints
+import cifar100
+import eval as evaluation
+import resnet_split
+import utils
+
+
+@pytest.fixture(scope='session')
+def runs(tmp_path_factory):
+  return tiny_data.stages(tmp_path_factory)
+
+
+@pytest.fixture(scope='session')
+def data(tmp_path_factory):
+  return tiny_data.data(tmp_path_factory)
+
+
+# --- measure ----------------------------------------------------------------------------------------------------
+
+NAMES = cifar100.Names(list('abcdef'), ['x', 'y', 'z'], np.array([0, 1, 0, 2, 1, 2]), {})
+GROUPS = np.array([0, 1, 0, 1, 1, 0])
+
+
+@pytest.fixture
+def answers():
+  """Logits of 200 images in 6 classes that are often right, and labels; class 4 has no image."""
+  rng = np.random.default_rng(0)
+  labels = rng.choice([0, 1, 2, 3, 5], 200).astype(np.int32)
+  logits = rng.normal(0, 3, (200, 6)).astype(np.float32)
+  logits[np.arange(200), labels] += 2
+  return logits, labels
+
+
+def test_measure_is_what_naive_counting_gives(answers):
+  logits, labels = answers
+  result = evaluation.measure(logits, labels, NAMES, GROUPS)
+  right = top5 = right_superclass = errors = across = 0
+  cross_entropy = 0.0
+  confusion = [[0] * 6 for _ in range(6)]
+  for row, label in zip(logits.astype(np.float64).tolist(), labels.tolist()):
+    ranked = sorted(range(6), key=lambda c, row=row: -row[c])
+    predicted = ranked[0]
+    right += predicted == label
+    top5 += label in ranked[:5]
+    right_superclass += NAMES.fine_to_coarse[predicted] == NAMES.fine_to_coarse[label]
+    confusion[label][predicted] += 1
+    cross_entropy -= row[label] - np.log(sum(np.exp(v) for v in row))
+    if predicted != label:
+      errors += 1
+      across += GROUPS[predicted] != GROUPS[label]
+  assert 0 < right < 200 and right < top5 < 200 and 0 < across < errors  # the case tells the numbers apart
+  assert result['images'] == 200
+  assert result['accuracy'] == right / 200
+  assert result['top5_accuracy'] == top5 / 200
+  assert result['superclass_accuracy'] == right_superclass / 200
+  assert result['cross_entropy'] == pytest.approx(cross_entropy / 200, rel=1e-5)
+  assert result['confusion'] == confusion
+  assert (result['errors'], result['errors_across_groups']) == (errors, across)
+  assert result['groups'] == [['a', 'c', 'f'], ['b', 'd', 'e']]
+  assert result['agreement'] == 5 / 6  # x is whole in group 0, y in group 1; z is divided
+  for c, name in enumerate(NAMES.fine):
+    own = sum(confusion[c])
+    assert result['class_accuracy'][name] == (confusion[c][c] / own if own else None)
+  assert result['class_accuracy']['e'] is None
+  for s, name in enumerate(NAMES.coarse):
+    members = [c for c in range(6) if NAMES.fine_to_coarse[c] == s]
+    expected = sum(confusion[c][c] for c in members) / sum(sum(confusion[c]) for c in members)
+    assert result['accuracy_within_superclass'][name] == pytest.approx(expected)
+
+
+def test_measure_of_a_dense_network_tells_nothing_of_groups(answers):
+  result = evaluation.measure(*answers, NAMES, None)
+  assert not {'groups', 'errors', 'errors_across_groups', 'agreement'} & result.keys()
+
+
+def test_ties_count_against_the_network_and_large_logits_do_not_overflow():
+  result = evaluation.measure(np.zeros((4, 6), np.float32), np.array([1, 2, 3, 5]), NAMES, None)
+  assert result['top5_accuracy'] == 0
+  assert result['cross_entropy'] == pytest.approx(np.log(6))
+  large = np.array([[1e4, 0, -1e4, 0, 0, 0]], np.float32)
+  assert evaluation.measure(large, np.array([0]), NAMES, None)['cross_entropy'] == 0
+  assert evaluation.measure(large, np.array([1]), NAMES, None)['cross_entropy'] == pytest.approx(1e4)
+
+
+# --- what is written --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('stage', ['baseline', 'group', 'split'])
+def test_every_stages_checkpoint_evaluates_alone(tmp_path_factory, runs, data, stage):
+  result = tiny_data.evaluated(tmp_path_factory, stage)
+  stored = checkpoints.read(runs[stage])
+  test = cifar100.load(data, 'test')
+  logits = checkpoints.load_network(stored)(cifar100.whiten(test.images)).numpy()
+  groups = evaluation.class_groups(stored)
+  expected = evaluation.measure(logits, test.labels, cifar100.load_names(data), groups)
+  assert (groups is None) == (stage == 'baseline')
+  for name, value in expected.items():
+    if name == 'cross_entropy':
+      assert result[name] == pytest.approx(value, rel=1e-5)
+    else:
+      assert result[name] == value, name
+  assert result['checkpoint'] == stored.path and result['split'] == 'test' and not result['hardened']
+  assert result['network'] == json.loads(json.dumps(stored.configuration['network']))
+  assert result['precision'] == 'float32' and result['images_per_second'] > 0
+
+
+def test_the_counts_are_the_evaluated_networks(tmp_path_factory, runs):
+  baseline, split = (tiny_data.evaluated(tmp_path_factory, stage) for stage in ('baseline', 'split'))
+  assert split['parameters'] < baseline['parameters'] and split['flops'] < baseline['flops']
+  network = checkpoints.load_network(checkpoints.read(runs['split']))
+  assert (split['parameters'], split['flops']) == utils.total_count(network.counts)
+
+
+def test_the_json_is_complete_and_the_picture_opens(tmp_path_factory):
+  result = tiny_data.evaluated(tmp_path_factory, 'split')
+  confusion = np.array(result['confusion'])
+  assert confusion.shape == (100, 100) and confusion.sum() == 70 == result['images']
+  assert np.trace(confusion) / 70 == pytest.approx(result['accuracy'])
+  assert len(result['class_accuracy']) == 100 and len(result['accuracy_within_superclass']) == 20
+  assert sorted(name for members in result['groups'] for name in members) == sorted(result['class_accuracy'])
+  assert len(result['groups']) == 3 and result['network_text'] == 'WRN-10-1, split 1-2-3'
+  with Image.open(result['confusion_picture']) as picture:
+    assert picture.format == 'PNG' and picture.size == (880, 814)  # 8 x 7.4 inches at 110 dots
+    assert len(picture.convert('RGB').getcolors(2**20)) > 10
+  folder = os.path.dirname(result['confusion_picture'])
+  assert sorted(os.listdir(folder)) == ['result-confusion.png', 'result.json']
+
+
+def test_the_table_shows_the_numbers(tmp_path_factory, runs, data, capsys):
+  result = tiny_data.evaluated(tmp_path_factory, 'split')
+  code, stdout, stderr = tiny_data.call(evaluation, ['--checkpoint', runs['split'], '--data_dir', data], capsys)
+  assert code == 0 and stderr == ''
+  assert 'accuracy, top 1            %.2f %%\n' % (100 * result['accuracy']) in stdout
+  assert 'parameters                 {:,}\n'.format(result['parameters']) in stdout
+  for name in [*result['class_accuracy'], *result['accuracy_within_superclass'], 'group 2, ']:
+    assert name in stdout
+
+
+def test_fewer_batches_and_other_sizes_evaluate_the_first_images(runs, data):
+  stored = checkpoints.read(runs['split'])
+  network, test = checkpoints.load_network(stored), cifar100.load(data, 'test')
+  whole, _ = evaluation.predict(network, test, 70)
+  some, _ = evaluation.predict(network, test, 9, test_iter=3)
+  rest, _ = evaluation.predict(network, test, 32)
+  assert whole.shape == rest.shape == (70, 100) and some.shape == (27, 100)
+  np.testing.assert_allclose(some, whole[:27], atol=1e-5)
+  np.testing.assert_allclose(rest, whole, atol=1e-5)
+
+
+@pytest.mark.parametrize('stage', ['baseline', 'group', 'split'])
+def test_the_validation_accuracy_is_the_one_that_train_reported(runs, data, tmp_path, stage):
+  path = str(tmp_path / 'made' / 'result.json')
+  arguments = ['--checkpoint', runs[stage], '--data_dir', data, '--split', 'val', '--output_file', path]
+  assert evaluation.main(arguments) == 0
+  with open(path) as f, open(os.path.join(runs[stage], 'train.log')) as log:
+    result, lines = json.load(f), log.read()
+  step = tiny_data.LAST[stage]
+  reported = 'step %d: validation accuracy %.2f %%, cross-entropy %.4f,'
+  assert reported % (step, 100 * result['accuracy'], result['cross_entropy']) in lines
+
+
+def test_bfloat16_evaluates_to_about_the_same(tmp_path_factory):
+  exact = tiny_data.evaluated(tmp_path_factory, 'split')
+  rounded = tiny_data.evaluated(tmp_path_factory, 'split', '--precision', 'bfloat16')
+  assert rounded['precision'] == 'bfloat16'
+  assert rounded['cross_entropy'] != exact['cross_entropy']
+  assert rounded['cross_entropy'] == pytest.approx(exact['cross_entropy'], rel=0.02)
+
+
+# --- hardening --------------------------------------------------------------------------------------------------
+
+
+def test_hardening_while_evaluating_is_what_split_mode_starts_from(tmp_path_factory, runs, data):
+  grouping = checkpoints.read(runs['group'])
+  first = checkpoints.read(os.path.join(runs['split'], 'ckpt-0'))
+  images = cifar100.whiten(cifar100.load(data, 'test').images)
+  hardened = evaluation.load_network(grouping, True, tf.float32, None)
+  tiny_data.assert_same({n: v.numpy() for n, v in hardened.weights.items()}, first.values)
+  tiny_data.assert_same(hardened.groups, first.groups)
+  logits = checkpoints.load_network(first)(images).numpy()
+  np.testing.assert_array_equal(hardened(images).numpy(), logits)
+
+  result = tiny_data.evaluated(tmp_path_factory, 'group', '--harden')
+  plain = tiny_data.evaluated(tmp_path_factory, 'group')
+  labels = cifar100.load(data, 'test').labels
+  assert result['hardened'] and result['network_text'] == 'WRN-10-1, split 1-2-3'
+  assert result['accuracy'] == (logits.argmax(1) == labels).mean()
+  assert result['groups'] == plain['groups']
+  assert result['parameters'] < plain['parameters']
+  assert result['cross_entropy'] != plain['cross_entropy']
+
+
+def test_a_released_checkpoint_evaluates_dense_and_hardened(data, tmp_path):
+  results = []
+  for more in ([], ['--harden']):
+    path = str(tmp_path / 'result.json')
+    arguments = ['--checkpoint', tiny_data.RELEASED, '--data_dir', data, '--output_file', path]
+    assert evaluation.main(arguments + more) == 0
+    with open(path) as f:
+      results.append(json.load(f))
+  assert [r['network_text'] for r in results] == ['WRN-16-1, grouping, not hardened 2-2-2', 'WRN-16-1, split 2-2-2']
+  assert results[0]['groups'] == results[1]['groups'] and len(results[0]['groups']) == 2
+
+
+def test_hardening_an_empty_group_is_refused_by_its_name(runs):
+  stored = checkpoints.read(runs['group'])
+  stored.values['group/split_r21/alpha'][1] -= 100
+  with pytest.raises(utils.UserError, match='split_r21'):
+    evaluation.load_network(stored, True, tf.float32, None)
+
+
+# --- placement --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('count', [2, 3])
+def test_logits_do_not_depend_on_the_placement(tmp_path_factory, runs, data, tmp_path, count):
+  alone = tiny_data.evaluated(tmp_path_factory, 'split')
+  path = str(tmp_path / 'result.json')
+  arguments = ['--checkpoint', runs['split'], '--data_dir', data, '--num_logical_devices', count]
+  process = tiny_data.start('eval.py', arguments + ['--output_file', path])
+  stdout, stderr = process.communicate()
+  assert (process.returncode, stderr) == (0, '')
+  with open(path) as f:
+    result = json.load(f)
+  assert result['devices'] == ['/CPU:%d' % i for i in range(count)]
+  assert ', '.join(result['devices']) in stdout
+  assert result['cross_entropy'] == pytest.approx(alone['cross_entropy'], rel=1e-6)
+  for name in ('accuracy', 'top5_accuracy', 'confusion', 'groups', 'parameters', 'flops', 'errors_across_groups'):
+    assert result[name] == alone[name], name
+
+
+def test_a_branch_stands_on_each_device():
+  config = resnet_split.Config(k=1, num_residual_units=1, ngroups1=3, ngroups2=2, ngroups3=1)
+  depths = resnet_split.wide_resnet(config).depths
+  dealt = resnet_split.place(depths, ['/CPU:0', '/CPU:1', '/CPU:2'])
+  assert {device for devices in dealt.values() for device in devices} == {'/CPU:0', '/CPU:1', '/CPU:2'}
+  assert dealt['trunk'] == ['/CPU:0']
+
+
+# --- what is refused --------------------------------------------------------------------------------------------
+
+
+REFUSED = {
+  'no checkpoint': (['--checkpoint', 'RUNS/nothing'], 1, ['RUNS/nothing', 'no checkpoint']),
+  'folder without checkpoint': (['--checkpoint', 'DATA'], 1, ['DATA', 'no checkpoint']),
+  'no such step': (['--checkpoint', 'RUNS/split/ckpt-77'], 1, ['RUNS/split/ckpt-77']),
+  'not a checkpoint': (['--checkpoint', 'RUNS/split/config.json'], 1, ['config.json', 'no checkpoint']),
+  'no flag': ([], 2, ['--checkpoint']),
+  'unknown flag': (['--checkpoint', 'RUNS/split', '--batchsize', '3'], 2, ['--batchsize']),
+  'no number': (['--checkpoint', 'RUNS/split', '--batch_size', 'many'], 2, ['many', '--batch_size']),
+  'unknown device': (['--checkpoint', 'RUNS/split', '--devices', '/CPU:0,/CPU:7'], 1, ["'/CPU:7'", '/CPU:0']),
+  'no device': (['--checkpoint', 'RUNS/split', '--devices', ' , '], 1, ['--devices']),
+  'too many devices': (['--checkpoint', 'RUNS/split', '--num_logical_devices', '65'], 1, ["'65'"]),
+  'devices in use': (['--checkpoint', 'RUNS/split', '--num_logical_devices', '2'], 1, ['in use']),
+  'split': (['--checkpoint', 'RUNS/split', '--split', 'tests'], 1, ["'tests'", 'test, val or train']),
+  'batch_size': (['--checkpoint', 'RUNS/split', '--batch_size', '0'], 1, ["--batch_size is '0'"]),
+  'test_iter': (['--checkpoint', 'RUNS/split', '--test_iter', '-1'], 1, ["--test_iter is '-1'"]),
+  'precision': (['--checkpoint', 'RUNS/split', '--precision', 'float16'], 1, ["'float16'", 'bfloat16']),
+  'gpu_fraction': (['--checkpoint', 'RUNS/split', '--gpu_fraction', '1.5'], 1, ["'1.5'"]),
+  'harden baseline': (['--checkpoint', 'RUNS/baseline', '--harden'], 1, ['RUNS/baseline', 'baseline checkpoint']),
+  'harden split': (['--checkpoint', 'RUNS/split', '--harden'], 1, ['RUNS/split', 'split checkpoint']),
+  'no data': (['--checkpoint', 'RUNS/split', '--data_dir', 'RUNS/none'], 1, ['RUNS/none', 'download_cifar100.py']),
+  'output in a file': (
+    ['--checkpoint', 'RUNS/split', '--output_file', 'RUNS/split/config.json/x.json'], 1, ['RUNS/split/config.json']
+  ),
+  'output is a folder': (['--checkpoint', 'RUNS/split', '--output_file', 'RUNS/split'], 1, ['RUNS/split', 'folder']),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('case', REFUSED)
+def test_a_mistake_is_told_in_one_sentence_and_leaves_no_trace(runs, data, capsys, case):
+  arguments, expected_code, words = REFUSED[case]
+  folder = os.path.dirname(runs['split'])
+
+  def filled(text):
+    return text.replace('RUNS', folder).replace('DATA', data)
+
+  before = tiny_data.files(folder)
+  arguments = [filled(a) for a in arguments]
+  if '--data_dir' not in arguments:
+    arguments += ['--data_dir', data]
+  code, _, stderr = tiny_data.call(evaluation, arguments, capsys)
+  assert code == expected_code
+  assert stderr.startswith('eval.py: ' if code == 1 else '') and stderr.count('\n') == 1, stderr
+  for word in words:
+    assert filled(word) in stderr
+  assert tiny_data.files(folder) == before
+
+
+def test_data_with_other_classes_is_refused(runs, tmp_path, capsys):
+  folder = tiny_data.write(tmp_path)
+  path = os.path.join(folder, 'names.json')
+  with open(path) as f:
+    names = json.load(f)
+  names.update(fine=names['fine'][:10], fine_to_coarse=names['fine_to_coarse'][:10])
+  with open(path, 'w') as f:
+    json.dump(names, f)
+  code, _, stderr = tiny_data.call(evaluation, ['--checkpoint', runs['split'], '--data_dir', folder], capsys)
+  assert code == 1 and '100 classes' in stderr and 'has 10' in stderr and stderr.count('\n') == 1
+
+
+def test_other_data_than_in_training_is_pointed_out(runs, tmp_path, capsys):
+  folder = tiny_data.write(tmp_path)
+  path = os.path.join(folder, 'names.json')
+  with open(path) as f:
+    names = json.load(f)
+  with open(path, 'w') as f:
+    json.dump(dict(names, source='official'), f)
+  code, _, stderr = tiny_data.call(evaluation, ['--checkpoint', runs['split'], '--data_dir', folder], capsys)
+  assert code == 0 and 'synthetic' in stderr and 'official' in stderr and stderr.count('\n') == 1
+
+
+@pytest.mark.parametrize('what', ['data', 'index'])
+def test_a_damaged_checkpoint_is_told_in_one_sentence(runs, data, tmp_path, capsys, what):
+  for name in os.listdir(runs['split']):
+    path = os.path.join(runs['split'], name)
+    if os.path.isfile(path):
+      with open(path, 'rb') as f:
+        content = f.read()
+      if name.startswith('ckpt-6.' + what):
+        content = content[: len(content) // 2]
+      (tmp_path / name).write_bytes(content)
+  arguments = ['--checkpoint', str(tmp_path / 'ckpt-6'), '--data_dir', data]
+  code, _, stderr = tiny_data.call(evaluation, arguments, capsys)
+  assert code == 1 and str(tmp_path / 'ckpt-6') in stderr and stderr.count('\n') == 1
