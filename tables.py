@@ -1,0 +1,562 @@
+"""The paper's tables: sizes counted from the built networks, test errors from runs of train.py and eval.py.
+
+  python tables.py counts   parameters and FLOPs of every split of the paper, beside the paper's numbers
+  python tables.py 1        Table 1: the learned groups against semantic, clustered and random ones
+  python tables.py 2        Table 2: parameters, FLOPs and test error
+
+Each cell of a table is a run in a folder of its own, OUT/k<k>/seed<seed>/<name>. What is done is not run again, what
+was broken off goes on; the table is printed and written (OUT/k<k>/table1.md and .csv) after every finished run. What
+has not been run is an empty cell. The runs' settings are RECIPES, below.
+"""
+
+import argparse
+import csv
+import dataclasses
+import fcntl
+import io
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+
+import quiet  # noqa: F401 - before TensorFlow
+
+import numpy as np
+
+import checkpoints
+import cifar100
+import grouping
+import resnet_split
+import utils
+from train import Parser
+from utils import UserError
+
+PROJECT = os.path.dirname(os.path.abspath(__file__))
+BATCH_SIZE = 90
+
+# The settings of each stage: train.py's flags, and those of SHARES: drop_at, the shares of max_steps after which the
+# learning rate is multiplied by 0.1, and ramp_at, the share over which gamma2 rises. 'baseline', 'group' (the learned
+# groups), 'split' (fine-tuning them), 'scratch' (a split network from scratch: columns S, C and R); 'all' is for each.
+RECIPES = {
+  # baseline.sh, group.sh and split.sh.
+  'paper': {
+    'all': dict(val_interval=1000, checkpoint_interval=5000),
+    'baseline': dict(max_steps=120000, initial_lr=0.1, drop_at=(5 / 12, 7 / 12), l2_weight=0.0005),
+    'group': dict(
+      max_steps=200000, initial_lr=0.1, drop_at=(0.6, 0.75), l2_weight=0.0001, basemodel=None, gamma1=1, gamma2=1,
+      gamma3=10, dropout_keep_prob=0.5,
+    ),
+    'split': dict(max_steps=120000, initial_lr=0.1, drop_at=(5 / 12, 7 / 12), l2_weight=0.0005),
+    'scratch': dict(max_steps=120000, initial_lr=0.1, drop_at=(5 / 12, 7 / 12), l2_weight=0.0005),
+  },
+  # What one can run on a CPU. S, C and R get as many steps as group and split together.
+  'short': {
+    'all': dict(val_interval=500, checkpoint_interval=1000),
+    'baseline': dict(max_steps=5000, initial_lr=0.1, drop_at=(0.6, 0.85), l2_weight=0.0005),
+    'group': dict(
+      max_steps=2000, initial_lr=0.05, drop_at=(0.75,), l2_weight=0.0001, basemodel='baseline',
+      assignment_start='spectral', gamma1=1, gamma2=20, ramp_at=0.5, gamma3=30, assignment_lr_scale=40,
+      dropout_keep_prob=1,
+    ),
+    'split': dict(max_steps=2500, initial_lr=0.05, drop_at=(0.6, 0.85), l2_weight=0.0005),
+    'scratch': dict(max_steps=4500, initial_lr=0.1, drop_at=(0.6, 0.85), l2_weight=0.0005),
+  },
+}  # fmt: skip
+SHARES = {'drop_at': 'lr_step_epoch', 'ramp_at': 'gamma2_ramp_epoch'}  # train.py counts these in epochs
+STAGES = ('baseline', 'group', 'split', 'scratch')
+DROPOUT_SPLITS = ('2-2-2', '2-4-4')  # the paper's '(dropout)' rows: only these group with dropout_keep_prob
+DENSE_DROPOUT = 0.5  # dropout_keep_prob of the baseline with dropout, in the layers that 2-2-2 would split
+
+# The paper's splits, named ngroups3-ngroups2-ngroups1: the name, the number of split layers, the groups.
+DENSE = '1-1-1'
+SPLITS = {
+  '1-1-4': ('FC', '1', '4'),
+  '1-2-2': ('Shallow', '6', '2'),
+  '2-2-2': ('Deep', '11', '2'),
+  '2-4-4': ('Hierarchical', '11', '2-4'),
+}
+COLUMNS = {'semantic': 'S', 'clustering': 'C', 'random': 'R', 'splitnet': 'SplitNet'}
+
+# The paper's numbers, WRN-16-8. Table 1: test error (%), in the order of COLUMNS. Table 2: parameters (10^6),
+# % reduced, FLOPs (10^9), % reduced, test error (%). Deep's error is 24.62 in Table 1 and 24.66 in Table 2.
+PAPER_BASELINE = {'baseline': '24.28', 'baseline-dropout': '24.52'}
+PAPER_TABLE_1 = {
+  '1-1-4': ('23.80', '23.72', '24.30', '24.26'),
+  '1-2-2': ('24.46', '24.54', '25.46', '23.96'),
+  '2-2-2': ('25.04', '26.04', '27.12', '24.62'),
+  '2-4-4': ('24.92', '25.98', '26.78', '24.80'),
+}
+PAPER_TABLE_2 = {
+  DENSE: ('11.0', '0.0', '3.10', '0.0', '24.28'),
+  '1-1-4': ('11.0', '0.35', '3.10', '0.0', '24.26'),
+  '1-2-2': ('7.42', '32.54', '2.64', '14.63', '23.96'),
+  '2-2-2': ('5.90', '46.39', '2.11', '31.97', '24.66'),
+  '2-4-4': ('4.12', '62.58', '1.88', '39.29', '24.80'),
+}
+
+
+# --- flags ------------------------------------------------------------------------------------------------------
+
+
+def parse_flags(argv):
+  """Parses and checks the flags.
+
+  Raises:
+    UserError: where a value is out of range.
+  """
+  parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+  add = parser.add_argument
+  add('table', choices=['counts', '1', '2'], help='which table')
+  add('--k', type=int, default=8, help='width multiplier; the paper has 8 [%(default)s]')
+  add('--branch_input', default='group', help="group or all, as train.py's; 'counts' shows both [%(default)s]")
+  add('--data_dir', default='cifar100/train_val_split', help='folder that download_cifar100.py wrote [%(default)s]')
+  add('--out', default='runs/tables', help='folder for the runs and the tables [%(default)s]')
+  add('--seeds', default='0', help='one run of each cell for each of these, separated by commas [%(default)s]')
+  add('--recipe', default='short', choices=sorted(RECIPES), help="the paper's settings, or short runs [%(default)s]")
+  for stage in STAGES:
+    steps = ', '.join('%s %d' % (name, recipe[stage]['max_steps']) for name, recipe in RECIPES.items())
+    add('--%s_steps' % stage, type=int, metavar='STEPS', help="steps of a %s run [the recipe's: %s]" % (stage, steps))
+  add('--precision', default='float32', choices=['float32', 'bfloat16'], help='of the convolutions [%(default)s]')
+  add('--only', default='', help='run only these cells, rows or columns, such as baseline,2-2-2/semantic [all]')
+  add('--print', action='store_true', dest='print_only', help='print the table of what has been run; run nothing')
+  add('--per_layer', metavar='SPLIT', help='counts: each layer of dense or of a split such as 2-2-2')
+  add('--everything', action='store_true', help='counts: also init_conv and batch norms, which the paper leaves out')
+  flags = parser.parse_args(argv)
+  flags.out, flags.data_dir = os.path.abspath(flags.out), os.path.abspath(flags.data_dir)
+  split_config(DENSE, flags.k, flags.branch_input)
+  for stage in STAGES:
+    steps = getattr(flags, stage + '_steps')
+    if steps is not None and not 1 <= steps < 2**31 - 1:
+      raise UserError('--%s_steps is %d; it must be from 1 to %d' % (stage, steps, 2**31 - 2))
+  if not re.fullmatch(r'\d{1,9}(,\d{1,9})*', flags.seeds):
+    raise UserError("--seeds is '%s'; it must be numbers separated by commas, such as 0,1,2" % flags.seeds)
+  flags.seeds = sorted({int(seed) for seed in flags.seeds.split(',')})
+  return flags
+
+
+# --- counts -----------------------------------------------------------------------------------------------------
+
+
+def split_config(split, k, branch_input):
+  """The resnet_split.Config of a split's name, such as '2-4-4' or 'dense'."""
+  match = re.fullmatch(r'(\d+)-(\d+)-(\d+)', DENSE if split == 'dense' else split)
+  if not match:
+    raise UserError("--per_layer is '%s'; it must be dense, or groups as in 2-4-4" % split)
+  ngroups3, ngroups2, ngroups1 = map(int, match.groups())
+  return resnet_split.Config(k=k, ngroups1=ngroups1, ngroups2=ngroups2, ngroups3=ngroups3, branch_input=branch_input)
+
+
+def built_counts(split, k, branch_input='group'):
+  """The layers of a network that is built with groups of even size: a list of utils.LayerCount."""
+  config = split_config(split, k, branch_input)
+  groups = None
+  if config.split != DENSE:
+    classes = grouping.random(config.num_classes, config.ngroups1, seed=0)
+    groups = grouping.even_features(resnet_split.wide_resnet(config), classes)
+  return resnet_split.Network(config, groups=groups).counts
+
+
+def reduced(value, dense):
+  """Percent less than the dense network, as text."""
+  return '%.2f' % (100 - 100 * value / dense)
+
+
+def counts_table(k, branch_input, everything=False):
+  """Parameters and FLOPs of the paper's networks: (header, rows) of text."""
+  header = ['network', 'parameters', '10^6 (paper)', '% reduced', '% reduced (paper)']
+  header += ['FLOPs per image', '10^9 (paper)', '% FLOPs reduced', '% FLOPs reduced (paper)']
+  totals = {split: utils.total_count(built_counts(split, k, branch_input), everything) for split in PAPER_TABLE_2}
+  rows = []
+  for split, (parameters, flops) in totals.items():
+    paper = PAPER_TABLE_2[split]
+    row = ['dense' if split == DENSE else '%s %s' % (SPLITS[split][0], split)]
+    row += ['{:,}'.format(parameters), paper[0], reduced(parameters, totals[DENSE][0]), paper[1]]
+    row += ['{:,}'.format(flops), paper[2], reduced(flops, totals[DENSE][1]), paper[3]]
+    rows.append(row)
+  return header, rows
+
+
+def layers_table(counts, everything=False):
+  """Each layer's parameters and FLOPs: (header, rows) of text."""
+  rows = [(c.name, c.parameters, c.flops) for c in counts if c.counted or everything]
+  rows.append(('all', *utils.total_count(counts, everything)))
+  header = ['layer', 'parameters', 'FLOPs per image']
+  return header, [[name, '{:,}'.format(parameters), '{:,}'.format(flops)] for name, parameters, flops in rows]
+
+
+def print_counts(flags):
+  """The program's `counts`."""
+  what = 'with' if flags.everything else 'without'
+  note = 'WRN-16-%d, 2 FLOPs per multiply-add, %s init_conv and batch norms' % (flags.k, what)
+  if flags.per_layer:
+    counts = built_counts(flags.per_layer, flags.k, flags.branch_input)
+    print('%s of %s, branch_input %s\n' % (flags.per_layer, note, flags.branch_input))
+    print(markdown(*layers_table(counts, flags.everything)), end='')
+    return
+  print(note + ', groups of even size; paper: WRN-16-8 without them.')
+  for branch_input, meaning in (
+    ('group', "a child reads its own group of its parent's channels"),
+    ('all', 'a child reads all channels of its parent'),
+  ):
+    print('\nbranch_input %s: where the tree branches, %s.\n' % (branch_input, meaning))
+    print(markdown(*counts_table(flags.k, branch_input, flags.everything)), end='')
+
+
+# --- runs -------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One run of train.py and then eval.py.
+
+  Attributes:
+    folder: out/k<k>/seed<seed>/<name>; train.py's --train_dir.
+    base: the Run whose last checkpoint is the --basemodel, or None.
+    train: dict of train.py's flags without the folders, with those of SHARES.
+  """
+
+  folder: str
+  base: 'Run | None'
+  train: dict
+
+  @property
+  def settings(self):
+    """Everything that decides the result, those of the runs that it needs too: a dict as JSON gives it back."""
+    return json.loads(json.dumps(dict(self.train, basemodel=self.base and self.base.settings)))
+
+  @property
+  def evaluation(self):
+    """Path of what eval.py writes; its being there means that the run is done."""
+    return os.path.join(self.folder, 'eval.json')
+
+  @property
+  def steps_done(self):
+    """The step of the last checkpoint."""
+    last = checkpoints.latest(self.folder)
+    return int(last.rsplit('-', 1)[1]) if last else 0
+
+  def commands(self, data_dir, train_images):
+    """The two command lines."""
+    given = dict(self.train, data_dir=data_dir, train_dir=self.folder)
+    epochs = given['max_steps'] * BATCH_SIZE / train_images
+    for name in SHARES.keys() & given.keys():
+      given[SHARES[name]] = ','.join('%.6g' % (share * epochs) for share in np.atleast_1d(given.pop(name)))
+    if self.base:
+      given['basemodel'] = self.base.folder
+    # Splitting starts from the last grouping checkpoint; the other runs count where validation was best.
+    group = self.train['mode'] == 'group'
+    checkpoint = self.folder if group else os.path.join(self.folder, 'best')
+    evaluate = dict(checkpoint=checkpoint, data_dir=data_dir, precision=self.train['precision'])
+    evaluate['output_file'] = self.evaluation
+    return command('train.py', given), command('eval.py', evaluate) + ['--harden'] * group
+
+
+def command(program, given):
+  """A command line from a dict of flags."""
+  return [sys.executable, os.path.join(PROJECT, program)] + [
+    text for name, value in given.items() for text in ('--' + name, str(value))
+  ]
+
+
+def make_runs(flags, seed):
+  """All runs of both tables for one seed: dict from name to Run."""
+  recipe, runs = RECIPES[flags.recipe], {}
+
+  def add(name, stage, mode, **more):
+    train = dict(mode=mode, k=flags.k, batch_size=BATCH_SIZE, seed=seed, precision=flags.precision)
+    train.update({**recipe['all'], **recipe[stage], **more})
+    train['max_steps'] = getattr(flags, stage + '_steps') or train['max_steps']
+    base = train.pop('basemodel', None)
+    base = base and runs[base]
+    runs[name] = Run(os.path.join(flags.out, 'k%d' % flags.k, 'seed%d' % seed, name), base, train)
+
+  def groups(split):
+    config = split_config(split, flags.k, flags.branch_input)
+    return {name: getattr(config, name) for name in ('ngroups1', 'ngroups2', 'ngroups3', 'branch_input')}
+
+  add('baseline', 'baseline', 'baseline')
+  dropped = {name: value for name, value in groups('2-2-2').items() if name != 'branch_input'}
+  add('baseline-dropout', 'baseline', 'baseline', dropout_keep_prob=DENSE_DROPOUT, **dropped)
+  for split in SPLITS:
+    dropout = {} if split in DROPOUT_SPLITS else dict(dropout_keep_prob=1)
+    add('group-' + split, 'group', 'group', **groups(split), **dropout)
+    add('split-' + split, 'split', 'split', **groups(split), basemodel='group-' + split)
+    for kind in ('semantic', 'clustering', 'random'):
+      base = dict(basemodel='baseline') if kind == 'clustering' else {}
+      add('scratch-%s-%s' % (split, kind), 'scratch', 'split', **groups(split), grouping=kind, **base)
+  return runs
+
+
+def run_name(split, column):
+  """The run that a cell shows."""
+  return 'split-' + split if column == 'splitnet' else 'scratch-%s-%s' % (split, column)
+
+
+def cells(table):
+  """A table's cells: dict from 'row' or 'row/column' to the run's name."""
+  if table == '2':
+    return {'baseline': 'baseline', **{split + '/splitnet': run_name(split, 'splitnet') for split in SPLITS}}
+  chosen = {name: name for name in PAPER_BASELINE}
+  return {**chosen, **{'%s/%s' % (s, c): run_name(s, c) for s in SPLITS for c in COLUMNS}}
+
+
+def chosen_cells(table, only):
+  """The names of the runs that --only asks for, in order."""
+  found = cells(table)
+  wanted = [word.strip() for word in only.split(',') if word.strip()]
+  for word in wanted:
+    if not any(word in (cell, *cell.split('/')) for cell in found):
+      raise UserError("--only names '%s'; table %s has %s" % (word, table, ', '.join(found)))
+  return [run for cell, run in found.items() if not wanted or {cell, *cell.split('/')} & set(wanted)]
+
+
+def with_needs(runs):
+  """The runs and, before each, what it needs: a list without repetitions."""
+  ordered = []
+  for run in runs:
+    for each in [*(with_needs([run.base]) if run.base else []), run]:
+      if each not in ordered:
+        ordered.append(each)
+  return ordered
+
+
+def differences(old, new, path=''):
+  """Where two nested dicts differ: yields sentences."""
+  for name in {**old, **new}:
+    before, now = old.get(name), new.get(name)
+    if isinstance(before, dict) and isinstance(now, dict):
+      yield from differences(before, now, path + name + "'s ")
+    elif before != now:
+      both = [value if not isinstance(value, dict) else 'another run' for value in (before, now)]
+      yield 'was made with %s%s %s, now it is %s' % (path, name, *both)
+
+
+def read_run(run, data):
+  """What a run's folder says: its eval.json, or None where it is not done; with 'data' that it was trained on.
+
+  Args:
+    run: a Run.
+    data: dict that says which data there is now; None: not to be compared.
+
+  Raises:
+    UserError: where the folder holds a run with other settings, or a damaged file.
+  """
+  path = os.path.join(run.folder, 'settings.json')
+  try:
+    if not os.path.exists(path):
+      if os.path.isdir(run.folder) and os.listdir(run.folder):
+        raise UserError("'%s' was not made by tables.py: remove it, or give another --out" % run.folder)
+      return None
+    with open(path) as f:
+      stored = json.load(f)
+    old, new = dict(stored['settings']), dict(run.settings)
+    if data is not None:
+      old['data'], new['data'] = stored['data'], data
+    for difference in differences(old, new):
+      raise UserError("'%s' %s: use the same, another --out, or remove the folder" % (run.folder, difference))
+    path = run.evaluation
+    if not os.path.exists(path):
+      return None
+    with open(path) as f:
+      result = json.load(f)
+    return {**{name: result[name] for name in ('accuracy', 'parameters', 'flops')}, 'data': stored['data']}
+  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    raise UserError("'%s' cannot be read (%s): remove '%s'" % (path, e, run.folder)) from e
+
+
+def collect(flags, data):
+  """The results of all runs there are, of all seeds on disk: dict from run name to list of `read_run`'s."""
+  results, seeds = {}, set(flags.seeds)
+  folder = os.path.join(flags.out, 'k%d' % flags.k)
+  if os.path.isdir(folder):
+    seeds.update(int(name[4:]) for name in os.listdir(folder) if re.fullmatch(r'seed\d{1,9}', name))
+  for seed in sorted(seeds):
+    for name, run in make_runs(flags, seed).items():
+      result = read_run(run, data)
+      if result:
+        results.setdefault(name, []).append(result)
+  return results
+
+
+def call(arguments, log):
+  """Runs a command, its output added to a log file; returns its exit code.
+
+  An interrupt is passed on once, and the command's own ending waited for: train.py writes a checkpoint.
+  """
+  with open(log, 'a') as f:
+    try:
+      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the command inherits it, so it holds as long as that lives
+    except BlockingIOError as e:
+      raise UserError("'%s' is being run already" % os.path.dirname(log)) from e
+    process = subprocess.Popen(
+      arguments, stdin=subprocess.DEVNULL, stdout=f, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+      return process.wait()
+    except KeyboardInterrupt:
+      process.send_signal(signal.SIGINT)
+      process.wait()
+      raise
+
+
+def do(run, data_dir, data):
+  """Trains and evaluates a run.
+
+  Raises:
+    UserError: where one of the two fails.
+  """
+  try:
+    os.makedirs(run.folder, exist_ok=True)
+    checkpoints.write_json(os.path.join(run.folder, 'settings.json'), {'settings': run.settings, 'data': data})
+  except OSError as e:
+    raise UserError("cannot write to the folder '%s' (%s): give another --out" % (run.folder, e.strerror)) from e
+  log = os.path.join(run.folder, 'output.txt')
+  for arguments in run.commands(data_dir, data['train_images']):
+    code = call(arguments, log)
+    if code or ('eval.py' in arguments[1] and not os.path.exists(run.evaluation)):
+      with open(log, errors='replace') as f:
+        last = ([line.strip() for line in f if line.strip()] or ['no output'])[-1]
+      raise UserError("the run in '%s' failed (exit code %d: %s); its log is '%s'" % (run.folder, code, last, log))
+
+
+# --- tables -----------------------------------------------------------------------------------------------------
+
+
+def error_text(results):
+  """Test error in %: the mean over the seeds, with their standard deviation and number where there are several."""
+  errors = [100 - 100 * result['accuracy'] for result in results]
+  if len(errors) < 2:
+    return '%.2f' % errors[0] if errors else ''
+  return '%.2f ± %.2f (%d)' % (np.mean(errors), np.std(errors, ddof=1), len(errors))
+
+
+def table_1(results):
+  """Table 1 from `collect`'s results: (header, rows) of text."""
+  header = ['network', 'split layers', 'groups', 'dense', 'dense (paper)']
+  header += [text for name in COLUMNS.values() for text in (name, name + ' (paper)')]
+  rows = []
+  for name, paper in PAPER_BASELINE.items():
+    rows.append([name.replace('-', ' with '), '', '', error_text(results.get(name, [])), paper] + [''] * 8)
+  for split, (name, layers, groups) in SPLITS.items():
+    row = ['%s %s' % (name, split), layers, groups, '', '']
+    for column, paper in zip(COLUMNS, PAPER_TABLE_1[split]):
+      row += [error_text(results.get(run_name(split, column), [])), paper]
+    rows.append(row)
+  return header, rows
+
+
+def table_2(results, dense):
+  """Table 2 from `collect`'s results: (header, rows) of text.
+
+  Args:
+    results: from `collect`.
+    dense: (parameters, FLOPs) of the dense network.
+  """
+  names = ['parameters (10^6)', '% reduced', 'FLOPs (10^9)', '% FLOPs reduced', 'error (%)']
+  rows = []
+  for split, paper in PAPER_TABLE_2.items():
+    found = results.get('baseline' if split == DENSE else run_name(split, 'splitnet'), [])
+    values = [''] * 4
+    if found:
+      parameters, flops = (np.mean([result[name] for result in found]) for name in ('parameters', 'flops'))
+      values = ['%.3f' % (parameters / 1e6), reduced(parameters, dense[0])]
+      values += ['%.3f' % (flops / 1e9), reduced(flops, dense[1])]
+    row = ['dense' if split == DENSE else '%s %s' % (SPLITS[split][0], split)]
+    rows.append(row + [text for pair in zip([*values, error_text(found)], paper) for text in pair])
+  return ['network'] + [text for name in names for text in (name, name + ' (paper)')], rows
+
+
+def markdown(header, rows):
+  """A table as Markdown, its columns aligned."""
+  widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+  lines = [[text.ljust(width) for text, width in zip(row, widths)] for row in [header, *rows]]
+  lines.insert(1, ['-' * width for width in widths])
+  return ''.join('| %s |\n' % ' | '.join(line) for line in lines)
+
+
+def caption(flags, results):
+  """What the numbers of a table are, in one paragraph."""
+  recipe = RECIPES[flags.recipe]
+  steps = ['%s %d' % (s, getattr(flags, s + '_steps') or recipe[s]['max_steps']) for s in STAGES]
+  sources = sorted({result['data']['source'] for found in results.values() for result in found})
+  return (
+    'Table %s on the test images (data: %s): WRN-16-%d, recipe %s (steps: %s), branch_input %s, the checkpoint of the '
+    'best validation accuracy. Several seeds: mean ± standard deviation of the error (seeds). Paper: WRN-16-8.\n\n'
+    % (flags.table, ', '.join(sources) or 'no run yet', flags.k, flags.recipe, ', '.join(steps), flags.branch_input)
+  )
+
+
+def show(flags, data, dense):
+  """Prints a table and, where anything may be run, writes its two files."""
+  results = collect(flags, data)
+  header, rows = table_1(results) if flags.table == '1' else table_2(results, dense)
+  text = caption(flags, results) + markdown(header, rows)
+  print('\n' + text, flush=True)
+  if flags.print_only:
+    return
+  values = io.StringIO()
+  csv.writer(values, lineterminator='\n').writerows([header, *rows])
+  path = os.path.join(flags.out, 'k%d' % flags.k, 'table%s' % flags.table)
+  try:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    for ending, content in (('.md', text), ('.csv', values.getvalue())):
+      with open(path + ending + '.tmp', 'w', encoding='utf-8') as f:
+        f.write(content)
+      os.replace(path + ending + '.tmp', path + ending)
+  except OSError as e:
+    raise UserError("cannot write '%s.md' (%s): give another --out" % (path, e.strerror)) from e
+
+
+def run_table(flags):
+  """The program's `1` and `2`: runs what is left to run, and shows the table after every run."""
+  names = chosen_cells(flags.table, flags.only)
+  dense = utils.total_count(built_counts(DENSE, flags.k))
+  if flags.print_only:
+    show(flags, None, dense)
+    return
+  train_images = len(cifar100.load(flags.data_dir, 'train').labels)
+  data = dict(cifar100.load_names(flags.data_dir).source, train_images=train_images)
+  collect(flags, data)  # whatever does not fit is told before anything runs
+  wanted = [run for seed in flags.seeds for run in with_needs([make_runs(flags, seed)[name] for name in names])]
+  left = [run for run in wanted if read_run(run, data) is None]
+  print('%d runs, %d of them done' % (len(wanted), len(wanted) - len(left)))
+  seconds = steps = 0
+  for i, each in enumerate(left):
+    begun, last = each.steps_done, each.train['max_steps']
+    text = '%d runs left; now %s, %d steps' % (len(left) - i, each.folder, last)
+    text += ' from step %d' % begun if begun else ''
+    if steps:
+      remaining = sum(r.train['max_steps'] - r.steps_done for r in left[i:])
+      text += '; about %d h %02d min for all that is left' % divmod(round(remaining * seconds / steps / 60), 60)
+    print(text, flush=True)
+    started = time.monotonic()
+    do(each, flags.data_dir, data)
+    seconds, steps = seconds + time.monotonic() - started, steps + last - begun
+    show(flags, data, dense)
+  if not left:
+    show(flags, data, dense)
+
+
+def run(flags):
+  """Does what the flags say."""
+  try:
+    print_counts(flags) if flags.table == 'counts' else run_table(flags)
+  except KeyboardInterrupt:
+    print('tables.py: stopped; the same command goes on', file=sys.stderr)
+    raise
+
+
+def main(argv=None):
+  """Runs the program; returns its exit code."""
+  return utils.run_program('tables.py', lambda: run(parse_flags(argv)))
+
+
+if __name__ == '__main__':
+  # A kill is an interrupt too, or the run that is going on would outlive this program. What nohup ignores stays so.
+  for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+      signal.signal(number, signal.default_int_handler)
+  sys.exit(main())

@@ -1,0 +1,434 @@
+"""tables.py: its counts against the paper's, the tables that it makes of results, what it runs and what it refuses."""
+
+import csv
+import dataclasses
+import json
+import os
+import signal
+import sys
+
+import pytest
+import tiny_data
+
+import eval as evaluation
+import resnet_split
+import tables
+import train
+import utils
+
+# Convolutions and the last layer with its bias, 2 FLOPs per multiply-add, groups of even size, k = 8.
+EXACT = {
+  '1-1-1': (10999908, 3095498952),
+  '1-1-4': (10961508, 3095422152),
+  '1-2-2': (6780004, 2558576840),
+  '2-2-2': (5731428, 2021705928),
+  '2-4-4': (3621476, 1753244872),
+}
+DATA = {'source': 'synthetic', 'seed': 0, 'num_val_instance': 60, 'images_per_class': 1, 'train_images': 90}
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+  return tiny_data.data(tmp_path_factory)
+
+
+@pytest.fixture(scope='module')
+def counted():
+  return {branch_input: tables.counts_table(8, branch_input) for branch_input in ('group', 'all')}
+
+
+def parse(*arguments):
+  return tables.parse_flags([str(a) for a in arguments])
+
+
+def finish(run, accuracy, parameters=1000, flops=10**7, data=DATA):
+  """Makes a run's folder look done."""
+  os.makedirs(run.folder)
+  with open(os.path.join(run.folder, 'settings.json'), 'w') as f:
+    json.dump({'settings': run.settings, 'data': data}, f)
+  with open(run.evaluation, 'w') as f:
+    json.dump({'accuracy': accuracy, 'parameters': parameters, 'flops': flops}, f)
+
+
+def rows_of(markdown):
+  """The table in a Markdown text: a list of rows, header first."""
+  lines = [line for line in markdown.splitlines() if line.startswith('|')]
+  rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
+  assert set(''.join(rows[1])) == {'-'}
+  return rows[:1] + rows[2:]
+
+
+# --- counts -----------------------------------------------------------------------------------------------------
+
+
+def test_counts_are_those_of_the_both_sides_reading_to_the_last_digit(counted):
+  _, rows = counted['group']
+  numbers = [(int(row[1].replace(',', '')), int(row[5].replace(',', ''))) for row in rows]
+  assert numbers == list(EXACT.values())
+  assert [row[0].split()[-1] for row in rows] == ['dense', *list(EXACT)[1:]]
+
+
+def test_percentages_are_the_papers_where_branches_read_all_of_their_parent(counted):
+  header, rows = counted['all']
+  for here, paper in (('% reduced', '% reduced (paper)'), ('% FLOPs reduced', '% FLOPs reduced (paper)')):
+    ours, theirs = ([float(row[header.index(name)]) for row in rows] for name in (here, paper))
+    assert ours == pytest.approx(theirs, abs=0.15)
+  assert [row[header.index('% reduced (paper)')] for row in rows] == ['0.0', '0.35', '32.54', '46.39', '62.58']
+
+
+def test_layers_add_up_and_everything_adds_what_the_paper_leaves_out():
+  counts = tables.built_counts('2-4-4', 1, 'all')
+  for everything in (False, True):
+    _, rows = tables.layers_table(counts, everything)
+    assert ('init_conv' in [row[0] for row in rows]) == everything
+    for column in (1, 2):
+      numbers = [int(row[column].replace(',', '')) for row in rows]
+      assert numbers[-1] == sum(numbers[:-1])
+  _, rows = tables.layers_table(counts)
+  assert [row[0] for row in rows if 'fc' in row[0]] == ['branch_%d/logits/fc' % i for i in range(4)]
+
+
+def test_the_program_prints_counts(capsys):
+  assert tables.main(['counts', '--k', '1', '--per_layer', 'dense', '--branch_input', 'all']) == 0
+  rows = rows_of(capsys.readouterr().out)
+  assert rows[1] == ['unit_1_0/conv_1', '2,304', '4,718,592']
+  assert tables.main(['counts', '--k', '1']) == 0
+  out = capsys.readouterr().out
+  assert len(out.split('branch_input')) == 3 and 'WRN-16-1' in out
+
+
+@pytest.mark.parametrize('split', list(tables.SPLITS))
+def test_split_depths_are_the_networks(split):
+  plan = resnet_split.wide_resnet(tables.split_config(split, 1, 'group'))
+  split_layers = [layer for layer in plan.layers if layer.kind != 'batch_norm' and layer.branches > 1]
+  assert str(len(split_layers)) == tables.SPLITS[split][1]
+
+
+# --- tables of results --------------------------------------------------------------------------------------------
+
+
+def test_table_1_has_means_spreads_and_empty_cells(tmp_path, capsys):
+  flags = parse(1, '--k', 1, '--out', tmp_path, '--seeds', '0,1')
+  first, second, third = (tables.make_runs(flags, seed) for seed in (0, 1, 7))
+  finish(first['baseline'], 0.70)
+  finish(first['scratch-2-4-4-random'], 0.5)
+  for runs, accuracy in ((first, 0.60), (second, 0.61), (third, 0.65)):  # seed 7 is not asked for, but it is there
+    finish(runs['split-2-2-2'], accuracy)
+  tables.show(flags, DATA, (1000, 10**7))
+  rows = rows_of(capsys.readouterr().out)
+  by_name = {row[0]: dict(zip(rows[0], row)) for row in rows[1:]}
+  assert len(by_name) == 6
+  assert by_name['baseline']['dense'] == '30.00' and by_name['baseline']['dense (paper)'] == '24.28'
+  assert by_name['baseline with dropout']['dense'] == ''
+  assert by_name['baseline with dropout']['dense (paper)'] == '24.52'
+  deep = by_name['Deep 2-2-2']
+  assert deep['SplitNet'] == '38.00 ± 2.65 (3)'  # errors 40, 39, 35: their squares about 38 sum to 14; sqrt(14 / 2)
+  assert [deep[name] for name in ('S', 'C', 'R', 'dense')] == [''] * 4
+  assert [deep[name + ' (paper)'] for name in ('S', 'C', 'R', 'SplitNet')] == ['25.04', '26.04', '27.12', '24.62']
+  assert by_name['Hierarchical 2-4-4']['R'] == '50.00'
+  assert by_name['FC 1-1-4']['groups'] == '4'
+
+
+@pytest.mark.parametrize('table', ['1', '2'])
+def test_the_files_are_what_is_printed(tmp_path, capsys, table):
+  flags = parse(table, '--k', 1, '--out', tmp_path)
+  runs = tables.make_runs(flags, 0)
+  finish(runs['baseline'], 0.701)
+  finish(runs['split-1-2-2'], 0.6)
+  tables.show(flags, DATA, (1000, 10**7))
+  printed = capsys.readouterr().out
+  with open(tmp_path / 'k1' / ('table%s.md' % table), encoding='utf-8') as f:
+    assert f.read() == printed.strip('\n') + '\n'
+  with open(tmp_path / 'k1' / ('table%s.csv' % table), encoding='utf-8', newline='') as f:
+    rows = list(csv.reader(f))
+  assert rows == rows_of(printed)
+  assert len(set(rows[0])) == len(rows[0])
+  assert '29.90' in rows[1] and 'synthetic' in printed and 'recipe short' in printed
+
+
+def test_table_2_has_the_sizes_of_what_was_run(tmp_path, capsys):
+  flags = parse(2, '--k', 1, '--out', tmp_path, '--branch_input', 'all')
+  finish(tables.make_runs(flags, 0)['split-2-4-4'], 0.72, parameters=400000, flops=6 * 10**6)
+  finish(tables.make_runs(flags, 3)['split-2-4-4'], 0.74, parameters=500000, flops=6 * 10**6)
+  tables.show(flags, DATA, (1000000, 10**7))
+  rows = rows_of(capsys.readouterr().out)
+  shown = dict(zip(rows[0], rows[5]))
+  assert list(shown.values())[1::2] == ['0.450', '55.00', '0.006', '40.00', '27.00 ± 1.41 (2)']
+  assert list(shown.values())[2::2] == ['4.12', '62.58', '1.88', '39.29', '24.80']
+  assert rows[1][1::2] == [''] * 5 and rows[1][2::2] == ['11.0', '0.0', '3.10', '0.0', '24.28']
+
+
+def test_printing_runs_and_writes_nothing(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(tables, 'call', None)
+  finish(tables.make_runs(parse(1, '--k', 1, '--out', tmp_path), 0)['baseline'], 0.7)
+  before = tiny_data.files(tmp_path)
+  assert tables.main(['1', '--k', '1', '--out', str(tmp_path), '--print', '--data_dir', str(tmp_path / 'none')]) == 0
+  assert rows_of(capsys.readouterr().out)[1][3] == '30.00'
+  assert tiny_data.files(tmp_path) == before
+
+
+# --- which runs, and with which flags -----------------------------------------------------------------------------
+
+
+def flag(arguments, name):
+  return arguments[arguments.index('--' + name) + 1]
+
+
+@pytest.mark.parametrize('recipe', sorted(tables.RECIPES))
+def test_every_command_is_one_that_the_programs_take(recipe, tmp_path):
+  flags = parse(1, '--recipe', recipe, '--out', tmp_path, '--branch_input', 'all')
+  runs = tables.make_runs(flags, 3)
+  assert len(runs) == 2 + 4 * 5
+  for name, run in runs.items():
+    trained, evaluated = run.commands('data', 45000)
+    parsed = train.parse_flags(trained[2:])
+    assert parsed.mode == {'baseline': 'baseline', 'group': 'group'}.get(name.split('-')[0], 'split')
+    assert (parsed.seed, parsed.k, parsed.train_dir) == (3, 8, run.folder)
+    assert parsed.grouping == (name.split('-')[-1] if name.startswith('scratch') else 'learned')
+    assert bool(parsed.basemodel) == (run.base is not None)
+    if not name.startswith('baseline'):
+      config = resnet_split.Config(ngroups1=parsed.ngroups1, ngroups2=parsed.ngroups2, ngroups3=parsed.ngroups3)
+      assert config.split in name and parsed.branch_input == 'all'
+    checked = evaluation.parse_flags(evaluated[2:])
+    assert checked.harden == name.startswith('group')
+    assert checked.checkpoint == (run.folder if checked.harden else os.path.join(run.folder, 'best'))
+
+
+def test_the_papers_recipe_is_that_of_the_scripts(tmp_path):
+  runs = tables.make_runs(parse(1, '--recipe', 'paper', '--out', tmp_path), 0)
+  scripts = {'baseline': 'baseline.sh', 'group-2-2-2': 'group.sh', 'split-2-2-2': 'split.sh'}
+  for name, script in scripts.items():
+    with open(os.path.join(tiny_data.PROJECT, script)) as f:
+      words = ' '.join(line for line in f if not line.startswith('#')).split()
+    parsed = train.parse_flags(runs[name].commands('data', 45000)[0][2:])
+    for i, word in enumerate(words):
+      if word.startswith('--') and word[2:] in (
+        'batch_size', 'l2_weight', 'initial_lr', 'lr_decay', 'max_steps', 'gamma1', 'gamma2', 'gamma3',
+        'dropout_keep_prob', 'checkpoint_interval', 'ngroups1', 'ngroups2', 'ngroups3',
+      ):  # fmt: skip
+        assert getattr(parsed, word[2:]) == float(words[i + 1]), (name, word)
+    expected = train.lr_boundaries(words[words.index('--lr_step_epoch') + 1])
+    assert train.lr_boundaries(parsed.lr_step_epoch) == pytest.approx(expected)
+  assert [name for name, run in runs.items() if name.startswith('group') and run.base] == []
+  kept = {name: run.train['dropout_keep_prob'] for name, run in runs.items() if name.startswith('group')}
+  assert kept == {'group-1-1-4': 1, 'group-1-2-2': 1, 'group-2-2-2': 0.5, 'group-2-4-4': 0.5}
+
+
+def test_shares_of_the_steps_become_epochs(tmp_path):
+  flags = parse(1, '--out', tmp_path, '--group_steps', 1000)
+  run = tables.make_runs(flags, 0)['group-2-2-2']
+  run = dataclasses.replace(run, train=dict(run.train, drop_at=(0.5, 0.75), ramp_at=0.25))
+  trained, _ = run.commands('data', 900)
+  assert flag(trained, 'lr_step_epoch') == '50,75' and flag(trained, 'gamma2_ramp_epoch') == '25'
+  assert not {'--drop_at', '--ramp_at'} & set(trained)
+
+
+def test_only_chooses_cells_rows_and_columns():
+  assert tables.chosen_cells('1', 'baseline, 2-2-2/semantic') == ['baseline', 'scratch-2-2-2-semantic']
+  assert tables.chosen_cells('1', '1-1-4')[-1] == 'split-1-1-4' and len(tables.chosen_cells('1', '1-1-4')) == 4
+  assert tables.chosen_cells('1', 'random') == ['scratch-%s-random' % split for split in tables.SPLITS]
+  assert len(tables.chosen_cells('1', '')) == 2 + 16 and len(tables.chosen_cells('2', '')) == 5
+  with pytest.raises(utils.UserError, match="--only names '3-3-3'; table 2 has baseline, 1-1-4/splitnet"):
+    tables.chosen_cells('2', '3-3-3')
+
+
+# --- running ------------------------------------------------------------------------------------------------------
+
+
+class Recorder:
+  """Stands for `tables.call`: records the commands, and writes what eval.py would."""
+
+  def __init__(self, fail=None):
+    self.called, self.fail = [], fail
+
+  def __call__(self, arguments, log):
+    program = os.path.basename(arguments[1])
+    folder = os.path.basename(os.path.dirname(log))
+    self.called.append((program, folder))
+    with open(log, 'a') as f:
+      f.write('said something\n\n')
+    if self.fail == (program, folder):
+      return 3
+    if program == 'eval.py':
+      with open(flag(arguments, 'output_file'), 'w') as f:
+        json.dump({'accuracy': 0.5, 'parameters': 10, 'flops': 10}, f)
+    return 0
+
+  @property
+  def trained(self):
+    return [folder for program, folder in self.called if program == 'train.py']
+
+
+@pytest.fixture
+def program(tmp_path, data_dir, monkeypatch, capsys):
+  """Calls tables.py with a Recorder: (exit code, stdout, stderr, the Recorder)."""
+
+  def run(*arguments, fail=None):
+    recorder = Recorder(fail)
+    monkeypatch.setattr(tables, 'call', recorder)
+    defaults = ['--k', '1', '--out', str(tmp_path / 'out'), '--data_dir', data_dir]
+    arguments = arguments[:1] + tuple(defaults) + arguments[1:]
+    return tables.main([str(a) for a in arguments]), *capsys.readouterr(), recorder
+
+  return run
+
+
+def test_runs_come_after_what_they_need_and_are_not_repeated(program):
+  code, out, _, recorder = program(2, '--only', '2-2-2')
+  assert code == 0
+  assert recorder.trained == ['baseline', 'group-2-2-2', 'split-2-2-2']
+  assert recorder.called == [(p, f) for f in recorder.trained for p in ('train.py', 'eval.py')]
+  assert out.count('| Deep 2-2-2') == 3  # the table after every run
+  lines = [line for line in out.splitlines() if ' runs left; now ' in line]
+  assert [line.split()[0] for line in lines] == ['3', '2', '1']
+  assert ['for all that is left' in line for line in lines] == [False, True, True]
+  code, out, _, recorder = program(1, '--only', '2-2-2/splitnet,2-2-2/clustering,1-1-4/random', '--seeds', '0,1')
+  assert code == 0
+  seed_0, seed_1 = recorder.trained[:2], recorder.trained[2:]
+  assert sorted(seed_0) == ['scratch-1-1-4-random', 'scratch-2-2-2-clustering']
+  assert seed_1.index('baseline') < seed_1.index('group-2-2-2') < seed_1.index('split-2-2-2')
+  assert sorted(seed_1) == sorted([*seed_0, 'baseline', 'group-2-2-2', 'split-2-2-2'])
+  assert '50.00 ± 0.00 (2)' in out
+  code, out, _, recorder = program(1, '--only', '2-2-2/clustering', '--seeds', '1')
+  assert (code, recorder.called) == (0, []) and '| Deep 2-2-2' in out
+
+
+def test_all_of_table_1_is_22_runs(program):
+  code, out, _, recorder = program(1)
+  assert code == 0 and len(recorder.trained) == len(set(recorder.trained)) == 22
+  last = rows_of(out[out.rindex('Table 1') :])
+  assert all(row[i] == '50.00' for row in last[3:] for i in (5, 7, 9, 11))
+
+
+def test_a_broken_off_run_is_run_again_with_the_same_command(program, tmp_path):
+  code, _, err, recorder = program(2, '--only', 'baseline', fail=('train.py', 'baseline'))
+  folder = str(tmp_path / 'out' / 'k1' / 'seed0' / 'baseline')
+  assert (code, recorder.called) == (1, [('train.py', 'baseline')])
+  assert err.count('\n') == 1 and "'%s'" % folder in err and os.path.join(folder, 'output.txt') in err
+  assert 'exit code 3: said something' in err
+  code, _, _, recorder = program(2, '--only', 'baseline')
+  assert (code, recorder.trained) == (0, ['baseline'])
+
+
+def refused(result, *parts):
+  code, _, err, recorder = result
+  assert (code, recorder.called) == (1, [])
+  assert err.startswith('tables.py: ') and err.count('\n') == 1
+  for part in parts:
+    assert part in err
+
+
+def test_other_settings_are_refused_before_anything_runs(program, tmp_path):
+  assert program(2, '--only', '1-2-2', '--split_steps', 10)[0] == 0
+  folder = str(tmp_path / 'out' / 'k1' / 'seed0' / 'split-1-2-2')
+  was = 'was made with max_steps %s, now it is %s'
+  refused(program(2, '--only', 'baseline', '--split_steps', 11), folder, was % (10, 11), '--out')
+  refused(program(1, '--split_steps', 10, '--baseline_steps', 7), 'baseline', was % (5000, 7))
+  refused(program(2, '--seeds', 4), folder, was % (10, 2500))  # the table shows seed 0 too
+  refused(program(2, '--split_steps', 10, '--branch_input', 'all'), 'branch_input group, now it is all')
+  assert program(2, '--only', '1-2-2', '--split_steps', 10)[3].called == []
+
+
+def test_other_data_and_what_a_run_started_from_are_settings_too(program, tmp_path):
+  assert program(2, '--only', '1-2-2')[0] == 0
+  seed = tmp_path / 'out' / 'k1' / 'seed0'
+  other = tiny_data.write(tmp_path / 'other', seed=5)
+  refused(program(2, '--data_dir', other), "data's seed 0, now it is 5")
+  for name in ('baseline', 'group-1-2-2'):
+    for file in os.listdir(seed / name):
+      os.remove(seed / name / file)
+    os.rmdir(seed / name)
+  refused(program(2, '--group_steps', 9), 'split-1-2-2', "basemodel's max_steps 2000, now it is 9")
+  refused(program(2, '--baseline_steps', 9), 'split-1-2-2', "basemodel's basemodel's max_steps 5000, now it is 9")
+
+
+def test_damaged_and_foreign_folders_are_refused(program, tmp_path):
+  assert program(2, '--only', 'baseline')[0] == 0
+  folder = tmp_path / 'out' / 'k1' / 'seed0' / 'baseline'
+  for name in ('eval.json', 'settings.json'):
+    kept = (folder / name).read_text()
+    for content in ('{"accuracy"', '[]', '{}'):
+      (folder / name).write_text(content)
+      refused(program(2), str(folder / name), 'cannot be read')
+    (folder / name).write_text(kept)
+  os.remove(folder / 'settings.json')
+  refused(program(2), str(folder), 'was not made by tables.py')
+
+
+@pytest.mark.parametrize(
+  'arguments, parts',
+  [
+    (['1', '--seeds', '0,x'], ['--seeds', "'0,x'"]),
+    (['1', '--k', '0'], ['--k is 0']),
+    (['2', '--split_steps', '0'], ['--split_steps is 0']),
+    (['1', '--branch_input', 'some'], ['--branch_input', "'some'"]),
+    (['1', '--only', 'x'], ['--only', "'x'"]),
+    (['1', '--data_dir', 'nowhere', '--k', '1'], ['nowhere', 'download_cifar100.py']),
+    (['counts', '--per_layer', '2-2'], ['--per_layer', "'2-2'"]),
+    (['counts', '--per_layer', '4-2-2'], ['ngroups2']),
+  ],
+)
+def test_mistakes_are_one_sentence(arguments, parts, capsys, tmp_path):
+  assert tables.main([*arguments, '--out', str(tmp_path)]) == 1
+  err = capsys.readouterr().err
+  assert err.startswith('tables.py: ') and err.count('\n') == 1
+  for part in parts:
+    assert part in err
+
+
+# --- the subprocess -----------------------------------------------------------------------------------------------
+
+
+def test_call_logs_returns_the_code_and_keeps_others_out(tmp_path):
+  log = str(tmp_path / 'output.txt')
+  script = 'import sys; print("out", flush=True); print("err", file=sys.stderr); sys.exit(7)'
+  assert tables.call([sys.executable, '-c', script], log) == 7
+  assert tables.call([sys.executable, '-c', script], log) == 7
+  with open(log) as f:
+    assert f.read() == 'out\nerr\n' * 2
+  with open(log, 'a') as f:
+    tables.fcntl.flock(f, tables.fcntl.LOCK_EX)
+    with pytest.raises(utils.UserError, match='is being run already'):
+      tables.call([sys.executable, '-c', script], log)
+
+
+def test_an_interrupt_reaches_the_run_once_and_its_ending_is_waited_for(tmp_path, data_dir, monkeypatch, capsys):
+  """The stand-in for train.py interrupts this process, as a user would, and then takes the interrupt itself."""
+  script = (
+    'import os, signal\n'
+    'try:\n'
+    '  os.kill(os.getppid(), signal.SIGINT)\n'
+    '  while True: signal.pause()\n'
+    'except KeyboardInterrupt:\n'
+    '  print("saved")\n'
+  )
+  command = [sys.executable, '-c', script]
+  monkeypatch.setattr(tables.Run, 'commands', lambda *_: (command, command))
+  before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run where it is ignored
+  try:
+    assert tables.main(['2', '--k', '1', '--out', str(tmp_path), '--data_dir', data_dir]) == 130
+  finally:
+    signal.signal(signal.SIGINT, before)
+  assert capsys.readouterr().err == 'tables.py: stopped; the same command goes on\n'
+  assert (tmp_path / 'k1' / 'seed0' / 'baseline' / 'output.txt').read_text() == 'saved\n'
+
+
+def test_two_cells_of_table_1_for_real(tmp_path, data_dir, monkeypatch, capsys):
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '-1')
+  arguments = ['1', '--k', '1', '--out', str(tmp_path), '--data_dir', data_dir, '--only', 'baseline,1-1-4/clustering']
+  arguments += ['--baseline_steps', '2', '--scratch_steps', '2']
+  assert tables.main(arguments) == 0
+  first = capsys.readouterr().out
+  table = rows_of(first[first.rindex('Table 1') :])
+  by_name = {row[0]: dict(zip(table[0], row)) for row in table[1:]}
+  for name, column, folder in (
+    ('baseline', 'dense', 'baseline'),
+    ('FC 1-1-4', 'C', 'scratch-1-1-4-clustering'),
+  ):
+    with open(tmp_path / 'k1' / 'seed0' / folder / 'eval.json') as f:
+      assert by_name[name][column] == '%.2f' % (100 - 100 * json.load(f)['accuracy'])
+  before = tiny_data.files(tmp_path)
+  monkeypatch.setattr(tables, 'call', None)
+  assert tables.main(arguments) == 0
+  assert rows_of(capsys.readouterr().out) == table
+  assert tiny_data.files(tmp_path) == before
