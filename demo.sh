@@ -34,8 +34,7 @@ stage() {
   printf '\n--- %s ---\n' "$mode"
   "$python" "$project/train.py" --mode "$mode" --data_dir "$data" --train_dir "$out/$mode" --max_steps "$steps" \
     --lr_step_epoch "$(epoch_of "$drop")" --display 100 --val_interval 500 --group_summary_interval 500 \
-    --dropout_keep_prob 1 --checkpoint_interval 500 "$@" | grep --line-buffered -E '^(step|  split_q1|done|going on)' || true
-  [ "${PIPESTATUS[0]}" = 0 ]
+    --dropout_keep_prob 1 --checkpoint_interval 500 "$@" | grep --line-buffered -E '^(step|  split_q1|done|going on)'
 }
 evaluate() {
   "$python" "$project/eval.py" --data_dir "$data" --output_file "$out/$1.json" --checkpoint "$2" "${@:3}" >"$out/$1.txt"

@@ -20,7 +20,7 @@ import devices
 import pictures
 import resnet_split
 import utils
-from train import Parser, boolean
+from flags import Parser, boolean
 from utils import UserError
 
 

@@ -103,7 +103,7 @@ def draw_confusion(matrix, order, borders, title, path):
   axis.set_xlabel('predicted class, ordered by group')
   axis.set_ylabel('true class, ordered by group')
   axis.set_title(title, fontsize=10)
-  figure.colorbar(drawn, ax=axis, label='share of the true class')
+  figure.colorbar(drawn, ax=axis, label='share of the true class', fraction=0.046, pad=0.03)
   _save(figure, path)
 
 

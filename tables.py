@@ -31,7 +31,7 @@ import cifar100
 import grouping
 import resnet_split
 import utils
-from train import Parser
+from flags import Parser
 from utils import UserError
 
 PROJECT = os.path.dirname(os.path.abspath(__file__))

@@ -1,0 +1,19 @@
+"""What the programs' command lines have in common."""
+
+import argparse
+
+
+def boolean(text):
+  """True or False from a flag's text (the released scripts write --bn_no_scale True)."""
+  if text.lower() in ('true', '1', 'yes'):
+    return True
+  if text.lower() in ('false', '0', 'no'):
+    return False
+  raise argparse.ArgumentTypeError("'%s' is neither True nor False" % text)
+
+
+class Parser(argparse.ArgumentParser):
+  """A parser whose errors are the one sentence, without the whole usage above it."""
+
+  def error(self, message):
+    self.exit(2, '%s: %s (see --help)\n' % (self.prog, message))
