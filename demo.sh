@@ -15,7 +15,7 @@ case ${1:-} in
 esac
 make_venv requirements.txt
 python=$venv/bin/python
-out=$project/demo/$kind
+out=${DEMO_DIR:-$project/demo}/$kind
 if [ $kind = synthetic ]; then
   data=$out/data
   "$python" "$project/download_cifar100.py" --synthetic --images_per_class 100 --data_dir "$data"
