@@ -9,12 +9,12 @@ import json
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
-from sklearn.manifold import spectral_embedding
 
 import utils
 from utils import UserError
 
-DIRECTIONS = 8  # singular directions of the last weights that the class clustering looks at
+DIRECTIONS = 8  # directions of the last weights that the class clustering looks at
+SHARPNESS = 4.0  # how fast the affinity of two classes falls with the angle between their weights
 START_CONFIDENCE = 0.75  # probability of its own group with which a unit starts in `spectral_start`
 
 # CIFAR-100's superclasses in an order in which neighbours are alike, animals first, so that groups of whole
@@ -88,11 +88,14 @@ def clustering(weights, plan, seed=0):
   """
   points = weights - weights.mean(1, keepdims=True)
   points = (points / np.linalg.norm(points, axis=0)).T
-  # Cosine similarity, as an affinity that is not negative; the embedding is what spectral clustering clusters.
-  affinity = np.exp(4.0 * (points @ points.T - 1.0))
-  directions = min(DIRECTIONS, len(points) - 2)
-  embedded = spectral_embedding(affinity, n_components=directions, random_state=seed)
-  return _divide(embedded, plan, seed)
+  affinity = np.exp(SHARPNESS * (points @ points.T - 1.0))  # cosine similarity, made positive
+  degree = affinity.sum(1) ** -0.5
+  values, vectors = np.linalg.eigh(affinity * degree[:, None] * degree[None])
+  values, vectors = values[::-1], vectors[:, ::-1]
+  # The first direction is constant. Each other one counts by its eigenvalue: were all of one scale, the differences
+  # inside branches would drown those between them.
+  points = (vectors / vectors[:, :1] * values)[:, 1 : DIRECTIONS + 1]
+  return _divide(points, plan, seed)
 
 
 def singular_clustering(weights, plan, seed=0):

@@ -2,9 +2,11 @@
 # The paper's tables: ./tables.sh counts, ./tables.sh 1, ./tables.sh 2. Further arguments are tables.py's:
 #   ./tables.sh 1 --k 1 --seeds 0,1,2
 #   ./tables.sh 1 --k 1 --print
+# ./tables.sh 5: evaluation time on several devices. Further arguments are table5.py's.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 find_python
+if [ "${1:-}" = 5 ]; then exec "$python" "$project/table5.py" "${@:2}"; fi # times networks that it makes itself
 case " $* " in
   '  ' | *' counts '* | *' --print '*) ;; # no images needed
   *) need_data "$@" ;;

@@ -1,0 +1,239 @@
+"""Groupings that are not learned, and the spectral start."""
+
+import json
+
+import numpy as np
+import pytest
+
+import cifar100
+import grouping
+import report
+import resnet_split
+import train
+import utils
+from utils import UserError
+
+SPLITS = {'1-1-4': (4, 1, 1), '2-2-2': (2, 2, 2), '2-4-4': (4, 4, 2), '2-3-5': (5, 3, 2)}
+
+
+def plan_of(split, k=1, branch_input='group'):
+  ngroups1, ngroups2, ngroups3 = SPLITS[split]
+  config = resnet_split.Config(k=k, ngroups1=ngroups1, ngroups2=ngroups2, ngroups3=ngroups3, branch_input=branch_input)
+  return config, resnet_split.wide_resnet(config)
+
+
+@pytest.fixture(scope='module')
+def names():
+  """100 classes, five to each of CIFAR-100's superclasses, numbered so that they do not stand together."""
+  coarse = sorted(grouping.SUPERCLASS_ORDER)
+  return cifar100.Names(['class%d' % i for i in range(100)], coarse, np.arange(100) % 20, {})
+
+
+def test_semantic_groups_are_even_and_of_whole_superclasses(names):
+  for groups in (2, 4, 5, 10, 20):
+    found = grouping.semantic(names, groups)
+    assert np.bincount(found).tolist() == [100 // groups] * groups
+    assert utils.superclass_agreement(found, names.fine_to_coarse) == 1.0
+  assert np.bincount(grouping.semantic(names, 3)).tolist() == [35, 35, 30]
+
+
+def test_semantic_groups_of_two_part_animals_from_things(names):
+  found = grouping.semantic(names, 2)
+  of = {name: set(found[names.fine_to_coarse == i]) for i, name in enumerate(names.coarse)}
+  assert of['fish'] == of['people'] == of['insects'] != of['vehicles_1'] == of['household_furniture'] == of['trees']
+
+
+def test_more_groups_than_superclasses_is_one_sentence(names):
+  with pytest.raises(UserError, match=r'21 groups .* only 20 superclasses'):
+    grouping.semantic(names, 21)
+
+
+def test_random_groups_are_even_and_depend_on_the_seed_only():
+  found = grouping.random(100, 3, 5)
+  assert sorted(np.bincount(found)) == [33, 33, 34]
+  assert np.array_equal(found, grouping.random(100, 3, 5))
+  assert not np.array_equal(found, grouping.random(100, 3, 6))
+
+
+def test_balanced_clusters_have_the_sizes_asked_for_and_are_clusters():
+  generator = np.random.default_rng(0)
+  truth = generator.permutation(np.repeat([0, 1, 2], [10, 30, 20]))
+  centres = np.array([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+  points = centres[truth] + generator.normal(size=(60, 2))
+  # The sizes say how many a cluster has, not which one it is: an even division has to cut through the largest.
+  found = grouping.balanced_clusters(points, [20, 20, 20])
+  assert np.bincount(found).tolist() == [20, 20, 20]
+  assert len(set(found[truth == 0])) == 1 and len(set(found[truth == 2])) == 1
+
+
+def planted_weights(split):
+  """Last weights [64, 100] whose classes lie along the tree of a split; the leaf of each class."""
+  config, plan = plan_of(split)
+  generator = np.random.default_rng(1)
+  leaves = generator.permutation(np.repeat(np.arange(config.ngroups1), grouping.even_sizes(100, config.ngroups1)))
+  depths = list(plan.depths.values())
+  weights = 0.3 * generator.normal(size=(64, 100))
+  for depth in range(1, len(depths)):
+    if depths[depth] > depths[depth - 1]:
+      branch = utils.parents_along(depths[depth:][::-1])[leaves]
+      weights += (3.0 / depth) * generator.normal(size=(64, depths[depth]))[:, branch]
+  return weights, leaves
+
+
+@pytest.mark.parametrize('split', ['1-1-4', '2-2-2', '2-4-4'])
+@pytest.mark.parametrize('cluster', [grouping.clustering, grouping.singular_clustering])
+def test_clustering_finds_planted_groups_and_their_tree(split, cluster):
+  weights, leaves = planted_weights(split)
+  _, plan = plan_of(split)
+  found = cluster(weights, plan)
+  # The groups have other numbers, but each is one planted group, and siblings are siblings.
+  number = {int(f): int(leaf) for f, leaf in zip(found, leaves)}
+  assert all(number[int(f)] == leaf for f, leaf in zip(found, leaves)) and len(set(number.values())) == len(number)
+  parent = utils.parents(plan.depths['logits'], plan.depths['unit_2'])
+  together = {(parent[f], parent[leaf]) for f, leaf in number.items()}
+  assert len(together) == plan.depths['unit_2']
+
+
+@pytest.mark.parametrize('branch_input', ['group', 'all'])
+@pytest.mark.parametrize('split', SPLITS)
+def test_spectral_start_is_even_at_every_level_and_undecided_enough(split, branch_input):
+  _, plan = plan_of(split, branch_input=branch_input)
+  network = resnet_split.Network(plan_of(split, branch_input=branch_input)[0])
+  values = {name: v.numpy() for name, v in network.weights.items()}
+  alphas = grouping.spectral_start(plan, values)
+  assert set(alphas) == {name for name, units in plan.units.items() if units.groups > 1}
+  for name, alpha in alphas.items():
+    units = plan.units[name]
+    assert alpha.shape == (units.groups, units.size)
+    sizes = utils.group_sizes(utils.hard_groups(alpha), units.groups)
+    assert sizes.max() - sizes.min() <= 1 + (split == '2-3-5')
+    q = np.exp(alpha) / np.exp(alpha).sum(0)
+    np.testing.assert_allclose(q.max(0), grouping.START_CONFIDENCE, rtol=1e-6)
+
+
+@pytest.mark.parametrize('split', ['1-1-4', '2-2-2'])
+def test_spectral_start_finds_the_groups_of_a_network_that_is_split_already(split):
+  """A dense network whose between-group weights are zero: every unit has to go to its own group, at every level."""
+  config, plan = plan_of(split)
+  generator = np.random.default_rng(3)
+  truth = {
+    name: generator.permutation(np.repeat(np.arange(u.groups), grouping.even_sizes(u.size, u.groups)))
+    for name, u in plan.units.items()
+  }
+  values = {name: v.numpy() for name, v in resnet_split.Network(config).weights.items()}
+  _, leaves = planted_weights(split)
+  truth['split_q1'] = leaves
+  for layer in plan.layers:
+    if layer.kind != 'batch_norm':
+      values[resnet_split.layer_weights(layer)] *= resnet_split.kept_weights(plan, layer, truth)
+  # Classes of a trained network that are alike have a direction in common; random ones would not.
+  values['logits/fc/weights'] = np.abs(values['logits/fc/weights'])
+  found = {name: utils.hard_groups(alpha) for name, alpha in grouping.spectral_start(plan, values).items()}
+  numbers = {int(f): int(t) for f, t in zip(found['split_q1'], truth['split_q1'])}
+  for name, groups in found.items():
+    units = plan.units[name]
+    merged = utils.parents(plan.depths['logits'], units.groups)
+    renamed = {int(merged[f]): int(merged[t]) for f, t in numbers.items()}
+    assert [renamed[int(g)] for g in groups] == truth[name].tolist(), name
+
+
+def test_even_features_keeps_the_classes_and_divides_the_rest(names):
+  _, plan = plan_of('2-4-4')
+  classes = grouping.semantic(names, 4)
+  groups = grouping.even_features(plan, classes)
+  assert np.array_equal(groups['split_q1'], classes)
+  for name, units in plan.units.items():
+    if name != 'split_q1':
+      assert len(set(utils.group_sizes(groups[name], units.groups))) == 1
+  resnet_split.check_groups(plan, groups)
+
+
+def test_a_users_grouping_is_read_as_its_tree(names, tmp_path):
+  config, _ = plan_of('2-4-4')
+  leaves = [names.fine[i::4] for i in range(4)]
+  path = tmp_path / 'mine.json'
+  path.write_text(json.dumps([[leaves[0], leaves[1]], [leaves[2], leaves[3]]]))
+  assert grouping.read_file(str(path), names, config).tolist() == [i % 4 for i in range(100)]
+  config, _ = plan_of('2-3-5')
+  leaves = [names.fine[i::5] for i in range(5)]
+  path.write_text(json.dumps([[[leaves[0], leaves[1]], [leaves[2], leaves[3]]], [[leaves[4]]]]))
+  assert grouping.read_file(str(path), names, config).tolist() == [i % 5 for i in range(100)]
+
+
+@pytest.mark.parametrize(
+  'content, sentence',
+  [
+    ('nonsense', 'is not JSON'),
+    ('[["class0"], ["class0"]]', "names the class 'class0' twice"),
+    ('[["class0"], ["cat"]]', "names a class 'cat' that the data does not have"),
+    ('[["class0"], ["class1"]]', 'leaves out class2'),
+    ('[["class0"], ["class1"], ["class2"]]', 'does not have the tree of 2-2-2: a list of 2 groups'),
+    ('{"a": ["class0"]}', 'does not have the tree'),
+  ],
+)
+def test_a_wrong_grouping_file_is_one_sentence(names, tmp_path, content, sentence):
+  path = tmp_path / 'mine.json'
+  path.write_text(content)
+  with pytest.raises(UserError, match=sentence) as e:
+    grouping.read_file(str(path), names, plan_of('2-2-2')[0])
+  assert str(path) in str(e.value)
+
+
+def test_a_missing_grouping_file_names_what_else_there_is(names):
+  with pytest.raises(UserError, match='semantic, clustering, random or a file'):
+    grouping.read_file('not-there', names, plan_of('2-2-2')[0])
+
+
+@pytest.mark.parametrize('kind', ['semantic', 'random', 'file'])
+def test_split_from_scratch_builds_the_groups_that_were_asked_for(kind, names, tmp_path):
+  path = tmp_path / 'mine.json'
+  path.write_text(json.dumps([names.fine[:50], names.fine[50:]]))
+  flags = train.parse_flags(['--mode', 'split', '--k', '1', '--grouping', str(path) if kind == 'file' else kind])
+  network = train.build_network(flags, resnet_split.Config(k=1), None, names)
+  expected = {
+    'semantic': grouping.semantic(names, 2), 'random': grouping.random(100, 2, 0), 'file': np.repeat([0, 1], 50),
+  }[kind]  # fmt: skip
+  assert np.array_equal(network.groups['split_q1'], expected)
+  assert network(np.zeros([2, 32, 32, 3], np.float32)).shape == (2, 100)
+
+
+def test_gamma2_rises_over_its_epochs(names):
+  flags = train.parse_flags(['--mode', 'group', '--k', '1', '--gamma2', '8', '--gamma2_ramp_epoch', '2'])
+  config = resnet_split.Config(k=1, num_residual_units=1)
+  stage = train.Stage(flags, resnet_split.Network(config, with_assignments=True), steps_per_epoch=10)
+  found = [float(stage._objective(step).gamma2) for step in (0, 5, 10, 20, 1000)]
+  assert found == [0, 2, 4, 8, 8]
+  assert stage._objective(0).gamma3 == flags.gamma3
+
+
+def test_random_agreement_is_that_of_the_paper():
+  """A random balanced grouping of CIFAR-100's 20 superclasses of 5 has about 0.49 at G = 4 and 0.68 at G = 2."""
+  superclasses = np.arange(100) // 5
+  assert report.random_agreement([25] * 4, superclasses)[0] == pytest.approx(0.49, abs=0.01)
+  assert report.random_agreement([50] * 2, superclasses)[0] == pytest.approx(0.68, abs=0.01)
+
+
+def test_report_shows_stages_beside_each_other_and_the_groups(tmp_path, capsys):
+  def write(name, accuracy, parameters, **more):
+    result = dict(accuracy=accuracy, top5_accuracy=0.9, parameters=parameters, flops=10 * parameters, **more)
+    (tmp_path / name).write_text(json.dumps(result))
+    return '%s=%s' % (name, tmp_path / name)
+
+  of = {'ant': 'insects', 'bee': 'insects', 'oak': 'trees', 'elm': 'trees'}
+  groups = dict(
+    groups=[['ant', 'oak'], ['bee', 'elm']], agreement=0.5, superclass_of_class=of, confusion_picture='x.png'
+  )
+  assert report.main([write('dense', 0.5, 1000), write('split', 0.25, 500, **groups)]) == 0
+  output = capsys.readouterr().out
+  assert '50.00 %' in output and '500 ( 50 %)' in output and '5,000 ( 50 %)' in output
+  assert 'group 1 (2 classes)' in output and 'agreement with the superclasses: 0.50' in output and 'x.png' in output
+
+
+@pytest.mark.parametrize('content', [None, 'nonsense', '[]', '{}'])
+def test_report_of_something_else_is_one_sentence(content, tmp_path, capsys):
+  path = tmp_path / 'result.json'
+  if content is not None:
+    path.write_text(content)
+  assert report.main(['dense=%s' % path]) == 1
+  error = capsys.readouterr().err
+  assert error.startswith('report.py: ') and str(path) in error and error.count('\n') == 1
