@@ -20,18 +20,13 @@ import devices
 import pictures
 import resnet_split
 import utils
-from flags import Parser, boolean
+from flags import Parser, add, boolean
 from utils import UserError
 
 
 def make_parser():
   """The flags."""
   parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-
-  def add(section, name, type_, default, text, **keywords):
-    section.add_argument(
-      '--' + name, type=type_, default=default, metavar=type_.__name__.upper(), help=text, **keywords
-    )
 
   g = parser.add_argument_group('what')
   add(

@@ -17,3 +17,10 @@ class Parser(argparse.ArgumentParser):
 
   def error(self, message):
     self.exit(2, '%s: %s (see --help)\n' % (self.prog, message))
+
+
+def add(section, name, type_, default, text, **keywords):
+  """Adds the flag --name to a parser or a section of it; its help shows the type."""
+  section.add_argument(
+    '--' + name, type=type_, default=default, metavar=getattr(type_, '__name__', '').upper(), help=text, **keywords
+  )

@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # Grouping: WRN-16-8 learns its weights together with the assignments of a 2-2-2 deep split, with the paper's settings.
 # Further arguments are train.py's and win over these:  ./group.sh --k 1 --max_steps 5000
+# These settings take 400 epochs. From a trained baseline a few epochs do, with other weights of the same objective:
+#   ./group.sh --basemodel runs/baseline/best --assignment_start spectral --gamma2 20 --gamma2_ramp_epoch 2 --gamma3 30 \
+#     --assignment_lr_scale 40 --dropout_keep_prob 1 --initial_lr 0.05 --lr_step_epoch 8 --max_steps 5000
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 find_python

@@ -32,7 +32,7 @@ import grouping
 import partition
 import resnet_split
 import tables
-from train import Parser
+from flags import Parser
 from utils import UserError, run_program
 
 # A row: the name for --rows, the network as the paper calls it, its split, on how many devices, how a dense network is

@@ -28,7 +28,7 @@ import grouping
 import resnet_split
 import summaries
 import utils
-from flags import Parser, boolean
+from flags import Parser, add, boolean
 from objective import Momentum, Objective, objective
 from utils import UserError
 
@@ -58,11 +58,6 @@ def make_parser():
 
   def stage(name):
     return '%s for group, %s otherwise' % (STAGE_DEFAULTS['group'][name], STAGE_DEFAULTS['split'][name])
-
-  def add(section, name, type_, default, text):
-    section.add_argument(
-      '--' + name, type=type_, default=default, metavar=getattr(type_, '__name__', '').upper(), help=text
-    )
 
   g = parser.add_argument_group('folders')
   add(g, 'data_dir', str, 'cifar100/train_val_split', 'folder that download_cifar100.py wrote [%(default)s]')
