@@ -1,53 +1,38 @@
 """Images to try the programs on without CIFAR-100: 100 classes in 20 superclasses, drawn with NumPy alone.
 
-A superclass is a shape, a texture and a colour, as in `striped_crimson_discs`; no two superclasses share both shape and
-colour. Its five classes differ less: `small_`, `large_`, `twin_` (two of them), `framed_` (a bright outline) and
-`cored_` (a bright spot within). So a network finds the superclass sooner than the class, and a grouping of the classes
-by meaning exists that can be checked. Place, size, turn, shade, background, a stray blob and noise vary from image to
-image. As in CIFAR-100 the numbers of the classes say nothing about their superclass.
+The classes form a tree in which nothing cuts across the branches, so that a grouping of the classes by meaning exists
+and can be checked:
+
+  2 families           `night`: golden things on a dark ground; `day`: blue things on a bright ground
+  2 x 2 surroundings   the ground's pattern: `starry` and `rainy` nights, `checked` and `wavy` days; a slight cast of
+                       the colours; shapes that are akin
+  4 x 5 superclasses   the thing's shape, as in `night_rainy_moons`; each shape is one superclass's alone
+  20 x 5 classes       `..._a` to `..._e`: the emblem on the thing, a small symmetric pattern that no other class has
+
+The letters mean nothing: the emblems of `_a` in two superclasses have nothing in common.
+
+A network groups classes that it cannot always tell apart. So every level is hidden in some of the images: a quarter of
+the things are far away and show neither emblem nor shape, a third of the grounds have no pattern; only the family can
+always be seen. Place, size, turn, roundness, shade, a stray blob and noise vary, too. As in CIFAR-100 the numbers of
+the classes say nothing about their superclass.
 """
 
 import numpy as np
 
 SIDE = 32  # pixels
-VARIANTS = ('small', 'large', 'twin', 'framed', 'cored')
-NUMBERING_SEED = 100  # which class has which number is part of the data set and does not change with `seed`
+FAR, PLAIN = np.float32(0.25), np.float32(0.35)  # shares of the images: the thing is far away; the ground is plain
+LETTERS = 'abcde'
+DESIGN_SEED = 100  # the classes' numbers and emblems are part of the data set and do not change with `seed`
+CELLS = 5  # an emblem has as many rows and columns
+EMBLEM = 0.62  # half its side, in units of the thing's radius
 
-COLOURS = {  # RGB 0-1 of the shape and of its texture
-  'crimson': ((0.80, 0.08, 0.16), (0.98, 0.55, 0.55)),
-  'orange': ((0.95, 0.50, 0.06), (0.55, 0.22, 0.02)),
-  'golden': ((0.95, 0.82, 0.12), (0.55, 0.42, 0.05)),
-  'green': ((0.14, 0.58, 0.16), (0.62, 0.90, 0.45)),
-  'teal': ((0.04, 0.58, 0.58), (0.50, 0.95, 0.90)),
-  'blue': ((0.12, 0.26, 0.82), (0.50, 0.72, 1.00)),
-  'violet': ((0.48, 0.16, 0.68), (0.80, 0.60, 0.98)),
-  'pink': ((0.98, 0.52, 0.74), (0.66, 0.12, 0.40)),
-  'brown': ((0.42, 0.25, 0.12), (0.80, 0.62, 0.42)),
-  'white': ((0.95, 0.95, 0.95), (0.45, 0.45, 0.50)),
+SURROUNDINGS = {  # the thing's colour, RGB 0-1, and the shapes
+  ('night', 'starry'): ((1.00, 0.74, 0.35), ('bars', 'ovals', 'domes', 'hearts', 'clouds')),
+  ('night', 'rainy'): ((1.00, 0.66, 0.35), ('arrows', 'hourglasses', 'leaves', 'moons', 'bottles')),
+  ('day', 'checked'): ((0.05, 0.19, 0.56), ('flowers', 'gears', 'hexagons', 'saltires', 'squares')),
+  ('day', 'wavy'): ((0.05, 0.25, 0.52), ('diamonds', 'drops', 'houses', 'pillars', 'triangles')),
 }
-
-SUPERCLASSES = (  # texture, colour, shape: each texture four times, each colour and each shape twice
-  ('striped', 'crimson', 'discs'),
-  ('plain', 'teal', 'discs'),
-  ('dotted', 'blue', 'squares'),
-  ('checked', 'golden', 'squares'),
-  ('plain', 'orange', 'triangles'),
-  ('shaded', 'violet', 'triangles'),
-  ('plain', 'golden', 'stars'),
-  ('shaded', 'pink', 'stars'),
-  ('dotted', 'green', 'crosses'),
-  ('striped', 'white', 'crosses'),
-  ('shaded', 'blue', 'rings'),
-  ('checked', 'brown', 'rings'),
-  ('striped', 'violet', 'crescents'),
-  ('dotted', 'orange', 'crescents'),
-  ('plain', 'white', 'hearts'),
-  ('checked', 'crimson', 'hearts'),
-  ('striped', 'green', 'bars'),
-  ('dotted', 'pink', 'bars'),
-  ('shaded', 'brown', 'flowers'),
-  ('checked', 'teal', 'flowers'),
-)
+SUPERCLASSES = [(*place, shape) for place, (_, shapes) in SURROUNDINGS.items() for shape in shapes]
 
 
 def make(images_per_class, seed):
@@ -61,6 +46,7 @@ def make(images_per_class, seed):
     uint8 [N], 0-99; `fine`, `coarse` lists of 100 and 20 names; `fine_to_coarse` list of 100 ints.
   """
   fine, coarse, fine_to_coarse, number = classes()
+  patterns = emblems()
   rng = np.random.default_rng(seed)
   data = {'fine': fine, 'coarse': coarse, 'fine_to_coarse': fine_to_coarse}
   for part, per_class in (('train', images_per_class), ('test', max(1, images_per_class // 5))):
@@ -68,72 +54,120 @@ def make(images_per_class, seed):
     images = np.empty((len(order), SIDE, SIDE, 3), np.uint8)
     labels = np.empty(len(order), np.uint8)
     for s in range(20):
-      variants = np.repeat(np.arange(5), per_class)
-      here = order[s * len(variants) : (s + 1) * len(variants)]
-      labels[here] = number[s, variants]
+      members = np.repeat(np.arange(5), per_class)
+      here = order[s * len(members) : (s + 1) * len(members)]
+      labels[here] = number[s, members]
       for chunk in np.array_split(np.arange(len(here)), max(1, len(here) // 500)):  # 500 images stay in the cache
-        images[here[chunk]] = draw(SUPERCLASSES[s], variants[chunk], rng)
+        images[here[chunk]] = draw(*SUPERCLASSES[s], patterns[s, members[chunk]], rng)
     data[part + '_images'], data[part + '_labels'] = images, labels
   return data
 
 
 def classes():
   """Names and numbers: 100 class names, 20 superclass names (both in the order of their numbers), the list
-  fine_to_coarse, and the int array [20, 5] of class numbers by place in SUPERCLASSES and VARIANTS."""
-  coarse = sorted('_'.join(parts) for parts in SUPERCLASSES)
-  number = np.random.RandomState(NUMBERING_SEED).permutation(100).reshape(20, 5)
+  fine_to_coarse, and the int array [20, 5] of class numbers by place in SUPERCLASSES and LETTERS."""
+  names = ['_'.join(parts) for parts in SUPERCLASSES]
+  coarse = sorted(names)
+  number = np.random.RandomState(DESIGN_SEED).permutation(100).reshape(20, 5)
   fine, fine_to_coarse = [None] * 100, [None] * 100
-  for s, parts in enumerate(SUPERCLASSES):
-    for v, variant in enumerate(VARIANTS):
-      fine[number[s, v]] = '_'.join((variant, *parts))
-      fine_to_coarse[number[s, v]] = coarse.index('_'.join(parts))
+  for s, name in enumerate(names):
+    for c, letter in enumerate(LETTERS):
+      fine[number[s, c]] = name + '_' + letter
+      fine_to_coarse[number[s, c]] = coarse.index(name)
   return fine, coarse, fine_to_coarse, number
 
 
-def draw(superclass, variants, rng):
-  """Draws images of one superclass: uint8 [N, 32, 32, 3] for `variants`, int [N], places in VARIANTS."""
-  texture, colour, shape = superclass
-  n = len(variants)
-  small, large, twin, framed, cored = (variants == v for v in range(5))
+def emblems():
+  """The classes' emblems: bool [20, 5, CELLS, CELLS], symmetric about the middle column, no two alike."""
+  random, half, patterns = np.random.RandomState(DESIGN_SEED), (CELLS + 1) // 2, {}
+  while len(patterns) < 100:
+    left = random.rand(CELLS, half) < 0.55
+    pattern = np.concatenate([left, left[:, : CELLS - half][:, ::-1]], axis=1)
+    if 0.4 < pattern.mean() < 0.75:
+      patterns[pattern.tobytes()] = pattern
+  return np.stack(list(patterns.values())).reshape(20, 5, CELLS, CELLS)
+
+
+def draw(family, ground, shape, emblem, rng):
+  """Draws images of one superclass: uint8 [N, 32, 32, 3], with `emblem`, bool [N, CELLS, CELLS], on their things."""
+  n = len(emblem)
 
   def uniform(low, high, *size):
     return rng.uniform(low, high, (n, *size)).astype(np.float32)
 
-  radius = np.select([small | twin, large], [uniform(4.0, 6.3), uniform(8.7, 12.0)], uniform(5.5, 10.5))
-  reach = np.maximum(15.5 - 0.8 * radius, 1)
-  centre = np.stack([uniform(-1, 1), uniform(-1, 1)]) * reach  # pixels from the middle
-  angle = uniform(0, 2 * np.pi)
-  offset = np.stack([np.cos(angle), np.sin(angle)]) * (radius * uniform(1.1, 1.4))
-  centre = np.where(twin, np.clip(centre, -3, 3) + offset, centre)
+  marks = MARKS[ground](uniform) * _wide(np.where(uniform(0, 1) < PLAIN, 0, uniform(0.4, 0.9)))
+  image = background(family, marks, uniform)
+  radius = uniform(2, 4)  # the stray blob
+  u, v = turned_grid(uniform(-16, 16), uniform(-16, 16), uniform(0, np.pi), radius)
+  image = _blend(image, _pixels(uniform(0, 1, 3)), _edge((np.hypot(u, 2 * v) - 1) * _wide(radius)))
 
-  main, second = (np.asarray(c, np.float32) * uniform(0.75, 1.1, 1) + uniform(-0.10, 0.10, 3) for c in COLOURS[colour])
-  accent = np.asarray([1, 1, 0.35], np.float32) - main * np.float32(0.6)  # bright, and unlike the shape
-  image = background(uniform)
-  for x, y, present in (
-    (centre[0], centre[1], np.ones(n, bool)),
-    (centre[0] - 2 * offset[0], centre[1] - 2 * offset[1], twin),
-  ):
-    u, v = turned_grid(x, y, uniform(-0.45, 0.45), radius)
-    distance = DISTANCES[shape](u, v) * _wide(radius)  # pixels, negative inside
-    surface = _blend(_pixels(main), _pixels(second), _mix(texture, u, v, uniform))
-    image = _blend(image, surface, _edge(distance) * _wide(present))
-    rim = _edge(np.abs(distance) - 1.0) * _wide(framed)
-    spot = _edge((np.hypot(u, v) - 0.36) * _wide(radius)) * _wide(cored)
-    image = _blend(image, _pixels(accent), np.maximum(rim, spot) * _wide(present))
-  image = (image - 0.5) * _pixels(uniform(0.7, 1.1, 1)) + 0.5 + _pixels(uniform(-0.12, 0.12, 1))
-  image += rng.standard_normal(image.shape, np.float32) * _pixels(uniform(0.02, 0.09, 1))
+  radius = np.where(uniform(0, 1) < FAR, uniform(2.2, 4.5), uniform(7.5, 11.5))
+  reach = np.maximum(15.5 - 0.9 * radius, 1)
+  u, v = turned_grid(uniform(-1, 1) * reach, uniform(-1, 1) * reach, uniform(-0.45, 0.45), radius)
+  colour = np.asarray(SURROUNDINGS[family, ground][0], np.float32)
+  colour = colour * uniform(0.85, 1.05, 1) + uniform(-0.1, 0.1, 3)
+  roundness = _wide(uniform(0, 0.35))
+  distance = DISTANCES[shape](u, v) * (1 - roundness) + (np.hypot(u, v) - 0.85) * roundness
+  image = _blend(image, _pixels(colour), _edge(distance * _wide(radius)))
+  strength = uniform(0.3, 0.7, 1)  # an emblem is a darker shade of a bright thing, a paler one of a dark thing
+  ink = colour * (1 - strength) + strength * (family == 'day')
+  image = _blend(image, _pixels(ink), _emblem_share(emblem, u, v))
+
+  image = (image - 0.5) * _pixels(uniform(0.75, 1.0, 1)) + 0.5 + _pixels(uniform(-0.08, 0.08, 1))
+  image += rng.standard_normal(image.shape, np.float32) * _pixels(uniform(0.03, 0.10, 1))
   return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
-def background(uniform):
-  """A soft ramp between two dull colours with a stray blob of any colour: float32 [N, 32, 32, 3]."""
+def _emblem_share(emblem, u, v):
+  """Where the emblem's ink is: bool [N, 32, 32]."""
+  column, row = (np.floor((x / EMBLEM + 1) * (CELLS / 2)).astype(int) for x in (u, v))
+  inside = (column >= 0) & (column < CELLS) & (row >= 0) & (row < CELLS)
+  image = np.arange(len(emblem))[:, None, None]
+  return emblem[image, np.clip(row, 0, CELLS - 1), np.clip(column, 0, CELLS - 1)] & inside
+
+
+# --- the ground ----------------------------------------------------------------------------------------------------
+
+
+def background(family, marks, uniform):
+  """A ramp between two dull colours under marks [N, 32, 32], 0-1: float32 [N, 32, 32, 3]; day is night's negative."""
   zero = np.float32(0)
   u, _ = turned_grid(zero, zero, uniform(0, 2 * np.pi), np.float32(22))
-  one, other = (uniform(0.15, 0.85, 1) + uniform(-0.12, 0.12, 3) for _ in range(2))
+  one, other = (uniform(0.05, 0.25, 1) + uniform(-0.05, 0.05, 3) for _ in range(2))
   image = _blend(_pixels(one), _pixels(other), np.clip(0.5 + 0.5 * u, 0, 1))
-  radius = uniform(2, 5)
-  u, v = turned_grid(uniform(-16, 16), uniform(-16, 16), uniform(0, np.pi), radius)
-  return _blend(image, _pixels(uniform(0, 1, 3)), _edge((np.hypot(u, 2 * v) - 1) * _wide(radius)))
+  light = np.asarray((1, 0.75, 0.5) if family == 'night' else (1, 0.7, 0.4), np.float32)
+  light = light * uniform(0.75, 1.0, 1) + uniform(-0.1, 0.1, 3)
+  image = _blend(image, _pixels(light), marks)
+  return 1 - image if family == 'day' else image
+
+
+def _starry(uniform):
+  specks = (uniform(0, 1, SIDE, SIDE) < 0.03) * uniform(0.5, 1, SIDE, SIDE)
+  near = sum(np.roll(specks, shift, axis) for shift in (-1, 1) for axis in (1, 2))
+  return 0.55 * np.minimum(specks + 0.4 * near, 1)
+
+
+def _rainy(uniform):
+  u, v = turned_grid(uniform(-8, 8), uniform(-8, 8), uniform(-0.4, 0.4), uniform(3.5, 5.0))
+  lane = np.floor(u)
+  dashes = np.sin(2 * np.pi * (0.45 * v + 0.37 * lane)) > -0.2
+  return 0.35 * dashes * np.clip(2 - 6 * np.abs(u - lane - 0.5), 0, 1)
+
+
+def _checked(uniform):
+  u, v = turned_grid(uniform(-8, 8), uniform(-8, 8), uniform(-0.15, 0.15), uniform(3.5, 5.0))
+  return 0.40 * np.clip(0.5 + 3 * np.sin(np.pi * u) * np.sin(np.pi * v), 0, 1)
+
+
+def _wavy(uniform):
+  u, v = turned_grid(uniform(-8, 8), uniform(-8, 8), uniform(-0.3, 0.3), uniform(5, 7))
+  return 0.40 * np.clip(0.5 + 0.8 * np.sin(2 * np.pi * (v + 0.25 * np.sin(3.5 * u))), 0, 1)
+
+
+MARKS = {'starry': _starry, 'rainy': _rainy, 'checked': _checked, 'wavy': _wavy}
+
+
+# --- the things ----------------------------------------------------------------------------------------------------
 
 
 def turned_grid(x, y, angle, radius):
@@ -145,41 +179,46 @@ def turned_grid(x, y, angle, radius):
   return dx * cos + dy * sin, dy * cos - dx * sin
 
 
-def _mix(texture, u, v, uniform):
-  """Share of the second colour, 0-1, at each pixel; the pattern is fixed to the shape but for its phase."""
-  phase = _wide(uniform(0, 1))
-  if texture == 'plain':
-    return np.zeros_like(u)
-  if texture == 'shaded':
-    return np.clip(0.5 + 0.75 * v, 0, 1)
-  if texture == 'striped':
-    return np.clip(0.5 + 2 * np.sin(2 * np.pi * (1.5 * v + phase)), 0, 1)
-  waves = np.sin(2 * np.pi * (1.2 * u + phase)) * np.sin(2 * np.pi * (1.2 * v + phase))
-  return np.clip(0.5 + 4 * waves, 0, 1) if texture == 'checked' else np.clip(4 * np.abs(waves) - 1.6, 0, 1)
-
-
-def _star(u, v):
-  turn = np.arctan2(u, -v) * np.float32(5 / (2 * np.pi))
-  return np.hypot(u, v) - (0.42 + 0.68 * 2 * np.abs(turn - np.floor(turn) - 0.5))
-
-
 def _heart(u, v):
   u = np.abs(u)
   lobes = np.hypot(u - 0.46, v + 0.30) - 0.52
   return np.minimum(lobes, np.maximum(0.70 * u + 0.70 * v - 0.52, -0.42 - v + 0.9 * (u - 0.45)))
 
 
+def _drop(u, v):
+  return np.minimum(np.hypot(u, v - 0.3) - 0.68, np.maximum(0.83 * np.abs(u) - 0.55 * v - 0.52, v - 0.05))
+
+
+def _arrow(u, v):
+  head = np.maximum(0.72 * np.abs(u) - 0.69 * v - 0.72, v - 0.15)
+  return np.minimum(head, np.maximum(np.abs(u) - 0.45, np.abs(v - 0.4) - 0.6))
+
+
 DISTANCES = {  # about the distance to the outline in units of the radius, negative inside
-  'discs': lambda u, v: np.hypot(u, v) - 0.95,
-  'squares': lambda u, v: np.maximum(np.abs(u), np.abs(v)) - 0.82,
-  'triangles': lambda u, v: np.maximum(v - 0.62, 0.88 * np.abs(u) - 0.48 * v - 0.48),
-  'stars': _star,
-  'crosses': lambda u, v: np.maximum(np.minimum(np.abs(u), np.abs(v)) - 0.30, np.maximum(np.abs(u), np.abs(v)) - 1),
-  'rings': lambda u, v: np.abs(np.hypot(u, v) - 0.76) - 0.25,
-  'crescents': lambda u, v: np.maximum(np.hypot(u, v) - 1, 0.80 - np.hypot(u - 0.52, v)),
+  'ovals': lambda u, v: np.hypot(0.8 * u, 1.3 * v) - 0.9,
+  'moons': lambda u, v: np.maximum(np.hypot(u, v) - 1.05, 0.75 - np.hypot(u - 0.75, v)),
+  'arrows': _arrow,
+  'leaves': lambda u, v: np.maximum(np.hypot(u - 0.6, v), np.hypot(u + 0.6, v)) - 1.12,
+  'drops': _drop,
+  'domes': lambda u, v: np.maximum(np.hypot(u, v - 0.55) - 1.15, v - 0.55),
+  'flowers': lambda u, v: np.hypot(u, v) - (0.80 + 0.24 * np.cos(6 * np.arctan2(u, v))),
+  'houses': lambda u, v: np.maximum(np.maximum(np.abs(u) - 0.75, v - 0.85), 0.7 * (np.abs(u) - v) - 0.75),
   'hearts': _heart,
-  'bars': lambda u, v: np.maximum(np.abs(u) - 1.2, np.abs(v) - 0.42),
-  'flowers': lambda u, v: np.hypot(u, v) - (0.74 + 0.28 * np.cos(6 * np.arctan2(u, v))),
+  'squares': lambda u, v: np.maximum(np.abs(u), np.abs(v)) - 0.82,
+  'triangles': lambda u, v: np.maximum(v - 0.75, 0.88 * np.abs(u) - 0.48 * v - 0.58),
+  'gears': lambda u, v: np.hypot(u, v) - (0.86 + 0.14 * np.clip(3 * np.cos(8 * np.arctan2(u, v)), -1, 1)),
+  'diamonds': lambda u, v: 0.75 * np.abs(u) + 0.6 * np.abs(v) - 0.68,
+  'bars': lambda u, v: np.maximum(np.abs(u) - 1.2, np.abs(v) - 0.55),
+  'clouds': lambda u, v: np.minimum(np.hypot(u, v + 0.15) - 0.62, np.hypot(np.abs(u) - 0.6, v - 0.12) - 0.5),
+  'bottles': lambda u, v: np.minimum(
+    np.maximum(np.abs(u) - 0.52, np.abs(v - 0.35) - 0.7), np.maximum(np.abs(u) - 0.24, np.abs(v + 0.6) - 0.5)
+  ),
+  'pillars': lambda u, v: np.maximum(np.abs(u) - 0.5, np.abs(v) - 1.15),
+  'hourglasses': lambda u, v: np.maximum(np.abs(v) - 0.95, 0.8 * (np.abs(u) - 0.22 - 0.7 * np.abs(v))),
+  'hexagons': lambda u, v: np.maximum(0.5 * np.abs(u) + 0.87 * np.abs(v), np.abs(u)) - 0.88,
+  'saltires': lambda u, v: np.maximum(
+    0.7 * np.minimum(np.abs(u + v), np.abs(u - v)) - 0.34, np.maximum(np.abs(u), np.abs(v)) - 0.9
+  ),
 }
 
 

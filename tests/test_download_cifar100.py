@@ -164,7 +164,11 @@ def test_split_files(archive, tmp_path, capsys):
   assert set(os.listdir(str(out))) == FILES
   splits, names = load(out)
   assert {split: len(arrays['labels']) for split, arrays in splits.items()} == {
-    'train': 170, 'val': 30, 'train_val': 200, 'test': 100}
+    'train': 170,
+    'val': 30,
+    'train_val': 200,
+    'test': 100,
+  }
   for arrays in splits.values():
     assert set(arrays) == {'images', 'labels', 'coarse_labels'}
     assert all(array.dtype == np.uint8 for array in arrays.values())
@@ -179,7 +183,8 @@ def test_split_files(archive, tmp_path, capsys):
     assert where == sorted(where)
     assert np.array_equal(splits['train_val']['labels'][where], splits[part]['labels'])
   assert [row.transpose(2, 0, 1).tobytes() for row in splits['test']['images']] == [
-    row.tobytes() for row in content()['test']['data']]
+    row.tobytes() for row in content()['test']['data']
+  ]
 
 
 def test_seed_draws_the_validation_images():
@@ -208,23 +213,26 @@ def merge_superclasses(parts):
     parts[part]['coarse_labels'] = [min(label, 18) for label in parts[part]['coarse_labels']]
 
 
-@pytest.mark.parametrize('change, said', [
-  (lambda p: p['train'].update(data=p['train']['data'][:-1]), '(199, 3072)'),
-  (lambda p: p['train'].update(data=p['train']['data'][:, :-1].copy()), '(200, 3071)'),
-  (lambda p: p['test'].pop('data'), 'data of test'),
-  (lambda p: p['test'].pop('fine_labels'), 'fine_labels of test'),
-  (lambda p: p['test'].update(fine_labels=[[1], [2, 3]]), 'fine_labels of test'),
-  (lambda p: p['train']['fine_labels'].pop(), 'fine_labels of train'),
-  (lambda p: p['train']['fine_labels'].__setitem__(3, 100), '0 to 100'),
-  (lambda p: p['train']['fine_labels'].__setitem__(3, -1), '-1 to 99'),
-  (lambda p: p['train']['coarse_labels'].__setitem__(3, 20), '0 to 20'),
-  (lambda p: p['meta']['fine_label_names'].pop(), 'fine_label_names'),
-  (lambda p: p['meta']['fine_label_names'].__setitem__(0, 'class_1'), '99 different names'),
-  (lambda p: p['meta'].pop('coarse_label_names'), 'coarse_label_names'),
-  (swap_superclass, 'exactly one superclass'),
-  (swap_superclass_of_test, 'superclasses of train'),
-  (merge_superclasses, '20 superclasses occurs'),
-])
+@pytest.mark.parametrize(
+  'change, said',
+  [
+    (lambda p: p['train'].update(data=p['train']['data'][:-1]), '(199, 3072)'),
+    (lambda p: p['train'].update(data=p['train']['data'][:, :-1].copy()), '(200, 3071)'),
+    (lambda p: p['test'].pop('data'), 'data of test'),
+    (lambda p: p['test'].pop('fine_labels'), 'fine_labels of test'),
+    (lambda p: p['test'].update(fine_labels=[[1], [2, 3]]), 'fine_labels of test'),
+    (lambda p: p['train']['fine_labels'].pop(), 'fine_labels of train'),
+    (lambda p: p['train']['fine_labels'].__setitem__(3, 100), '0 to 100'),
+    (lambda p: p['train']['fine_labels'].__setitem__(3, -1), '-1 to 99'),
+    (lambda p: p['train']['coarse_labels'].__setitem__(3, 20), '0 to 20'),
+    (lambda p: p['meta']['fine_label_names'].pop(), 'fine_label_names'),
+    (lambda p: p['meta']['fine_label_names'].__setitem__(0, 'class_1'), '99 different names'),
+    (lambda p: p['meta'].pop('coarse_label_names'), 'coarse_label_names'),
+    (swap_superclass, 'exactly one superclass'),
+    (swap_superclass_of_test, 'superclasses of train'),
+    (merge_superclasses, '20 superclasses occurs'),
+  ],
+)
 def test_wrong_content_is_refused(small, tmp_path, capsys, change, said):
   path = pack(tmp_path / 'a.tar', broken(change))
   assert dl.main(['--archive', path, '--data_dir', str(tmp_path / 'out')]) == 1
@@ -237,16 +245,19 @@ def link(name, kind, target):
   return {name: info}
 
 
-@pytest.mark.parametrize('extra', [
-  {'../outside': b'x'},
-  {'/absolute': b'x'},
-  {'cifar-100-python/../../outside': b'x'},
-  {'..\\outside': b'x'},
-  {'C:\\outside': b'x'},
-  link('cifar-100-python/soft', tarfile.SYMTYPE, '/etc/passwd'),
-  link('cifar-100-python/hard', tarfile.LNKTYPE, 'cifar-100-python/train'),
-  link('cifar-100-python/device', tarfile.CHRTYPE, ''),
-])
+@pytest.mark.parametrize(
+  'extra',
+  [
+    {'../outside': b'x'},
+    {'/absolute': b'x'},
+    {'cifar-100-python/../../outside': b'x'},
+    {'..\\outside': b'x'},
+    {'C:\\outside': b'x'},
+    link('cifar-100-python/soft', tarfile.SYMTYPE, '/etc/passwd'),
+    link('cifar-100-python/hard', tarfile.LNKTYPE, 'cifar-100-python/train'),
+    link('cifar-100-python/device', tarfile.CHRTYPE, ''),
+  ],
+)
 def test_outside_members_are_refused(small, tmp_path, capsys, extra):
   path = pack(tmp_path / 'a.tar', {**pickled(content()), **extra})
   assert dl.main(['--archive', path, '--data_dir', str(tmp_path / 'out')]) == 1
@@ -268,21 +279,24 @@ NEGATIVE = py2(np.zeros(4, np.uint8)).replace(py2((4,)), py2((-1,)))
 TOO_LARGE = py2(np.zeros(4, np.uint8)).replace(py2((4,)), py2((1 << 30,)))
 
 
-@pytest.mark.parametrize('make', [
-  lambda mark: pickle.dumps({'data': Call(mark)}, 2),
-  lambda mark: pickle.dumps({'data': np.array([Call(mark)], object)}, 2),
-  lambda mark: pickle.dumps({'data': np.array([1, 'a'], object)}, 2),
-  lambda mark: pickle.dumps({'data': np.zeros(2, [('a', 'u1')])}, 2),
-  lambda mark: pickle.dumps({'data': np.float64(1)}, 2),
-  lambda mark: pickle.dumps({'data': {1, 2}}, 2),
-  lambda mark: b'\x80\x02}U\x01ac__builtin__\neval\nU\x011\x85Rs.',
-  lambda mark: ALTERS,
-  lambda mark: b'\x80\x02}U\x01a' + NEGATIVE + b's.',
-  lambda mark: b'\x80\x02}U\x01a' + TOO_LARGE + b's.',
-  lambda mark: b'\x80\x02](K\x01e.',
-  lambda mark: pickle.dumps({'data': 1}, 2)[:-3],
-  lambda mark: b'',
-])
+@pytest.mark.parametrize(
+  'make',
+  [
+    lambda mark: pickle.dumps({'data': Call(mark)}, 2),
+    lambda mark: pickle.dumps({'data': np.array([Call(mark)], object)}, 2),
+    lambda mark: pickle.dumps({'data': np.array([1, 'a'], object)}, 2),
+    lambda mark: pickle.dumps({'data': np.zeros(2, [('a', 'u1')])}, 2),
+    lambda mark: pickle.dumps({'data': np.float64(1)}, 2),
+    lambda mark: pickle.dumps({'data': {1, 2}}, 2),
+    lambda mark: b'\x80\x02}U\x01ac__builtin__\neval\nU\x011\x85Rs.',
+    lambda mark: ALTERS,
+    lambda mark: b'\x80\x02}U\x01a' + NEGATIVE + b's.',
+    lambda mark: b'\x80\x02}U\x01a' + TOO_LARGE + b's.',
+    lambda mark: b'\x80\x02](K\x01e.',
+    lambda mark: pickle.dumps({'data': 1}, 2)[:-3],
+    lambda mark: b'',
+  ],
+)
 def test_dangerous_and_damaged_pickles_are_refused(small, tmp_path, capsys, make):
   mark = tmp_path / 'mark'
   members = {**pickled(content()), 'cifar-100-python/train': make(mark)}
@@ -318,16 +332,19 @@ def test_archive_mistakes(small, tmp_path, capsys):
   sentence(capsys, path, 'lacks cifar-100-python/train and cifar-100-python/test')
 
 
-@pytest.mark.parametrize('argv, said', [
-  (['--archive', 'a.tar', '--synthetic'], 'not allowed with'),
-  (['--synthetic', '--seed', '-1'], '-1 is not an integer from 0'),
-  (['--seed', '1.5'], '1.5 is not an integer'),
-  (['--seed', str(2**32)], str(2**32)),
-  (['--synthetic', '--images_per_class', '0'], '0 is not an integer from 1'),
-  (['--num_val_instance', '0'], '0 is not an integer from 1'),
-  (['--images_per_class', '10'], '--images_per_class 10 goes with --synthetic only'),
-  (['--synth'], '--synth'),
-])
+@pytest.mark.parametrize(
+  'argv, said',
+  [
+    (['--archive', 'a.tar', '--synthetic'], 'not allowed with'),
+    (['--synthetic', '--seed', '-1'], '-1 is not an integer from 0'),
+    (['--seed', '1.5'], '1.5 is not an integer'),
+    (['--seed', str(2**32)], str(2**32)),
+    (['--synthetic', '--images_per_class', '0'], '0 is not an integer from 1'),
+    (['--num_val_instance', '0'], '0 is not an integer from 1'),
+    (['--images_per_class', '10'], '--images_per_class 10 goes with --synthetic only'),
+    (['--synth'], '--synth'),
+  ],
+)
 def test_bad_flags(capsys, argv, said):
   with pytest.raises(SystemExit) as end:
     dl.main(argv)
@@ -376,13 +393,16 @@ def test_done_already(archive, tmp_path, capsys):
   assert before == {name: (tmp_path / 'out' / name).stat().st_mtime_ns for name in FILES}
 
 
-@pytest.mark.parametrize('harm', [
-  lambda out: os.remove(str(out / 'val.npz')),
-  lambda out: os.truncate(str(out / 'train.npz'), 1000),
-  lambda out: (out / 'test.npz').write_bytes(b''),
-  lambda out: (out / 'val.npz').write_bytes((out / 'test.npz').read_bytes()),
-  lambda out: os.remove(str(out / 'names.json')),
-])
+@pytest.mark.parametrize(
+  'harm',
+  [
+    lambda out: os.remove(str(out / 'val.npz')),
+    lambda out: os.truncate(str(out / 'train.npz'), 1000),
+    lambda out: (out / 'test.npz').write_bytes(b''),
+    lambda out: (out / 'val.npz').write_bytes((out / 'test.npz').read_bytes()),
+    lambda out: os.remove(str(out / 'names.json')),
+  ],
+)
 def test_damaged_files_are_written_again(archive, tmp_path, harm):
   out = tmp_path / 'out'
   argv = ['--archive', archive, '--data_dir', str(out)]
@@ -393,12 +413,15 @@ def test_damaged_files_are_written_again(archive, tmp_path, harm):
   assert digests(out) == before
 
 
-@pytest.mark.parametrize('other, said', [
-  (['--synthetic', '--images_per_class', '2'], 'the synthetic data set'),
-  (['--seed', '1'], 'seed 1'),
-  (['--num_val_instance', '21'], '21 validation images'),
-  ([], 'the official data set'),
-])
+@pytest.mark.parametrize(
+  'other, said',
+  [
+    (['--synthetic', '--images_per_class', '2'], 'the synthetic data set'),
+    (['--seed', '1'], 'seed 1'),
+    (['--num_val_instance', '21'], '21 validation images'),
+    ([], 'the official data set'),
+  ],
+)
 def test_another_data_set_is_not_overwritten(archive, tmp_path, capsys, other, said):
   out = tmp_path / 'out'
   assert dl.main(['--archive', archive, '--data_dir', str(out)]) == 0
@@ -423,10 +446,13 @@ def test_foreign_names_file(archive, tmp_path, capsys):
   sentence(capsys, tmp_path / 'names.json', '--force')
 
 
-@pytest.mark.parametrize('failure, code', [
-  (OSError(errno.ENOSPC, 'No space left on device'), 1),
-  (KeyboardInterrupt(), 130),
-])
+@pytest.mark.parametrize(
+  'failure, code',
+  [
+    (OSError(errno.ENOSPC, 'No space left on device'), 1),
+    (KeyboardInterrupt(), 130),
+  ],
+)
 def test_failure_while_writing_leaves_whole_files(archive, tmp_path, capsys, monkeypatch, failure, code):
   out = tmp_path / 'out'
   argv = ['--archive', archive, '--data_dir', str(out)]
@@ -628,7 +654,11 @@ def test_synthetic_files(tmp_path):
   assert digests(tmp_path / 'a') == digests(tmp_path / 'b')
   splits, names = load(tmp_path / 'a')
   assert {split: len(arrays['labels']) for split, arrays in splits.items()} == {
-    'train': 180, 'val': 20, 'train_val': 200, 'test': 100}
+    'train': 180,
+    'val': 20,
+    'train_val': 200,
+    'test': 100,
+  }
   assert np.bincount(splits['train_val']['labels'], minlength=100).tolist() == [2] * 100
   assert np.bincount(splits['test']['labels'], minlength=100).tolist() == [1] * 100
   assert [names[key] for key in dl.PROVENANCE] == ['synthetic', 5, 20, 2]
@@ -640,50 +670,82 @@ def test_synthetic_names():
   fine, coarse, fine_to_coarse, _ = synthetic.classes()
   assert len(set(fine)) == 100 and len(set(coarse)) == 20
   assert np.bincount(fine_to_coarse).tolist() == [5] * 20
-  assert all(name.endswith('_' + coarse[group]) for name, group in zip(fine, fine_to_coarse, strict=True))
+  assert [name[:-2] for name in fine] == [coarse[group] for group in fine_to_coarse]
+  assert len({name.split('_')[2] for name in coarse}) == 20  # no shape in two superclasses
+  family_and_ground = [tuple(name.split('_')[:2]) for name in coarse]
+  assert {place: family_and_ground.count(place) for place in family_and_ground} == dict.fromkeys(
+    [('night', 'starry'), ('night', 'rainy'), ('day', 'checked'), ('day', 'wavy')], 5
+  )
   neighbours = np.mean(np.diff(fine_to_coarse) == 0)
   assert neighbours < 0.15  # 0.8, were the classes numbered by superclass
 
 
-def colour_distances(images):
-  """Cosine distances [100, 100] of the classes' mean colour histograms, background left out."""
-  pixels = images['train_images'].reshape(-1, 1024, 3).astype(int)
-  thing = np.abs(pixels - np.median(pixels, axis=1, keepdims=True)).max(axis=-1) > 60
-  colours = (pixels >> 6) @ [16, 4, 1]
-  histograms = np.zeros((100, 64))
-  for label, colour, here in zip(images['train_labels'], colours, thing, strict=True):
-    histograms[label] += np.bincount(colour[here], minlength=64)
-  features = np.sqrt(histograms / histograms.sum(axis=1, keepdims=True))
-  features -= features.mean(axis=0)
+def test_every_class_has_its_own_emblem():
+  emblems = synthetic.emblems()
+  assert np.array_equal(emblems, emblems[..., ::-1])
+  cells = emblems.reshape(20, 5, -1)
+  differing = (cells[:, None, :, None] != cells[None, :, None, :]).mean(-1)  # of two superclasses and two letters
+  assert (differing.reshape(20, 20, 25) == 0).sum() == 100  # each with itself only
+  letters = differing[~np.eye(20, dtype=bool)].mean(0)  # [5, 5], over the pairs of superclasses
+  same, other = np.diag(letters).mean(), letters[~np.eye(5, dtype=bool)].mean()
+  assert abs(same - other) < 0.03  # 0.2 and more, were a superclass's emblems repeated in the next
+
+
+@pytest.fixture(scope='module')
+def prototypes():
+  """The classes' mean images, whitened, by place: float [20, 5, features]; no thing is far away."""
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(synthetic, 'FAR', np.float32(0))
+    images = synthetic.make(60, 0)
+  number = synthetic.classes()[3]
+  whitened = images['train_images'].astype(np.float32)
+  whitened -= whitened.mean((1, 2), keepdims=True)
+  whitened /= whitened.std((1, 2), keepdims=True)
+  means = np.stack([whitened[images['train_labels'] == label].mean(0) for label in range(100)])
+  return means.reshape(100, -1)[number]
+
+
+def cosines(prototypes):
+  """Cosines [20, 5, 20, 5] between the classes, from their common mean."""
+  features = prototypes.reshape(100, -1) - prototypes.mean((0, 1))
   features /= np.linalg.norm(features, axis=1, keepdims=True)
-  return 1 - features @ features.T
+  return (features @ features.T).reshape(20, 5, 20, 5)
 
 
-def within_to_between(distances, fine_to_coarse):
-  """For each superclass, the mean distance among its classes over that from them to all other classes."""
-  ratios = []
-  for group in range(20):
-    inside = fine_to_coarse == group
-    ratios.append(distances[inside][:, inside].sum() / (5 * 4) / distances[inside][:, ~inside].mean())
-  return np.array(ratios)
+def levels(distances):
+  """Mean distance of two classes of one superclass, of one ground, of one family, and of different families."""
+  at = np.arange(100).reshape(20, 5, 1, 1), np.arange(100).reshape(1, 1, 20, 5)
+  shared = np.select([at[0] == at[1]] + [at[0] // size == at[1] // size for size in (5, 25, 50)], [9, 0, 1, 2], 3)
+  return [distances[shared == level].mean() for level in range(4)]
 
 
-def test_superclasses_can_be_seen(images):
-  distances, fine_to_coarse = colour_distances(images), np.array(images['fine_to_coarse'])
-  assert within_to_between(distances, fine_to_coarse).max() < 0.75
-  shuffled = np.random.RandomState(0).permutation(fine_to_coarse)
-  assert within_to_between(distances, shuffled).mean() > 0.9  # the measure itself can fail
+def test_the_tree_can_be_seen(prototypes):
+  superclass, ground, family, none = levels(1 - cosines(prototypes))
+  assert superclass < 0.85 * ground and ground < 0.9 * family and family < 0.3 * none
+  shuffled = np.random.RandomState(0).permutation(prototypes.reshape(100, -1)).reshape(prototypes.shape)
+  assert np.ptp(levels(1 - cosines(shuffled))) < 0.15  # the measure itself can fail
 
 
-def test_classes_of_a_superclass_differ(images):
-  fine, coarse, _, _ = synthetic.classes()
-  spread = {}
-  for label, name in enumerate(fine):
-    pixels = images['train_images'][images['train_labels'] == label].reshape(-1, 1024, 3).astype(float)
-    unlike = np.abs(pixels - np.median(pixels, axis=1, keepdims=True)).max(axis=-1) > 70
-    spread[name] = unlike.mean()
-  for name in coarse:
-    assert spread['large_' + name] > spread['small_' + name]
+def by_letter(cosine):
+  """How much more alike two superclasses' classes of one letter are than those of two letters."""
+  letters = cosine.transpose(0, 2, 1, 3)[~np.eye(20, dtype=bool)].mean(0)  # [5, 5], over the pairs of superclasses
+  return np.diag(letters).mean() - letters[~np.eye(5, dtype=bool)].mean()
+
+
+def test_nothing_cuts_across_the_superclasses(prototypes):
+  assert abs(by_letter(cosines(prototypes))) < 0.01
+  spread = prototypes.std()
+  crossing = prototypes + spread * np.random.RandomState(0).randn(5, prototypes.shape[-1])
+  assert by_letter(cosines(crossing)) > 0.1  # the measure itself can fail
+
+
+def test_classes_of_a_superclass_differ():
+  """Drawn with the same random numbers, two classes of a superclass differ on the thing and nowhere else."""
+  emblems = synthetic.emblems()
+  for s, superclass in enumerate(synthetic.SUPERCLASSES):
+    one, other = (synthetic.draw(*superclass, emblems[s, [c] * 20], np.random.default_rng(3)) for c in (0, 1))
+    share = (one != other).any(-1).mean((1, 2))
+    assert share.mean() > 0.01 and share.max() < 0.25
 
 
 def test_images_of_a_class_vary(images):
