@@ -19,7 +19,7 @@ out=${DEMO_DIR:-$project/demo}/$kind
 if [ $kind = synthetic ]; then
   data=$out/data
   "$python" "$project/download_cifar100.py" --synthetic --images_per_class 100 --data_dir "$data"
-  baseline_steps=800 group_steps=1000 split_steps=500
+  baseline_steps=800 group_steps=800 split_steps=400
 else
   need_data
   baseline_steps=2000 group_steps=2000 split_steps=1500
@@ -40,7 +40,7 @@ evaluate() {
   "$python" "$project/eval.py" --data_dir "$data" --output_file "$out/$1.json" --checkpoint "$2" "${@:3}" >"$out/$1.txt"
 }
 
-stage baseline $baseline_steps $((baseline_steps * 3 / 4)) --k 1
+stage baseline $baseline_steps $((baseline_steps * 3 / 4)) --k 1 --num_residual_units 1
 # Grouping from the trained baseline and its spectral structure, with a larger weight of the split, which rises, and a
 # larger learning rate of the assignments than the paper's: what takes it 400 epochs has to happen within a few.
 stage group $group_steps $((group_steps * 3 / 4)) --basemodel "$out/baseline" --assignment_start spectral \
