@@ -58,7 +58,7 @@ RECIPES = {
     'baseline': dict(max_steps=5000, initial_lr=0.1, drop_at=(0.6, 0.85), l2_weight=0.0005),
     'group': dict(
       max_steps=2000, initial_lr=0.05, drop_at=(0.75,), l2_weight=0.0001, basemodel='baseline',
-      assignment_start='spectral', gamma1=1, gamma2=20, ramp_at=0.5, gamma3=30, assignment_lr_scale=40,
+      assignment_start='spectral', gamma1=5, gamma2=20, ramp_at=0.5, gamma3=30, assignment_lr_scale=40,
       dropout_keep_prob=1,
     ),
     'split': dict(max_steps=2500, initial_lr=0.05, drop_at=(0.6, 0.85), l2_weight=0.0005),
