@@ -98,14 +98,6 @@ def clustering(weights, plan, seed=0):
   return _divide(points, plan, seed)
 
 
-def singular_clustering(weights, plan, seed=0):
-  """As `clustering`, of the first singular directions of the weights, which keep their scale: for `spectral_start`."""
-  points = weights - weights.mean(1, keepdims=True)
-  points = (points / np.linalg.norm(points, axis=0)).T
-  left, singular, _ = np.linalg.svd(points, full_matrices=False)
-  return _divide((left * singular)[:, :DIRECTIONS], plan, seed)
-
-
 def _divide(points, plan, seed):
   """Clusters points down the tree: int array [points] of groups at the logits, of even sizes."""
   leaves = plan.depths['logits']
@@ -227,7 +219,7 @@ def spectral_start(plan, values, seed=0):
   Returns:
     Dict from assignment name to alpha [groups, units], of confidence START_CONFIDENCE.
   """
-  groups = {'split_q1': singular_clustering(values['logits/fc/weights'], plan, seed)}
+  groups = {'split_q1': clustering(values['logits/fc/weights'], plan, seed)}
   for reader in reversed(plan.layers):  # whatever reads a set of units stands above it, so its outputs are known
     units = reader.input
     if units.groups == 1 or units.name in groups or reader.depth != units.depth:

@@ -3,10 +3,11 @@
   python tables.py counts   parameters and FLOPs of every split of the paper, beside the paper's numbers
   python tables.py 1        Table 1: the learned groups against semantic, clustered and random ones
   python tables.py 2        Table 2: parameters, FLOPs and test error
+  python tables.py groups   how semantic the learned groups are, what hardening costs, against S, C and R
 
 Each cell of a table is a run in a folder of its own, OUT/k<k>/seed<seed>/<name>. What is done is not run again, what
-was broken off goes on; the table is printed and written (OUT/k<k>/table1.md and .csv) after every finished run. What
-has not been run is an empty cell. The runs' settings are RECIPES, below.
+was broken off goes on; the table is printed and written (OUT/k<k>/table1.md and .csv, or groups.md) after every
+finished run. What has not been run is an empty cell. The runs' settings are RECIPES, below.
 """
 
 import argparse
@@ -28,6 +29,7 @@ import numpy as np
 
 import checkpoints
 import cifar100
+import group_table
 import grouping
 import resnet_split
 import utils
@@ -109,7 +111,7 @@ def parse_flags(argv):
   """
   parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
   add = parser.add_argument
-  add('table', choices=['counts', '1', '2'], help='which table')
+  add('table', choices=['counts', '1', '2', 'groups'], help='which table')
   add('--k', type=int, default=8, help='width multiplier; the paper has 8 [%(default)s]')
   add('--branch_input', default='group', help="group or all, as train.py's; 'counts' shows both [%(default)s]")
   add('--data_dir', default='cifar100/train_val_split', help='folder that download_cifar100.py wrote [%(default)s]')
@@ -233,13 +235,18 @@ class Run:
     return os.path.join(self.folder, 'eval.json')
 
   @property
+  def grouped_evaluation(self):
+    """Path of what eval.py writes of a grouping network before it is hardened."""
+    return os.path.join(self.folder, 'grouped.json')
+
+  @property
   def steps_done(self):
     """The step of the last checkpoint."""
     last = checkpoints.latest(self.folder)
     return int(last.rsplit('-', 1)[1]) if last else 0
 
   def commands(self, data_dir, train_images):
-    """The two command lines."""
+    """The command lines, the one that writes `evaluation` last."""
     given = dict(self.train, data_dir=data_dir, train_dir=self.folder)
     epochs = given['max_steps'] * BATCH_SIZE / train_images
     for name in SHARES.keys() & given.keys():
@@ -251,7 +258,11 @@ class Run:
     checkpoint = self.folder if group else os.path.join(self.folder, 'best')
     evaluate = dict(checkpoint=checkpoint, data_dir=data_dir, precision=self.train['precision'])
     evaluate['output_file'] = self.evaluation
-    return command('train.py', given), command('eval.py', evaluate) + ['--harden'] * group
+    commands = [command('train.py', given), command('eval.py', evaluate)]
+    if group:  # as it is, then hardened
+      evaluate['output_file'] = self.grouped_evaluation
+      commands = [commands[0], command('eval.py', evaluate), commands[1] + ['--harden']]
+    return commands
 
 
 def command(program, given):
@@ -284,6 +295,10 @@ def make_runs(flags, seed):
     dropout = {} if split in DROPOUT_SPLITS else dict(dropout_keep_prob=1)
     add('group-' + split, 'group', 'group', **groups(split), **dropout)
     add('split-' + split, 'split', 'split', **groups(split), basemodel='group-' + split)
+    if recipe['group'].get('assignment_start') == 'spectral':  # what the start gives, for the table of groups
+      name = split + '-noise'
+      add('group-' + name, 'group', 'group', **groups(split), **dropout, assignment_start='noise')
+      add('split-' + name, 'split', 'split', **groups(split), basemodel='group-' + name)
     for kind in ('semantic', 'clustering', 'random'):
       base = dict(basemodel='baseline') if kind == 'clustering' else {}
       add('scratch-%s-%s' % (split, kind), 'scratch', 'split', **groups(split), grouping=kind, **base)
@@ -292,11 +307,14 @@ def make_runs(flags, seed):
 
 def run_name(split, column):
   """The run that a cell shows."""
-  return 'split-' + split if column == 'splitnet' else 'scratch-%s-%s' % (split, column)
+  learned = {'splitnet': 'split-' + split, 'noise': 'split-%s-noise' % split}
+  return learned.get(column) or 'scratch-%s-%s' % (split, column)
 
 
 def cells(table):
   """A table's cells: dict from 'row' or 'row/column' to the run's name."""
+  if table == 'groups':
+    return {'%s/%s' % (s, c): run_name(s, c) for s in SPLITS for c in group_table.KINDS}
   if table == '2':
     return {'baseline': 'baseline', **{split + '/splitnet': run_name(split, 'splitnet') for split in SPLITS}}
   chosen = {name: name for name in PAPER_BASELINE}
@@ -362,7 +380,14 @@ def read_run(run, data):
       return None
     with open(path) as f:
       result = json.load(f)
-    return {**{name: result[name] for name in ('accuracy', 'parameters', 'flops')}, 'data': stored['data']}
+    kept = {name: result[name] for name in ('accuracy', 'parameters', 'flops')}
+    kept.update(agreement=result.get('agreement'), group_sizes=[len(group) for group in result.get('groups', [])])
+    kept.update(data=stored['data'], folder=run.folder, seed=run.train['seed'], grouped_accuracy=None)
+    if os.path.exists(run.grouped_evaluation):
+      path = run.grouped_evaluation
+      with open(path) as f:
+        kept['grouped_accuracy'] = json.load(f)['accuracy']
+    return kept
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
     raise UserError("'%s' cannot be read (%s): remove '%s'" % (path, e, run.folder)) from e
 
@@ -414,9 +439,10 @@ def do(run, data_dir, data):
   except OSError as e:
     raise UserError("cannot write to the folder '%s' (%s): give another --out" % (run.folder, e.strerror)) from e
   log = os.path.join(run.folder, 'output.txt')
-  for arguments in run.commands(data_dir, data['train_images']):
+  commands = run.commands(data_dir, data['train_images'])
+  for arguments in commands:
     code = call(arguments, log)
-    if code or ('eval.py' in arguments[1] and not os.path.exists(run.evaluation)):
+    if code or (arguments is commands[-1] and not os.path.exists(run.evaluation)):
       with open(log, errors='replace') as f:
         last = ([line.strip() for line in f if line.strip()] or ['no output'])[-1]
       raise UserError("the run in '%s' failed (exit code %d: %s); its log is '%s'" % (run.folder, code, last, log))
@@ -482,24 +508,36 @@ def caption(flags, results):
   recipe = RECIPES[flags.recipe]
   steps = ['%s %d' % (s, getattr(flags, s + '_steps') or recipe[s]['max_steps']) for s in STAGES]
   sources = sorted({result['data']['source'] for found in results.values() for result in found})
+  common = 'on the test images (data: %s): WRN-16-%d, recipe %s (steps: %s), branch_input %s' % (
+    ', '.join(sources) or 'no run yet', flags.k, flags.recipe, ', '.join(steps), flags.branch_input,
+  )  # fmt: skip
+  if flags.table == 'groups':
+    return (
+      'Groups and accuracy %s. Agreement: share of the classes in the group that holds most of their superclass. '
+      'Converged: every assignment at least %g confident from this step of grouping on. S, C and R are trained '
+      'from scratch. Means ± standard deviation.\n\n' % (common, group_table.CONVERGED)
+    )
   return (
-    'Table %s on the test images (data: %s): WRN-16-%d, recipe %s (steps: %s), branch_input %s, the checkpoint of the '
-    'best validation accuracy. Several seeds: mean ± standard deviation of the error (seeds). Paper: WRN-16-8.\n\n'
-    % (flags.table, ', '.join(sources) or 'no run yet', flags.k, flags.recipe, ', '.join(steps), flags.branch_input)
+    'Table %s %s, the checkpoint of the best validation accuracy. Several seeds: mean ± standard deviation of the '
+    'error (seeds). Paper: WRN-16-8.\n\n' % (flags.table, common)
   )
 
 
 def show(flags, data, dense):
   """Prints a table and, where anything may be run, writes its two files."""
   results = collect(flags, data)
-  header, rows = table_1(results) if flags.table == '1' else table_2(results, dense)
+  if flags.table == 'groups':
+    header, rows = group_table.table(results, run_name, SPLITS)
+  else:
+    header, rows = table_1(results) if flags.table == '1' else table_2(results, dense)
   text = caption(flags, results) + markdown(header, rows)
   print('\n' + text, flush=True)
   if flags.print_only:
     return
   values = io.StringIO()
   csv.writer(values, lineterminator='\n').writerows([header, *rows])
-  path = os.path.join(flags.out, 'k%d' % flags.k, 'table%s' % flags.table)
+  name = flags.table if flags.table == 'groups' else 'table' + flags.table
+  path = os.path.join(flags.out, 'k%d' % flags.k, name)
   try:
     os.makedirs(os.path.dirname(path), exist_ok=True)
     for ending, content in (('.md', text), ('.csv', values.getvalue())):

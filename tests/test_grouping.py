@@ -81,11 +81,10 @@ def planted_weights(split):
 
 
 @pytest.mark.parametrize('split', ['1-1-4', '2-2-2', '2-4-4'])
-@pytest.mark.parametrize('cluster', [grouping.clustering, grouping.singular_clustering])
-def test_clustering_finds_planted_groups_and_their_tree(split, cluster):
+def test_clustering_finds_planted_groups_and_their_tree(split):
   weights, leaves = planted_weights(split)
   _, plan = plan_of(split)
-  found = cluster(weights, plan)
+  found = grouping.clustering(weights, plan)
   # The groups have other numbers, but each is one planted group, and siblings are siblings.
   number = {int(f): int(leaf) for f, leaf in zip(found, leaves)}
   assert all(number[int(f)] == leaf for f, leaf in zip(found, leaves)) and len(set(number.values())) == len(number)

@@ -8,6 +8,7 @@ import signal
 import sys
 
 import pytest
+import tensorflow as tf
 import tiny_data
 
 import eval as evaluation
@@ -41,13 +42,13 @@ def parse(*arguments):
   return tables.parse_flags([str(a) for a in arguments])
 
 
-def finish(run, accuracy, parameters=1000, flops=10**7, data=DATA):
+def finish(run, accuracy, parameters=1000, flops=10**7, data=DATA, **more):
   """Makes a run's folder look done."""
   os.makedirs(run.folder)
   with open(os.path.join(run.folder, 'settings.json'), 'w') as f:
     json.dump({'settings': run.settings, 'data': data}, f)
   with open(run.evaluation, 'w') as f:
-    json.dump({'accuracy': accuracy, 'parameters': parameters, 'flops': flops}, f)
+    json.dump({'accuracy': accuracy, 'parameters': parameters, 'flops': flops, **more}, f)
 
 
 def rows_of(markdown):
@@ -167,6 +168,49 @@ def test_printing_runs_and_writes_nothing(tmp_path, capsys, monkeypatch):
   assert tiny_data.files(tmp_path) == before
 
 
+def write_confidences(run, values):
+  """Writes the TensorBoard events of a grouping run: dict from assignment to dict from step to confidence."""
+  writer = tf.summary.create_file_writer(os.path.join(run.folder, 'summaries'))
+  with writer.as_default():
+    for name, confidence in values.items():
+      for step, value in confidence.items():
+        tf.summary.scalar('confidence/' + name, value, step)
+  writer.close()
+
+
+def test_the_table_of_groups_has_each_seed_and_the_means(tmp_path, capsys):
+  flags = parse('groups', '--k', 1, '--out', tmp_path, '--seeds', '0,1')
+  sizes = {0: [50, 50], 1: [60, 40]}
+  for seed, size in sizes.items():
+    runs = tables.make_runs(flags, seed)
+    finish(runs['split-2-2-2'], 0.5 + 0.02 * seed, agreement=0.9 + 0.02 * seed, groups=[['x'] * n for n in size])
+    finish(runs['group-2-2-2'], 0.4, agreement=0.9, groups=[['x'] * n for n in size])
+    with open(runs['group-2-2-2'].grouped_evaluation, 'w') as f:
+      json.dump({'accuracy': 0.41}, f)
+    # All are confident at 200, one not any more at 300: converged is 400.
+    p = {100: 0.5, 200: 0.995, 300: 0.98, 400: 0.992}
+    write_confidences(runs['group-2-2-2'], {'split_p1': p, 'split_q1': dict.fromkeys(p, 0.999)})
+  finish(tables.make_runs(flags, 0)['scratch-2-2-2-random'], 0.45, agreement=0.68, groups=[['x'] * 50] * 2)
+  tables.show(flags, DATA, (1000, 10**7))
+  rows = rows_of(capsys.readouterr().out)
+  assert rows[0] == ['split', 'groups', 'seed', *[name for name, _, _ in tables.group_table.COLUMNS]]
+  learned = ['2-2-2', 'learned']
+  assert rows[1:] == [
+    [*learned, '0', '0.90', '1.00', '0.992', '400', '41.00', '40.00', '50.00'],
+    [*learned, '1', '0.92', '1.20', '0.992', '400', '41.00', '40.00', '52.00'],
+    [*learned, 'mean', '0.91 ± 0.01', '1.10 ± 0.14', '0.992 ± 0.000', '400 ± 0', '41.00 ± 0.00', '40.00 ± 0.00',
+     '51.00 ± 1.41'],
+    ['2-2-2', 'R, random', '0', '0.68', '1.00', '', '', '', '', '45.00'],
+  ]  # fmt: skip
+  assert (tmp_path / 'k1' / 'groups.md').exists()
+
+
+def test_groups_that_never_converge_say_so():
+  assert tables.group_table.converged_at({}) is None
+  assert tables.group_table.converged_at({100: 0.995, 200: 0.9}) is None
+  assert tables.group_table.converged_at({100: 0.99, 200: 1.0}) == 100
+
+
 # --- which runs, and with which flags -----------------------------------------------------------------------------
 
 
@@ -178,9 +222,9 @@ def flag(arguments, name):
 def test_every_command_is_one_that_the_programs_take(recipe, tmp_path):
   flags = parse(1, '--recipe', recipe, '--out', tmp_path, '--branch_input', 'all')
   runs = tables.make_runs(flags, 3)
-  assert len(runs) == 2 + 4 * 5
+  assert len(runs) == 2 + 4 * (7 if recipe == 'short' else 5)
   for name, run in runs.items():
-    trained, evaluated = run.commands('data', 45000)
+    trained, *grouped, evaluated = run.commands('data', 45000)
     parsed = train.parse_flags(trained[2:])
     assert parsed.mode == {'baseline': 'baseline', 'group': 'group'}.get(name.split('-')[0], 'split')
     assert (parsed.seed, parsed.k, parsed.train_dir) == (3, 8, run.folder)
@@ -190,7 +234,10 @@ def test_every_command_is_one_that_the_programs_take(recipe, tmp_path):
       config = resnet_split.Config(ngroups1=parsed.ngroups1, ngroups2=parsed.ngroups2, ngroups3=parsed.ngroups3)
       assert config.split in name and parsed.branch_input == 'all'
     checked = evaluation.parse_flags(evaluated[2:])
-    assert checked.harden == name.startswith('group')
+    assert checked.harden == name.startswith('group') and checked.output_file == run.evaluation
+    for other in map(lambda arguments: evaluation.parse_flags(arguments[2:]), grouped):
+      assert (other.harden, other.checkpoint, other.output_file) == (False, run.folder, run.grouped_evaluation)
+    assert len(grouped) == name.startswith('group')
     assert checked.checkpoint == (run.folder if checked.harden else os.path.join(run.folder, 'best'))
 
 
@@ -218,7 +265,7 @@ def test_shares_of_the_steps_become_epochs(tmp_path):
   flags = parse(1, '--out', tmp_path, '--group_steps', 1000)
   run = tables.make_runs(flags, 0)['group-2-2-2']
   run = dataclasses.replace(run, train=dict(run.train, drop_at=(0.5, 0.75), ramp_at=0.25))
-  trained, _ = run.commands('data', 900)
+  trained, *_ = run.commands('data', 900)
   assert flag(trained, 'lr_step_epoch') == '50,75' and flag(trained, 'gamma2_ramp_epoch') == '25'
   assert not {'--drop_at', '--ramp_at'} & set(trained)
 
@@ -277,7 +324,9 @@ def test_runs_come_after_what_they_need_and_are_not_repeated(program):
   code, out, _, recorder = program(2, '--only', '2-2-2')
   assert code == 0
   assert recorder.trained == ['baseline', 'group-2-2-2', 'split-2-2-2']
-  assert recorder.called == [(p, f) for f in recorder.trained for p in ('train.py', 'eval.py')]
+  evaluations = {'group-2-2-2': 2}  # as it is, and hardened
+  programs = {f: ['train.py'] + ['eval.py'] * evaluations.get(f, 1) for f in recorder.trained}
+  assert recorder.called == [(program, folder) for folder, called in programs.items() for program in called]
   assert out.count('| Deep 2-2-2') == 3  # the table after every run
   lines = [line for line in out.splitlines() if ' runs left; now ' in line]
   assert [line.split()[0] for line in lines] == ['3', '2', '1']

@@ -1,0 +1,124 @@
+"""How good groups are, from the runs of tables.py: agreement with the superclasses, sizes, and what they cost.
+
+A row is one run: the learned groups, from a spectral start and from undecided noise, beside groups that are not
+learned, whose network was trained from scratch: semantic (S, the yardstick), clustering (C) and random (R, the floor).
+"""
+
+import os
+
+import numpy as np
+import tensorflow as tf
+from tensorboard.backend.event_processing import event_accumulator
+
+CONVERGED = 0.99  # every assignment's mean confidence
+
+KINDS = {
+  'splitnet': 'learned',
+  'noise': 'learned, noise start',
+  'semantic': 'S, semantic',
+  'clustering': 'C, clustering',
+  'random': 'R, random',
+}
+
+# What is shown of a run: the column's name, the key in `row_of`'s dict, and how a number is written.
+COLUMNS = [
+  ('agreement', 'agreement', '%.2f'),
+  ('largest group / mean', 'largest', '%.2f'),
+  ('least confidence', 'confidence', '%.3f'),
+  ('converged at step', 'converged', '%.0f'),
+  ('grouped (%)', 'grouped', '%.2f'),
+  ('hardened (%)', 'hardened', '%.2f'),
+  ('fine-tuned (%)', 'accuracy', '%.2f'),
+]
+
+
+def confidences(folder):
+  """The least mean confidence of a grouping run's assignments over its steps, from its TensorBoard events.
+
+  Args:
+    folder: of train.py --mode group.
+
+  Returns:
+    Dict from step to number in (0, 1], rising steps; empty where there are no events.
+  """
+  folder = os.path.join(folder, 'summaries')
+  if not os.path.isdir(folder):
+    return {}
+  events = event_accumulator.EventAccumulator(folder, size_guidance={event_accumulator.TENSORS: 0})
+  events.Reload()
+  least = {}
+  for tag in events.Tags()['tensors']:
+    if tag.startswith('confidence/'):
+      for event in events.Tensors(tag):
+        value = float(tf.make_ndarray(event.tensor_proto))
+        least[event.step] = min(value, least.get(event.step, 1.0))
+  return dict(sorted(least.items()))
+
+
+def converged_at(least):
+  """The first step from which on every assignment was at least CONVERGED confident; None where it never was.
+
+  Args:
+    least: dict from step to the least confidence, rising steps.
+  """
+  late = [step for step, value in least.items() if value < CONVERGED]
+  after = [step for step in least if not late or step > late[-1]]
+  return after[0] if after else None
+
+
+def row_of(result, grouping=None):
+  """What is shown of one run: a dict of numbers, None where there is none.
+
+  Args:
+    result: of tables.read_run, of the split network.
+    grouping: of the grouping run that it was hardened from; None where its groups were not learned.
+  """
+  sizes = result['group_sizes']
+  row = {'agreement': result['agreement'], 'accuracy': 100 * result['accuracy']}
+  if sizes:
+    row['largest'] = max(sizes) * len(sizes) / sum(sizes)
+  if grouping:
+    least = confidences(grouping['folder'])
+    row['confidence'] = list(least.values())[-1] if least else None
+    row['converged'] = converged_at(least)
+    row['grouped'] = grouping['grouped_accuracy'] and 100 * grouping['grouped_accuracy']
+    row['hardened'] = 100 * grouping['accuracy']
+  return {key: row.get(key) for _, key, _ in COLUMNS}
+
+
+def table(results, run_name, splits):
+  """The table of `tables.collect`'s results: (header, rows) of text, a row a seed, and their mean.
+
+  Args:
+    results: dict from run name to list of results.
+    run_name: function from (split, column) to the name of the split network's run.
+    splits: names of the splits.
+  """
+  header = ['split', 'groups', 'seed'] + [name for name, _, _ in COLUMNS]
+  rows = []
+  for split in splits:
+    for column, kind in KINDS.items():
+      name = run_name(split, column)
+      grouping_name = name.replace('split-', 'group-', 1) if kind.startswith('learned') else None
+      groupings = {result['seed']: result for result in results.get(grouping_name, [])}
+      numbers = {}
+      for result in results.get(name, []):
+        numbers[result['seed']] = row_of(result, groupings.get(result['seed']))
+      for seed, row in numbers.items():
+        rows.append([split, kind, '%d' % seed] + [write(row[key], form) for _, key, form in COLUMNS])
+      if len(numbers) > 1:
+        means = [mean_text([row[key] for row in numbers.values()], form) for _, key, form in COLUMNS]
+        rows.append([split, kind, 'mean'] + means)
+  return header, rows
+
+
+def write(value, form):
+  """A number as text; '' for None."""
+  return '' if value is None else form % value
+
+
+def mean_text(values, form):
+  """Mean ± standard deviation of the sample; '' where a number is missing."""
+  if None in values:
+    return ''
+  return '%s ± %s' % (form % np.mean(values), form % np.std(values, ddof=1))
