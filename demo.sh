@@ -2,23 +2,24 @@
 # The whole way in a few minutes on a CPU: data, dense baseline, grouping, splitting and fine-tuning, evaluation.
 #   ./demo.sh          synthetic images (no network needed beyond pip)
 #   ./demo.sh --real   CIFAR-100, fetched if it is missing
-# A small network (WRN-16-1) and short runs: it shows that everything works, not the paper's numbers.
+#   ./demo.sh --seed 3 other images, initial values and shuffling (after --real, if both)
+# A small network (WRN-10-1) and short runs: it shows that everything works, not the paper's numbers.
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-case ${1:-} in
-  '') kind=synthetic ;;
-  --real) kind=real ;;
-  *)
-    echo "demo.sh: unknown argument '$1': ./demo.sh takes nothing, or --real for CIFAR-100" >&2
-    exit 2
-    ;;
-esac
+kind=synthetic seed=0
+if [ "${1:-}" = --real ]; then kind=real && shift; fi
+if [ "${1:-}" = --seed ] && [[ ${2:-} =~ ^[0-9]{1,9}$ ]]; then seed=$2 && shift 2; fi
+if [ $# -gt 0 ]; then
+  echo "demo.sh: cannot use '$*': ./demo.sh takes nothing, --real for CIFAR-100, or --seed and a number" >&2
+  exit 2
+fi
 make_venv requirements.txt
 python=$venv/bin/python
 out=${DEMO_DIR:-$project/demo}/$kind
+if [ "$seed" != 0 ]; then out=$out-seed$seed; fi
 if [ $kind = synthetic ]; then
   data=$out/data
-  "$python" "$project/download_cifar100.py" --synthetic --images_per_class 100 --data_dir "$data"
+  "$python" "$project/download_cifar100.py" --synthetic --images_per_class 100 --seed "$seed" --data_dir "$data"
   baseline_steps=800 group_steps=800 split_steps=400
 else
   need_data
@@ -34,7 +35,7 @@ stage() {
   printf '\n--- %s ---\n' "$mode"
   "$python" "$project/train.py" --mode "$mode" --data_dir "$data" --train_dir "$out/$mode" --max_steps "$steps" \
     --lr_step_epoch "$(epoch_of "$drop")" --display 100 --val_interval 500 --group_summary_interval 500 \
-    --dropout_keep_prob 1 --checkpoint_interval 500 "$@" | grep --line-buffered -E '^(step|  split_q1|done|going on)'
+    --seed "$seed" --dropout_keep_prob 1 --checkpoint_interval 500 "$@" | grep --line-buffered -E '^(step|  split_q1|done|going on)'
 }
 evaluate() {
   "$python" "$project/eval.py" --data_dir "$data" --output_file "$out/$1.json" --checkpoint "$2" "${@:3}" >"$out/$1.txt"
@@ -44,7 +45,7 @@ stage baseline $baseline_steps $((baseline_steps * 3 / 4)) --k 1 --num_residual_
 # Grouping from the trained baseline and its spectral structure, with a larger weight of the split, which rises, and a
 # larger learning rate of the assignments than the paper's: what takes it 400 epochs has to happen within a few.
 stage group $group_steps $((group_steps * 3 / 4)) --basemodel "$out/baseline" --assignment_start spectral \
-  --gamma2 20 --gamma2_ramp_epoch "$(epoch_of $((group_steps / 2)))" --gamma3 30 --assignment_lr_scale 40 --initial_lr 0.05
+  --gamma1 5 --gamma2 20 --gamma2_ramp_epoch "$(epoch_of $((group_steps / 2)))" --gamma3 30 --assignment_lr_scale 40 --initial_lr 0.05
 stage split $split_steps $((split_steps * 3 / 5)) --basemodel "$out/group" --initial_lr 0.05
 
 printf '\n--- evaluation on the test images ---\n'

@@ -560,9 +560,27 @@ def harden(network, **keywords):
   Raises:
     utils.UserError: where a group is empty.
   """
-  alphas = {name: network.weights['group/%s/alpha' % name].numpy() for name in network.soft_assignments()}
   values = {name: v.numpy() for name, v in network.weights.items()}
-  return split_by(network.config, hard_groups_of(network.plan, alphas), values, **keywords)
+  return split_by(network.config, present_groups(network), values, **keywords)
+
+
+def present_groups(network):
+  """The hard groups that a grouping network's assignments are at now: dict from units name to int array.
+
+  Raises:
+    utils.UserError: where a group is empty.
+  """
+  alphas = {name: network.weights['group/%s/alpha' % name].numpy() for name in network.soft_assignments()}
+  return hard_groups_of(network.plan, alphas)
+
+
+def hardened_counts(network):
+  """The counts (list of utils.LayerCount) of the split network that a grouping network would now harden into.
+
+  Raises:
+    utils.UserError: where a group is empty.
+  """
+  return Network(network.config, groups=present_groups(network)).counts
 
 
 def split_by(config, groups, values, **keywords):

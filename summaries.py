@@ -8,6 +8,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 import pictures
+import resnet_split
 import utils
 
 
@@ -17,6 +18,17 @@ def size_line(network):
   return '%s parameters, %s FLOPs per image (without init_conv and batch norms, as in the paper)' % (
     '{:,}'.format(parameters), '{:,}'.format(flops),
   )  # fmt: skip
+
+
+def hardened_line(network):
+  """One line with the counts of the network that the present assignments would harden into, beside the dense ones."""
+  try:
+    hardened = utils.total_count(resnet_split.hardened_counts(network))
+  except utils.UserError as e:
+    return 'cannot be hardened now: %s' % e
+  dense = utils.total_count(network.counts)
+  shares = ['{:,} of {:,} ({:.1f} %)'.format(part, whole, 100 * part / whole) for part, whole in zip(hardened, dense)]
+  return 'hardened now: %s parameters, %s FLOPs per image' % tuple(shares)
 
 
 class Log:
@@ -84,6 +96,7 @@ class Log:
     pictures.draw_weights(images, 'Weights ordered by group, step %d' % step, path)
     for name, (confidence, sizes) in assignment_states(network).items():
       self.line('  %s: group sizes %s, confidence %.3f' % (name, sizes.tolist(), confidence))
+    self.line('  ' + hardened_line(network))
 
 
 def assignment_states(network):

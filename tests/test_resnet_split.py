@@ -311,6 +311,11 @@ def test_hardening_leaves_the_grouping_network_alone():
   assert all(np.array_equal(before[name], v) for name, v in dense.weights.items())
 
 
+def test_what_grouping_would_harden_into_now_is_counted_without_hardening():
+  dense = grouping(config_of('2-4-4'), seed=3)
+  assert resnet_split.hardened_counts(dense) == resnet_split.harden(dense).counts
+
+
 @pytest.mark.parametrize('empty', ['split_q1', 'split_p2', 'split_r31'])
 def test_an_empty_group_names_the_assignment_and_the_cure(empty):
   dense = grouping(config_of('2-2-2'))

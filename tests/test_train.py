@@ -112,6 +112,20 @@ def test_the_log_tells_each_stages_start_and_end(runs, data):
   assert read(runs['split'], 'train.log').startswith('step 0: validation accuracy %.2f %%' % (100 * accuracy))
 
 
+def test_grouping_tells_what_it_would_harden_into_beside_the_dense_network(runs):
+  last = checkpoints.read(runs['group'])
+  network = resnet_split.Network(last.config, with_assignments=True)
+  checkpoints.assign(network.weights, last.values, 'the test')
+  hardened, dense = utils.total_count(resnet_split.harden(network).counts), utils.total_count(network.counts)
+  said = re.findall(r'hardened now: ([\d,]+) of ([\d,]+) \(([\d.]+) %\) parameters, ([\d,]+) of ([\d,]+) \(', read(
+    runs['group'], 'train.log'))[-1]  # fmt: skip
+  assert [int(said[i].replace(',', '')) for i in (0, 1, 3, 4)] == [hardened[0], dense[0], hardened[1], dense[1]]
+  assert float(said[2]) == pytest.approx(100 * hardened[0] / dense[0], abs=0.06)
+  alpha = network.weights['group/split_q1/alpha']
+  alpha.assign(np.arange(alpha.shape[0])[:, None] * np.ones(alpha.shape))  # all in the last group
+  assert train.summaries.hardened_line(network).startswith('cannot be hardened now: assignment split_q1')
+
+
 def test_a_dozen_steps_learn_something(runs):
   reported = validations(read(runs['group'], 'train.log'))
   assert reported[-1][2] < reported[0][2] - 0.2  # cross-entropy

@@ -43,7 +43,7 @@ def test_the_four_scripts_in_a_row(workplace):
   output = script(
     'group.sh', '--train_dir', 'g', '--basemodel', 'b', '--assignment_start', 'spectral', *few, folder=workplace
   )
-  assert re.search(r'^gamma3 +10\.0$', output, re.M), 'the settings of group.sh are printed'
+  assert re.search(r'^gamma3 +30\.0$', output, re.M), 'the settings of group.sh are printed'
   assert re.search(r'^ngroups3 +2$', output, re.M)
   script('split.sh', '--train_dir', 's', '--basemodel', 'g', *few, folder=workplace)
   output = script(
