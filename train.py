@@ -126,10 +126,20 @@ def make_parser():
   add(g, 'initial_lr', float, 0.1, 'learning rate at the start [%(default)s]')
   add(
     g,
+    'lr_schedule',
+    str,
+    'step',
+    'step: drops at lr_step_epoch (released code); cosine: falls to 0 over max_steps along half a cosine, which '
+    'gives more in short runs; with lr_warmup_epoch one cycle [%(default)s]',
+  )
+  add(g, 'lr_warmup_epoch', float, 0.0, 'epochs over which it rises linearly from 0 at first [%(default)s]')
+  add(
+    g,
     'lr_step_epoch',
     str,
     None,
-    "epochs after which it is multiplied by lr_decay, separated by commas; '' for never [%s]" % stage('lr_step_epoch'),
+    'step: epochs after which it is multiplied by lr_decay, separated by commas; '
+    "'' for never [%s]" % stage('lr_step_epoch'),
   )
   add(g, 'lr_decay', float, 0.1, 'factor [%(default)s]')
   add(g, 'momentum', float, 0.9, 'of the gradient descent [%(default)s]')
@@ -189,7 +199,7 @@ def parse_flags(argv):
   )
   need('num_train_instance num_val_instance', lambda v: v >= 1, 'at least 1')
   need(
-    'max_steps val_iter patience seed l2_weight gamma1 gamma2 gamma2_ramp_epoch gamma3',
+    'max_steps val_iter patience seed l2_weight gamma1 gamma2 gamma2_ramp_epoch gamma3 lr_warmup_epoch',
     lambda v: 0 <= v < 2**31 - 1,
     'from 0 to %d' % (2**31 - 2),
   )
@@ -199,6 +209,7 @@ def parse_flags(argv):
   need('stop_when_converged', lambda v: 0 <= v < 1, 'in [0, 1), such as 0.99')
   need('precision', lambda v: v in ('float32', 'bfloat16'), 'float32 or bfloat16')
   need('assignment_start', lambda v: v in ('noise', 'spectral'), 'noise or spectral')
+  need('lr_schedule', lambda v: v in ('step', 'cosine'), 'step or cosine')
   need('train_split', lambda v: v in ('train', 'train_val'), 'train or train_val')
   lr_boundaries(flags.lr_step_epoch)
   given = {name: getattr(flags, name) for name in NETWORK_FLAGS if getattr(flags, name) is not None}
@@ -365,7 +376,8 @@ def check_resume(configuration, before, train_dir):
     old, new = before[section], configuration[section]
     for name in new:
       was = old.get(name, parser.get_default(name))  # a flag that is younger than the run
-      if name not in FREE_ON_RESUME and was != new[name]:
+      free = name in FREE_ON_RESUME and not (name == 'max_steps' and new.get('lr_schedule') == 'cosine')
+      if not free and was != new[name]:
         raise UserError(
           "the run in '%s' was started with %s%s %s, now it is %s: use the same, or another --train_dir"
           % (train_dir, 'data ' if section == 'data' else '--', name, was, new[name])
@@ -392,15 +404,25 @@ class Stage:
     self._weights = Objective(flags.l2_weight, flags.gamma1, flags.gamma2, flags.gamma3, flags.weighted_group_loss)
     epochs = lr_boundaries(flags.lr_step_epoch)
     self._ramp_steps = flags.gamma2_ramp_epoch * steps_per_epoch
+    self._warmup_steps = flags.lr_warmup_epoch * steps_per_epoch
     self._boundaries = [round(min(epoch * steps_per_epoch, 2**31 - 1)) for epoch in epochs]
     # Counted beside the weights: an interrupt comes back between the call that trains and the line after it.
     self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
     self._step = tf.function(self._train_step, jit_compile=flags.jit_compile)
 
   def learning_rate(self, step):
-    """The learning rate of a step: initial_lr times lr_decay for every boundary passed."""
-    passed = sum(tf.cast(step >= boundary, tf.float32) for boundary in self._boundaries)
-    return self._flags.initial_lr * tf.cast(self._flags.lr_decay, tf.float32) ** passed
+    """The learning rate of a step: initial_lr times lr_decay for every boundary passed, or along half a cosine."""
+    rate = tf.constant(self._flags.initial_lr, tf.float32)
+    if self._flags.lr_schedule == 'cosine':
+      left = max(self._flags.max_steps - self._warmup_steps, 1.0)
+      done = tf.clip_by_value((tf.cast(step, tf.float32) - self._warmup_steps) / left, 0.0, 1.0)
+      rate *= (1.0 + tf.cos(np.pi * done)) / 2.0
+    else:
+      passed = sum(tf.cast(step >= boundary, tf.float32) for boundary in self._boundaries)
+      rate *= tf.cast(self._flags.lr_decay, tf.float32) ** passed
+    if self._warmup_steps:
+      rate *= tf.minimum(1.0, tf.cast(step + 1, tf.float32) / self._warmup_steps)
+    return rate
 
   def _objective(self, step):
     """The weights of the objective's terms at a step."""

@@ -341,6 +341,22 @@ def test_the_learning_rate_stays_where_no_epoch_comes(epochs):
   assert float(stage.learning_rate(tf.constant(40000))) == pytest.approx(0.4)
 
 
+def test_one_cycle_rises_linearly_and_falls_along_half_a_cosine():
+  more = ['--initial_lr', 0.4, '--lr_schedule', 'cosine', '--lr_warmup_epoch', 1, '--max_steps', 12]
+  stage = make_stage(more, steps_per_epoch=4.0)
+  rates = [float(stage.learning_rate(tf.constant(step))) for step in range(13)]
+  fallen = [0.2 * (1 + np.cos(np.pi * i / 8)) for i in range(9)]
+  assert rates[:4] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+  assert rates[4:] == pytest.approx(fallen, abs=1e-6)
+
+
+def test_a_cosine_cannot_be_gone_on_with_to_another_end(runs, data, tmp_path, capsys):
+  arguments = tiny_data.flags('split', data, str(tmp_path), '--basemodel', runs['group'], '--lr_schedule', 'cosine')
+  assert tiny_data.call(train, [*arguments, '--max_steps', 2], capsys)[0] == 0
+  code, _, err = tiny_data.call(train, [*arguments, '--max_steps', 6], capsys)
+  assert code == 1 and '--max_steps 2, now it is 6' in err and err.count('\n') == 1
+
+
 def test_the_default_rates_fall_at_the_released_steps():
   stage = make_stage([], steps_per_epoch=45000 / 90)
   around = [49999, 119999, 120000, 149999, 150000, 199999]
@@ -489,6 +505,7 @@ REFUSED = {
   'lr_step_epoch negative': ('group', NEW, ['--lr_step_epoch=-3'], 1, ["'-3'"]),
   'lr_step_epoch nan': ('group', NEW, ['--lr_step_epoch', 'nan'], 1, ["'nan'"]),
   'lr_step_epoch inf': ('group', NEW, ['--lr_step_epoch', '3,inf'], 1, ["'3,inf'"]),
+  'lr_schedule': ('group', NEW, ['--lr_schedule', 'linear'], 1, ["'linear'", 'step or cosine']),
   'precision': ('group', NEW, ['--precision', 'float16'], 1, ["'float16'", 'bfloat16']),
   'train_split': ('group', NEW, ['--train_split', 'test'], 1, ["'test'", 'train_val']),
   'batch above data': ('group', NEW, ['--num_train_instance', '19'], 1, ['--batch_size is 20', '19']),
