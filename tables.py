@@ -40,8 +40,9 @@ PROJECT = os.path.dirname(os.path.abspath(__file__))
 BATCH_SIZE = 90
 
 # The settings of each stage: train.py's flags, and those of SHARES: drop_at, the shares of max_steps after which the
-# learning rate is multiplied by 0.1, and ramp_at, the share over which gamma2 rises. 'baseline', 'group' (the learned
-# groups), 'split' (fine-tuning them), 'scratch' (a split network from scratch: columns S, C and R); 'all' is for each.
+# learning rate is multiplied by 0.1, ramp_at, the share over which gamma2 rises, and warmup_at, over which the learning
+# rate does. 'baseline', 'group' (the learned groups), 'split' (fine-tuning them), 'scratch' (a split network from
+# scratch: columns S, C and R); 'all' is for each.
 RECIPES = {
   # baseline.sh, group.sh and split.sh.
   'paper': {
@@ -54,20 +55,20 @@ RECIPES = {
     'split': dict(max_steps=120000, initial_lr=0.1, drop_at=(5 / 12, 7 / 12), l2_weight=0.0005),
     'scratch': dict(max_steps=120000, initial_lr=0.1, drop_at=(5 / 12, 7 / 12), l2_weight=0.0005),
   },
-  # What one can run on a CPU. S, C and R get as many steps as group and split together.
+  # What one can run on a CPU, one cycle each. S, C and R get as many steps as SplitNet's three stages together.
   'short': {
-    'all': dict(val_interval=500, checkpoint_interval=1000),
-    'baseline': dict(max_steps=5000, initial_lr=0.1, drop_at=(0.6, 0.85), l2_weight=0.0005),
+    'all': dict(val_interval=500, checkpoint_interval=1000, lr_schedule='cosine'),
+    'baseline': dict(max_steps=3000, initial_lr=0.15, warmup_at=0.2, l2_weight=0.0005),
     'group': dict(
-      max_steps=2000, initial_lr=0.05, drop_at=(0.75,), l2_weight=0.0001, basemodel='baseline',
-      assignment_start='spectral', gamma1=5, gamma2=20, ramp_at=0.5, gamma3=30, assignment_lr_scale=40,
-      dropout_keep_prob=1,
+      max_steps=1000, initial_lr=0.05, l2_weight=0.0001, basemodel='baseline', assignment_start='spectral', gamma1=5,
+      gamma2=20, ramp_at=0.5, gamma3=30, assignment_lr_scale=40, dropout_keep_prob=1,
     ),
-    'split': dict(max_steps=2500, initial_lr=0.05, drop_at=(0.6, 0.85), l2_weight=0.0005),
-    'scratch': dict(max_steps=4500, initial_lr=0.1, drop_at=(0.6, 0.85), l2_weight=0.0005),
+    'split': dict(max_steps=2000, initial_lr=0.1, warmup_at=0.1, l2_weight=0.0005),
+    'scratch': dict(max_steps=6000, initial_lr=0.15, warmup_at=0.2, l2_weight=0.0005),
   },
 }  # fmt: skip
-SHARES = {'drop_at': 'lr_step_epoch', 'ramp_at': 'gamma2_ramp_epoch'}  # train.py counts these in epochs
+# train.py counts these in epochs.
+SHARES = {'drop_at': 'lr_step_epoch', 'ramp_at': 'gamma2_ramp_epoch', 'warmup_at': 'lr_warmup_epoch'}
 STAGES = ('baseline', 'group', 'split', 'scratch')
 DROPOUT_SPLITS = ('2-2-2', '2-4-4')  # the paper's '(dropout)' rows: only these group with dropout_keep_prob
 DENSE_DROPOUT = 0.5  # dropout_keep_prob of the baseline with dropout, in the layers that 2-2-2 would split
