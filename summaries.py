@@ -12,12 +12,18 @@ import resnet_split
 import utils
 
 
-def size_line(network):
-  """One line with a network's parameters and FLOPs, as the paper's tables count them."""
+def size_lines(network):
+  """A network's parameters and FLOPs layer by layer, and in all as the paper's tables count them: list of lines."""
+  lines = ['%-28s %12s %18s' % ('layer', 'parameters', 'FLOPs per image')]
+  for count in network.counts:
+    line = '%-28s %12s %18s' % (count.name, '{:,}'.format(count.parameters), '{:,}'.format(count.flops))
+    lines.append(line if count.counted else line + '  (not counted)')
   parameters, flops = utils.total_count(network.counts)
-  return '%s parameters, %s FLOPs per image (without init_conv and batch norms, as in the paper)' % (
-    '{:,}'.format(parameters), '{:,}'.format(flops),
-  )  # fmt: skip
+  lines.append(
+    '%s parameters, %s FLOPs per image (without init_conv and batch norms, as in the paper; with them %s and %s)'
+    % tuple(map('{:,}'.format, (parameters, flops, *utils.total_count(network.counts, everything=True))))
+  )
+  return lines
 
 
 def hardened_line(network):

@@ -57,14 +57,14 @@ RECIPES = {
   },
   # What one can run on a CPU, one cycle each. S, C and R get as many steps as SplitNet's three stages together.
   'short': {
-    'all': dict(val_interval=500, checkpoint_interval=1000, lr_schedule='cosine'),
-    'baseline': dict(max_steps=3000, initial_lr=0.15, warmup_at=0.2, l2_weight=0.0005),
+    'all': dict(val_interval=1000, checkpoint_interval=1000, lr_schedule='cosine'),
+    'baseline': dict(max_steps=2000, initial_lr=0.15, warmup_at=0.2, l2_weight=0.0005),
     'group': dict(
-      max_steps=1000, initial_lr=0.05, l2_weight=0.0001, basemodel='baseline', assignment_start='spectral', gamma1=5,
-      gamma2=20, ramp_at=0.5, gamma3=30, assignment_lr_scale=40, dropout_keep_prob=1,
+      max_steps=700, initial_lr=0.05, l2_weight=0.0001, basemodel='baseline', assignment_start='spectral', gamma1=5,
+      gamma2=20, ramp_at=0.4, gamma3=30, assignment_lr_scale=40, dropout_keep_prob=1,
     ),
-    'split': dict(max_steps=2000, initial_lr=0.1, warmup_at=0.1, l2_weight=0.0005),
-    'scratch': dict(max_steps=6000, initial_lr=0.15, warmup_at=0.2, l2_weight=0.0005),
+    'split': dict(max_steps=1000, initial_lr=0.1, warmup_at=0.1, l2_weight=0.0005),
+    'scratch': dict(max_steps=3700, initial_lr=0.15, warmup_at=0.2, l2_weight=0.0005),
   },
 }  # fmt: skip
 # train.py counts these in epochs.

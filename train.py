@@ -525,7 +525,7 @@ def run(flags):
   configuration = checkpoints.describe(flags.mode, network, data, settings)
   if begun:
     check_resume(configuration, before, flags.train_dir)
-  print(summaries.size_line(network), flush=True)
+  print('\n'.join(summaries.size_lines(network)), flush=True)
 
   # State: all that a checkpoint holds.
   stage = Stage(flags, network, len(train.images) / flags.batch_size)

@@ -112,6 +112,18 @@ def test_the_log_tells_each_stages_start_and_end(runs, data):
   assert read(runs['split'], 'train.log').startswith('step 0: validation accuracy %.2f %%' % (100 * accuracy))
 
 
+def test_every_layer_is_listed_with_its_size_and_they_add_up():
+  network = resnet_split.Network(resnet_split.Config(k=1, num_residual_units=1))
+  _, *layers, total = train.summaries.size_lines(network)
+  numbers = [[int(word.replace(',', '')) for word in line.split()[1:3]] for line in layers]
+  counted = [not line.endswith('(not counted)') for line in layers]
+  assert next(line.split()[0] for line, c in zip(layers, counted) if not c) == 'init_conv'
+  paper = tuple(sum(n[i] for n, c in zip(numbers, counted) if c) for i in (0, 1))
+  everything = tuple(sum(n[i] for n in numbers) for i in (0, 1))
+  assert tuple(int(n.replace(',', '')) for n in re.findall(r'[\d,]*\d', total)) == paper + everything
+  assert paper == utils.total_count(network.counts)
+
+
 def test_grouping_tells_what_it_would_harden_into_beside_the_dense_network(runs):
   last = checkpoints.read(runs['group'])
   network = resnet_split.Network(last.config, with_assignments=True)
