@@ -17,6 +17,7 @@ from tqdm import tqdm
 import checkpoints
 import cifar100
 import devices
+import inference
 import pictures
 import resnet_split
 import utils
@@ -276,7 +277,7 @@ def run(flags):
     stored, flags.harden, tf.dtypes.as_dtype(flags.precision), placed if flags.devices or len(placed) > 1 else None
   )
   groups = class_groups(stored)
-  logits, speed = predict(network, split, flags.batch_size, flags.test_iter, flags.jit_compile)
+  logits, speed = predict(inference.Folded(network), split, flags.batch_size, flags.test_iter, flags.jit_compile)
   parameters, flops = utils.total_count(network.counts)
   kind = 'split' if network.groups is not None else ('dense' if groups is None else 'grouping, not hardened')
   result = {

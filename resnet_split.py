@@ -420,19 +420,24 @@ class Network(tf.Module):
       logits = logits[0] if len(logits) == 1 else tf.concat(logits, 1)
       return logits if self._class_order is None else tf.gather(logits, self._class_order, axis=1)
 
-  def _take(self, state, units, below, depth, branch):
-    """A branch's input: its parent's output, or its own contiguous run of channels of it."""
+  def taken(self, units, below, depth, branch):
+    """What a branch reads of the depth below: (its parent's number there, the slice of the parent's channels)."""
     if self.groups is None:
-      return state[0]
+      return 0, slice(None)
     parent = utils.parents(self._depths[depth], self._depths[below])[branch]
     held, wanted = self.members(units, below, parent), self.members(units, depth, branch)
-    if len(held) == len(wanted):
-      return state[parent]
     start = int(np.flatnonzero(held == wanted[0])[0])
     if not np.array_equal(held[start : start + len(wanted)], wanted):
       raise AssertionError('the units of %s are not in group order' % units.name)
+    return parent, slice(None) if len(held) == len(wanted) else slice(start, start + len(wanted))
+
+  def _take(self, state, units, below, depth, branch):
+    """A branch's input: its parent's output, or its own contiguous run of channels of it."""
+    parent, channels = self.taken(units, below, depth, branch)
+    if channels == slice(None):
+      return state[parent]
     with self._on(depth, branch):
-      return state[parent][..., start : start + len(wanted)]
+      return state[parent][..., channels]
 
   def _block(self, block, by_name, branch, x, training, drop):
     """Pre-activation residual block: x + conv_2(relu(bn_2(conv_1(relu(bn_1(x)))))), a first block as released."""
@@ -536,9 +541,9 @@ class Network(tf.Module):
     return collections.OrderedDict((name, v) for name, v in self.weights.items() if v.trainable)
 
 
-def layer_weights(layer):
-  """The name of a layer's weights in the dense network."""
-  return layer.name + {'conv': '/kernel', 'linear': '/weights', 'batch_norm': '/gamma'}[layer.kind]
+def layer_weights(layer, prefix=None):
+  """The name of a layer's weights in the dense network, or of those whose names begin with `prefix`."""
+  return (prefix or layer.name) + {'conv': '/kernel', 'linear': '/weights', 'batch_norm': '/gamma'}[layer.kind]
 
 
 # --- hardening ----------------------------------------------------------------------------------------------------
