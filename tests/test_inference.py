@@ -1,0 +1,152 @@
+"""inference.py: a folded network computes what the network computes, and TensorFlow makes few operations of it."""
+
+import collections
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.python.eager import context
+
+import inference
+import resnet_split
+
+DENSE = dict(ngroups1=1, ngroups2=1, ngroups3=1)
+TREES = {
+  'dense': DENSE,
+  'dense of width 2': dict(DENSE, k=2),
+  'dense, three blocks': dict(DENSE, num_residual_units=3),
+  '2-2-2': dict(ngroups1=2, ngroups2=2, ngroups3=2),
+  '2-4-4': dict(ngroups1=4, ngroups2=4, ngroups3=2, num_residual_units=1),
+  '2-4-4 all': dict(ngroups1=4, ngroups2=4, ngroups3=2, num_residual_units=1, branch_input='all'),
+  '2-3-5 all': dict(ngroups1=5, ngroups2=3, ngroups3=2, branch_input='all'),
+  '1-2-3': dict(ngroups1=3, ngroups2=2, ngroups3=1, num_residual_units=1),
+  '1-1-4': dict(ngroups1=4, ngroups2=1, ngroups3=1, num_residual_units=1),
+}
+
+
+def make(seed=0, negative=False, dtype=tf.float32, **config):
+  """A network whose batch normalisations have seen something; with `negative`, a tenth of their scales are below 0."""
+  config = resnet_split.Config(**dict(dict(k=1), **config))
+  rng = np.random.default_rng(seed)
+  groups = {n: rng.permutation(np.arange(u.size) % u.groups) for n, u in resnet_split.wide_resnet(config).units.items()}
+  network = resnet_split.Network(config, groups=groups if config.ngroups1 > 1 else None, dtype=dtype)
+  for name, variable in network.weights.items():
+    if name.endswith(('/mu', '/beta', '/biases')):
+      variable.assign(rng.normal(0, 0.3, variable.shape))
+    elif name.endswith('/sigma'):
+      variable.assign(rng.uniform(0.3, 2, variable.shape))
+    elif name.endswith('/gamma'):
+      sign = np.where(rng.random(variable.shape) < 0.1, -1, 1) if negative else 1
+      variable.assign(rng.uniform(0.5, 1.5, variable.shape) * sign)
+  return network
+
+
+@pytest.fixture(scope='module')
+def images():
+  return np.random.default_rng(1).normal(0, 1, (5, 32, 32, 3)).astype(np.float32)
+
+
+def assert_close(one, other, tolerance=1e-5):
+  np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * np.abs(other).max())
+
+
+def kept(folded):
+  """The batch normalisations that were not folded away."""
+  return [name.removesuffix('/gamma') for name in folded.weights if name.endswith('/gamma')]
+
+
+def operations(network, images):
+  """What a network's graph consists of when TensorFlow has optimised it: a Counter, fused ones with what is fused."""
+  step = tf.function(network.__call__, input_signature=[tf.TensorSpec([None, 32, 32, 3])])
+  with context.collect_graphs(optimized=True) as graphs:
+    step(images)
+  nodes = [node for graph in graphs for node in graph.node]
+  nodes += [node for graph in graphs for function in graph.library.function for node in function.node_def]
+  return collections.Counter('+'.join([n.op, *(x.decode() for x in n.attr['fused_ops'].list.s)]) for n in nodes)
+
+
+@pytest.mark.parametrize('negative', [False, True])
+@pytest.mark.parametrize('tree', TREES)
+def test_folding_changes_nothing_but_rounding(images, tree, negative):
+  network = make(negative=negative, **TREES[tree])
+  expected = network(images).numpy()
+  assert np.ptp(expected) > 0.1
+  assert_close(inference.Folded(network)(images).numpy(), expected)
+
+
+def test_normalisations_are_kept_only_where_something_else_reads_the_stream():
+  assert kept(inference.Folded(make(num_residual_units=1))) == []
+  assert kept(inference.Folded(make(**DENSE))) == ['unit_1_1/bn_1', 'unit_2_1/bn_1', 'unit_3_1/bn_1']
+  both = ['branch_0/unit_2_0/bn_1', 'branch_1/unit_2_0/bn_1']  # of one parent; above them each has its own
+  assert kept(inference.Folded(make(num_residual_units=1, branch_input='all'))) == both
+
+
+@pytest.mark.parametrize('gamma, beta', [(0.0, 0.3), (-0.5, 0.3), (1e-4, 0.3), (1.0, 20.0)])
+def test_a_scale_that_is_not_positive_or_a_large_shift_keeps_the_normalisation(images, gamma, beta):
+  network = make(num_residual_units=1, **DENSE)
+  for name in ('unit_2_0/bn_1', 'unit_last/bn'):
+    for part, value in (('/gamma', gamma), ('/beta', beta)):
+      values = network.weights[name + part].numpy()
+      values[3] = value
+      network.weights[name + part].assign(values)
+  folded = inference.Folded(network)
+  assert kept(folded) == ['unit_2_0/bn_1', 'unit_last/bn']
+  assert_close(folded(images).numpy(), network(images).numpy())
+
+
+@pytest.mark.parametrize('tree', ['dense', '2-2-2', '2-3-5 all'])
+def test_tensorflow_fuses_convolutions_with_biases_sums_and_rectifiers(images, tree):
+  network = make(**TREES[tree])
+  before, after = operations(network, images), operations(inference.Folded(network), images)
+  # Left alone are the shortcuts, and rectifiers of a slice of what the trunk wrote. (Where the optimiser fails at a
+  # graph, it leaves everything as it was.)
+  convolutions = sum(layer.kind == 'conv' and 'shortcut' not in layer.name for layer in network.plan.layers)
+  fused = sum(count for name, count in after.items() if name.startswith('_FusedConv2D+BiasAdd'))
+  assert after['BiasAdd'] == 0 and fused >= convolutions
+  assert after['_FusedConv2D+BiasAdd+Relu'] >= network.config.num_residual_units * 3 + 1
+  assert sum(after.values()) < sum(before.values()) and after['ReadVariableOp'] == 0 < before['ReadVariableOp']
+
+
+def test_the_original_is_left_as_it_was_and_can_go_on(images):
+  network = make()
+  before = {name: v.numpy() for name, v in network.weights.items()}
+  expected = network(images).numpy()
+  folded = inference.Folded(network)
+  for name, value in before.items():
+    np.testing.assert_array_equal(network.weights[name].numpy(), value)
+  network(images, training=True)
+  network.weights['init_conv/kernel'].assign(before['init_conv/kernel'] * 2)
+  assert_close(folded(images).numpy(), expected)
+  assert folded.variables == () and all(isinstance(w, np.ndarray) for w in folded.weights.values())
+  assert folded.counts == network.counts and folded.groups == network.groups
+  with pytest.raises(ValueError, match='trained'):
+    folded(images, training=True)
+
+
+def test_a_grouping_network_folds_without_its_assignments(images):
+  network = resnet_split.Network(resnet_split.Config(k=1, num_residual_units=1), with_assignments=True)
+  folded = inference.Folded(network)
+  assert not any(name.startswith('group/') for name in folded.weights)
+  assert_close(folded(images).numpy(), network(images).numpy())
+
+
+def test_in_bfloat16_only_what_convolutions_use_is_rounded(images):
+  exact = inference.Folded(make())
+  rounded = inference.Folded(make(dtype=tf.bfloat16))
+  for name, value in rounded.weights.items():
+    assert value.dtype == (tf.bfloat16.as_numpy_dtype if name.endswith(('/kernel', '/bias')) else np.float32), name
+    np.testing.assert_array_equal(value, exact.weights[name].astype(value.dtype))
+  logits = rounded(images).numpy()
+  assert logits.dtype == np.float32
+  assert_close(logits, exact(images).numpy(), 0.05)
+  assert np.abs(logits - exact(images).numpy()).max() > 0
+
+
+def test_the_constants_stand_on_the_devices_of_their_branches():
+  folded = inference.Folded(make())
+  folded._placement = resnet_split.place(folded.plan.depths, ['/CPU:0', '/CPU:1'])
+  step = tf.function(folded.__call__, input_signature=[tf.TensorSpec([None, 32, 32, 3])])
+  nodes = step.get_concrete_function().graph.as_graph_def().node
+  placed = collections.Counter(n.device[-1] for n in nodes if n.op == 'Const' and n.attr['dtype'].type == 1)  # floats
+  expected = collections.Counter('1' if name.startswith('branch_1/') else '0' for name in folded.weights)
+  assert placed == expected and min(expected.values()) > 20
