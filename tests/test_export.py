@@ -353,7 +353,7 @@ def test_other_kinds_of_images_are_read(tmp_path, images):
   np.testing.assert_array_equal(grey, np.repeat(np.array(image.convert('L'))[..., None], 3, 2))
   np.testing.assert_array_equal(infer.read_image(str(tmp_path / 'alpha.png')), images[0])
   with Image.open(tmp_path / 'photo.jpg') as photo:  # another decoder, which rounds in its own way
-    assert np.abs(infer.read_image(str(tmp_path / 'photo.jpg')).astype(int) - np.array(photo)).max() <= 4
+    assert np.abs(infer.read_image(str(tmp_path / 'photo.jpg')).astype(int) - np.array(photo)).mean() < 2
   assert (infer.read_image(str(tmp_path / 'dot.png')) == images[0][0, 0]).all()
 
 
