@@ -72,8 +72,9 @@ def parse_flags(argv):
 # --- cutting the network into models ------------------------------------------------------------------------------
 
 # name: 'whole', 'trunk' or 'branch_<i>'. function: a tf.function with an input signature, from one tensor to a dict of
-# tensors. reads: where its input comes from, for the manifest. class_ids: list of int; None for the trunk.
-Model = collections.namedtuple('Model', 'name function reads class_ids')
+# tensors. reads: where its input comes from, for the manifest. class_ids: list of int; None for the trunk. parameters,
+# flops: its size, as `count` gives it.
+Model = collections.namedtuple('Model', 'name function reads class_ids parameters flops')
 
 
 class _Recorded(inference.Folded):
@@ -109,16 +110,29 @@ def deal(depths):
     depths: ordered dict from depth name to number of branches, trunk first; not all 1.
 
   Returns:
-    (name of the lowest depth that branches, list of (which branch of that depth it begins with, list of the branches
-    of the logits that it ends in)).
+    List, one for each model, of an ordered dict from depth name to the list of the branches that the model has there;
+    the first depth is the lowest that branches.
   """
-  counts = list(depths.values())
+  names, counts = list(depths), list(depths.values())
   first = next(i for i, branches in enumerate(counts) if branches > 1)
-  last = len(counts) - 1
-  top = last - 1 if counts[last - 1] > 1 else last
-  begins = utils.parents_along(counts[first : top + 1][::-1])
-  ends = utils.parents_along(counts[top:][::-1])
-  return list(depths)[first], [(int(b), np.flatnonzero(ends == i).tolist()) for i, b in enumerate(begins)]
+  top = len(counts) - 2 if counts[-2] > 1 else len(counts) - 1
+
+  def path(model, depth):
+    if depth <= top:
+      return [int(utils.parents_along(counts[depth : top + 1][::-1])[model])]
+    return np.flatnonzero(utils.parents_along(counts[top : depth + 1][::-1]) == model).tolist()
+
+  return [{names[depth]: path(i, depth) for depth in range(first, len(counts))} for i in range(counts[top])]
+
+
+def count(network, held):
+  """Parameters and FLOPs per image of some of a network's branches, as the paper counts.
+
+  Args:
+    network: a resnet_split.Network; held: dict from depth name to list of branches.
+  """
+  built = [(layer.depth, branch) for layer in network.plan.layers for branch in range(network.branches(layer))]
+  return utils.total_count([c for c, (depth, branch) in zip(network.counts, built) if branch in held.get(depth, [])])
 
 
 def build(network, class_names, branches):
@@ -140,19 +154,24 @@ def build(network, class_names, branches):
     names = _for_each_image(class_names, logits)
     return {'probabilities': tf.nn.softmax(logits), 'logits': logits, 'class_names': names}
 
-  models = [Model('whole', tf.function(whole, [IMAGES]), {'images': None}, everything)]
-  if branches:
-    first, dealt = deal(network.plan.depths)
-    # With branch_input 'all' the branches read one and the same tensor.
-    features = {recorded.inputs[first, begin].ref(): 'features_%d' % begin for begin, _ in reversed(dealt)}
-    trunk = _trunk(_part(images, [tensor.deref() for tensor in features]), list(features.values()))
-    models.append(Model('trunk', trunk, {'images': None}, None))
-    for i, (begin, ends) in enumerate(dealt):
-      read = recorded.inputs[first, begin]
-      ids = np.concatenate([network.members(network.plan.units['split_q1'], 'logits', end) for end in ends]).tolist()
-      part = _part(read, [recorded.outputs[end] for end in ends])
-      reads = {'features': {'model': 'trunk', 'output': features[read.ref()]}}
-      models.append(Model('branch_%d' % i, _branch(part, read, ids, class_names), reads, ids))
+  total = utils.total_count(network.counts)
+  models = [Model('whole', tf.function(whole, [IMAGES]), {'images': None}, everything, *total)]
+  if not branches:
+    return models
+  dealt = deal(network.plan.depths)
+  first = next(iter(dealt[0]))
+  # With branch_input 'all' the branches read one and the same tensor.
+  features = {recorded.inputs[first, held[first][0]].ref(): 'features_%d' % held[first][0] for held in dealt[::-1]}
+  trunk = _trunk(_part(images, [tensor.deref() for tensor in features]), list(features.values()))
+  below = {depth: [0] for depth in network.plan.depths if depth not in dealt[0]}
+  models.append(Model('trunk', trunk, {'images': None}, None, *count(network, below)))
+  for i, held in enumerate(dealt):
+    read = recorded.inputs[first, held[first][0]]
+    classes = [network.members(network.plan.units['split_q1'], 'logits', branch) for branch in held['logits']]
+    ids = np.concatenate(classes).tolist()
+    function = _branch(_part(read, [recorded.outputs[branch] for branch in held['logits']]), read, ids, class_names)
+    reads = {'features': {'model': 'trunk', 'output': features[read.ref()]}}
+    models.append(Model('branch_%d' % i, function, reads, ids, *count(network, held)))
   return models
 
 
@@ -226,6 +245,8 @@ def manifest(models, class_names, **about):
       'inputs': tensors(inputs),
       'reads': model.reads,
       'outputs': tensors(concrete.structured_outputs),
+      'parameters': model.parameters,
+      'flops': model.flops,
     }
     if model.class_ids is not None:
       description['class_ids'] = model.class_ids
@@ -299,7 +320,6 @@ def run(flags):
   if flags.branches and (network.groups is None or stored.config.ngroups1 == 1):
     way_out = 'add --harden' if evaluation.class_groups(stored) is not None else 'leave --branches out'
     raise UserError("--branches: '%s' holds a network without branches: %s" % (stored.path, way_out))
-  parameters, flops = utils.total_count(network.counts)
   models = build(network, names.fine, flags.branches)
   content = manifest(
     models,
@@ -307,14 +327,14 @@ def run(flags):
     checkpoint=stored.path,
     network=checkpoints.describe(stored.mode, network, {}, {})['network'],
     precision=flags.precision,
-    parameters=parameters,
-    flops=flops,
   )
   write(flags.out, models, content, flags.force)
   for model in content['models']:
     reads = ['%s of %s' % (s['output'], s['model']) if s else name for name, s in model['reads'].items()]
     classes = '%d classes' % len(model['class_ids']) if 'class_ids' in model else 'features'
-    print('%-10s %s -> %s' % (model['name'], ', '.join(reads), classes))
+    answers = '%s -> %s' % (', '.join(reads), classes)
+    size = '{:,} parameters, {:,} FLOPs per image'.format(model['parameters'], model['flops'])
+    print('%-9s  %-33s  %s' % (model['name'], answers, size))
   print('\nwritten: %s' % flags.out)
   return content
 

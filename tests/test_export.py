@@ -198,18 +198,31 @@ def test_a_branch_has_its_path_down_to_the_trunk_and_nothing_else(networks):
 
 
 @pytest.mark.parametrize(
-  'counts, first, dealt',
+  'counts, dealt',
   [
-    ((2, 2, 2), 'unit_2', [(0, [0]), (1, [1])]),
-    ((2, 4, 4), 'unit_2', [(0, [0]), (0, [1]), (1, [2]), (1, [3])]),
-    ((2, 2, 4), 'unit_2', [(0, [0, 1]), (1, [2, 3])]),
-    ((2, 3, 5), 'unit_2', [(0, [0, 1]), (0, [2, 3]), (1, [4])]),
-    ((1, 2, 3), 'unit_3', [(0, [0, 1]), (1, [2])]),
-    ((1, 1, 3), 'logits', [(0, [0]), (1, [1]), (2, [2])]),
+    ((2, 2, 2), [([0], [0], [0]), ([1], [1], [1])]),
+    ((2, 4, 4), [([0], [0], [0]), ([0], [1], [1]), ([1], [2], [2]), ([1], [3], [3])]),
+    ((2, 2, 4), [([0], [0], [0, 1]), ([1], [1], [2, 3])]),
+    ((2, 3, 5), [([0], [0], [0, 1]), ([0], [1], [2, 3]), ([1], [2], [4])]),
+    ((1, 2, 3), [([0], [0, 1]), ([1], [2])]),
+    ((1, 1, 3), [([0],), ([1],), ([2],)]),
   ],
 )
-def test_there_is_a_model_for_each_branch_of_the_last_stage(counts, first, dealt):
-  assert export.deal(dict(zip(('trunk', 'unit_2', 'unit_3', 'logits'), (1, *counts)))) == (first, dealt)
+def test_there_is_a_model_for_each_branch_of_the_last_stage(counts, dealt):
+  depths = ('trunk', 'unit_2', 'unit_3', 'logits')
+  expected = [dict(zip(depths[-len(held) :], held)) for held in dealt]
+  assert export.deal(dict(zip(depths, (1, *counts)))) == expected
+
+
+def test_each_models_size_is_told(networks, exports):
+  sizes = {name: {m['name']: m for m in manifest(exports[name])['models']} for name in TREES}
+  for key in ('parameters', 'flops'):
+    two, deep = ({name: m[key] for name, m in sizes[tree].items()} for tree in ('two', 'deep'))
+    assert two['whole'] == two['trunk'] + two['branch_0'] + two['branch_1'] and two['branch_0'] == two['branch_1']
+    # In the deep tree two branches compute the same unit_2 each.
+    repeated = deep['trunk'] + sum(deep['branch_%d' % i] for i in range(4)) - deep['whole']
+    counts = [c for c in networks['deep'].counts if 'unit_2' in c.name and c.counted]
+    assert repeated == sum(getattr(c, key) for c in counts) > 0
 
 
 # --- what is there already ----------------------------------------------------------------------------------------
