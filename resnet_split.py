@@ -436,8 +436,10 @@ class Network(tf.Module):
     parent, channels = self.taken(units, below, depth, branch)
     if channels == slice(None):
       return state[parent]
+    # tf.slice, as the gradient of an index is an operation many times slower on CPUs.
+    x, others = state[parent], len(state[parent].shape) - 1
     with self._on(depth, branch):
-      return state[parent][..., channels]
+      return tf.slice(x, [0] * others + [channels.start], [-1] * others + [channels.stop - channels.start])
 
   def _block(self, block, by_name, branch, x, training, drop):
     """Pre-activation residual block: x + conv_2(relu(bn_2(conv_1(relu(bn_1(x)))))), a first block as released."""
