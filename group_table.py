@@ -1,7 +1,8 @@
 """How good groups are, from the runs of tables.py: agreement with the superclasses, sizes, and what they cost.
 
-A row is one run: the learned groups, from a spectral start and from undecided noise, beside groups that are not
-learned, whose network was trained from scratch: semantic (S, the yardstick), clustering (C) and random (R, the floor).
+A row is one run: the learned groups, from a spectral start and from undecided noise, beside groups that are given:
+semantic (S, the yardstick), clustering (C) and random (R, the floor). All start from the same trained baseline; given
+groups split it at once and are fine-tuned for as many steps as learning the groups and fine-tuning them take together.
 """
 
 import os
@@ -86,12 +87,17 @@ def row_of(result, grouping=None):
   return {key: row.get(key) for _, key, _ in COLUMNS}
 
 
-def table(results, run_name, splits):
+def run_name(split, kind):
+  """The name of the run of a split network with groups of one of KINDS."""
+  learned = {'splitnet': 'split-' + split, 'noise': 'split-%s-noise' % split}
+  return learned.get(kind) or 'given-%s-%s' % (split, kind)
+
+
+def table(results, splits):
   """The table of `tables.collect`'s results: (header, rows) of text, a row a seed, and their mean.
 
   Args:
     results: dict from run name to list of results.
-    run_name: function from (split, column) to the name of the split network's run.
     splits: names of the splits.
   """
   header = ['split', 'groups', 'seed'] + [name for name, _, _ in COLUMNS]

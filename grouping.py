@@ -205,21 +205,20 @@ def even_features(plan, class_groups):
   return groups
 
 
-def spectral_start(plan, values, seed=0):
-  """Where grouping can start from a trained dense network: the structure of its weights, carried down level by level.
+def carried_down(plan, values, class_groups):
+  """A grouping of all units that follows a trained dense network's weights down from a grouping of its classes.
 
-  The classes are clustered by their last weights; then, from the logits down, each set of units goes to the groups
-  that take most of its squared weight, with even sizes.
+  From the logits down, each set of units goes to the groups that take most of its squared weight, with even sizes.
 
   Args:
     plan: a resnet_split.Plan.
     values: dict from the dense network's variable names to arrays.
-    seed: of the clustering.
+    class_groups: int array [classes].
 
   Returns:
-    Dict from assignment name to alpha [groups, units], of confidence START_CONFIDENCE.
+    Dict from units name to int array.
   """
-  groups = {'split_q1': clustering(values['logits/fc/weights'], plan, seed)}
+  groups = {'split_q1': np.asarray(class_groups, np.int64)}
   for reader in reversed(plan.layers):  # whatever reads a set of units stands above it, so its outputs are known
     units = reader.input
     if units.groups == 1 or units.name in groups or reader.depth != units.depth:
@@ -238,9 +237,24 @@ def spectral_start(plan, values, seed=0):
     share /= share.sum(1, keepdims=True)
     slots = np.repeat(np.arange(units.groups), even_sizes(units.size, units.groups))
     groups[units.name] = slots[linear_sum_assignment(share[:, slots], maximize=True)[1]]
+  return {name: groups.get(name, np.zeros(units.size, np.int64)) for name, units in plan.units.items()}
+
+
+def spectral_start(plan, values, seed=0):
+  """Where grouping can start from a trained dense network: the structure of its weights, carried down level by level.
+
+  Args:
+    plan: a resnet_split.Plan.
+    values: dict from the dense network's variable names to arrays.
+    seed: of the clustering.
+
+  Returns:
+    Dict from assignment name to alpha [groups, units], of confidence START_CONFIDENCE.
+  """
   alphas = {}
-  for name, assigned in groups.items():
+  for name, groups in carried_down(plan, values, clustering(values['logits/fc/weights'], plan, seed)).items():
     count = plan.units[name].groups
-    height = np.log(START_CONFIDENCE / (1.0 - START_CONFIDENCE) * (count - 1))
-    alphas[name] = height * (assigned[None] == np.arange(count)[:, None])
+    if count > 1:
+      height = np.log(START_CONFIDENCE / (1.0 - START_CONFIDENCE) * (count - 1))
+      alphas[name] = height * (groups[None] == np.arange(count)[:, None])
   return alphas

@@ -42,7 +42,7 @@ BATCH_SIZE = 90
 # The settings of each stage: train.py's flags, and those of SHARES: drop_at, the shares of max_steps after which the
 # learning rate is multiplied by 0.1, ramp_at, the share over which gamma2 rises, and warmup_at, over which the learning
 # rate does. 'baseline', 'group' (the learned groups), 'split' (fine-tuning them), 'scratch' (a split network from
-# scratch: columns S, C and R); 'all' is for each.
+# scratch: columns S, C and R), 'given' (the same groups, from the baseline's weights: table of groups); 'all': each.
 RECIPES = {
   # baseline.sh, group.sh and split.sh.
   'paper': {
@@ -54,8 +54,9 @@ RECIPES = {
     ),
     'split': dict(max_steps=120000, initial_lr=0.1, drop_at=(5 / 12, 7 / 12), l2_weight=0.0005),
     'scratch': dict(max_steps=120000, initial_lr=0.1, drop_at=(5 / 12, 7 / 12), l2_weight=0.0005),
+    'given': dict(max_steps=120000, initial_lr=0.1, drop_at=(5 / 12, 7 / 12), l2_weight=0.0005),
   },
-  # What one can run on a CPU, one cycle each. S, C and R get as many steps as SplitNet's three stages together.
+  # What one can run on a CPU, one cycle each. S, C and R get as many steps as grouping and fine-tuning together.
   'short': {
     'all': dict(val_interval=1000, checkpoint_interval=1000, lr_schedule='cosine'),
     'baseline': dict(max_steps=2000, initial_lr=0.15, warmup_at=0.2, l2_weight=0.0005),
@@ -64,12 +65,13 @@ RECIPES = {
       gamma2=20, ramp_at=0.4, gamma3=30, assignment_lr_scale=40, dropout_keep_prob=1,
     ),
     'split': dict(max_steps=1000, initial_lr=0.1, warmup_at=0.1, l2_weight=0.0005),
-    'scratch': dict(max_steps=3700, initial_lr=0.15, warmup_at=0.2, l2_weight=0.0005),
+    'scratch': dict(max_steps=1700, initial_lr=0.15, warmup_at=0.2, l2_weight=0.0005),
+    'given': dict(max_steps=1700, initial_lr=0.1, warmup_at=0.1, l2_weight=0.0005),
   },
 }  # fmt: skip
 # train.py counts these in epochs.
 SHARES = {'drop_at': 'lr_step_epoch', 'ramp_at': 'gamma2_ramp_epoch', 'warmup_at': 'lr_warmup_epoch'}
-STAGES = ('baseline', 'group', 'split', 'scratch')
+STAGES = ('baseline', 'group', 'split', 'scratch', 'given')
 DROPOUT_SPLITS = ('2-2-2', '2-4-4')  # the paper's '(dropout)' rows: only these group with dropout_keep_prob
 DENSE_DROPOUT = 0.5  # dropout_keep_prob of the baseline with dropout, in the layers that 2-2-2 would split
 
@@ -303,19 +305,20 @@ def make_runs(flags, seed):
     for kind in ('semantic', 'clustering', 'random'):
       base = dict(basemodel='baseline') if kind == 'clustering' else {}
       add('scratch-%s-%s' % (split, kind), 'scratch', 'split', **groups(split), grouping=kind, **base)
+      start = dict(grouping=kind, grouping_start='basemodel', basemodel='baseline')
+      add('given-%s-%s' % (split, kind), 'given', 'split', **groups(split), **start)
   return runs
 
 
 def run_name(split, column):
-  """The run that a cell shows."""
-  learned = {'splitnet': 'split-' + split, 'noise': 'split-%s-noise' % split}
-  return learned.get(column) or 'scratch-%s-%s' % (split, column)
+  """The run that a cell of Table 1 or 2 shows."""
+  return 'split-' + split if column == 'splitnet' else 'scratch-%s-%s' % (split, column)
 
 
 def cells(table):
   """A table's cells: dict from 'row' or 'row/column' to the run's name."""
   if table == 'groups':
-    return {'%s/%s' % (s, c): run_name(s, c) for s in SPLITS for c in group_table.KINDS}
+    return {'%s/%s' % (s, c): group_table.run_name(s, c) for s in SPLITS for c in group_table.KINDS}
   if table == '2':
     return {'baseline': 'baseline', **{split + '/splitnet': run_name(split, 'splitnet') for split in SPLITS}}
   chosen = {name: name for name in PAPER_BASELINE}
@@ -515,8 +518,9 @@ def caption(flags, results):
   if flags.table == 'groups':
     return (
       'Groups and accuracy %s. Agreement: share of the classes in the group that holds most of their superclass. '
-      'Converged: every assignment at least %g confident from this step of grouping on. S, C and R are trained '
-      'from scratch. Means ± standard deviation.\n\n' % (common, group_table.CONVERGED)
+      'Converged: every assignment at least %g confident from this step of grouping on. All start from the same '
+      'baseline of their seed; S, C and R are split at once and fine-tuned for as many steps as grouping and '
+      'fine-tuning take together. Mean ± standard deviation.\n\n' % (common, group_table.CONVERGED)
     )
   return (
     'Table %s %s, the checkpoint of the best validation accuracy. Several seeds: mean ± standard deviation of the '
@@ -528,7 +532,7 @@ def show(flags, data, dense):
   """Prints a table and, where anything may be run, writes its two files."""
   results = collect(flags, data)
   if flags.table == 'groups':
-    header, rows = group_table.table(results, run_name, SPLITS)
+    header, rows = group_table.table(results, SPLITS)
   else:
     header, rows = table_1(results) if flags.table == '1' else table_2(results, dense)
   text = caption(flags, results) + markdown(header, rows)

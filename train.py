@@ -105,6 +105,14 @@ def make_parser():
     "evenly and the classes by semantic (whole superclasses), clustering (spectral, of a baseline basemodel's last "
     'weights), random, or as in a JSON file: a list of lists of class names, nested as the tree [%(default)s]',
   )
+  add(
+    g,
+    'grouping_start',
+    str,
+    'scratch',
+    'split with a grouping that is not learned: scratch, or basemodel: from the weights of a baseline, features in the '
+    'groups of classes that take most of their squared weight [%(default)s]',
+  )
   g = parser.add_argument_group('objective')
   add(g, 'l2_weight', float, None, 'weight decay: times half the sum of squares [%s]' % stage('l2_weight'))
   add(g, 'gamma1', float, 1.0, 'weight of the overlap (disjoint assignments) [%(default)s]')
@@ -214,13 +222,19 @@ def parse_flags(argv):
   lr_boundaries(flags.lr_step_epoch)
   given = {name: getattr(flags, name) for name in NETWORK_FLAGS if getattr(flags, name) is not None}
   resnet_split.Config(**{**_widest(given), **given})
+  need('grouping_start', lambda v: v in ('scratch', 'basemodel'), 'scratch or basemodel')
+  if flags.grouping_start == 'basemodel' and flags.grouping == 'learned':
+    raise UserError(
+      '--grouping_start basemodel is for a grouping that is not learned; learned groups start there anyway'
+    )
   if flags.mode == 'split' and not flags.basemodel and not os.path.isdir(flags.train_dir):
     need_basemodel(flags)
   if flags.grouping != 'learned' and flags.mode != 'split':
     raise UserError("--grouping '%s' is for --mode split" % flags.grouping)
-  if flags.grouping not in ('learned', 'clustering') and flags.basemodel:
+  if flags.grouping not in ('learned', 'clustering') and flags.basemodel and flags.grouping_start == 'scratch':
     raise UserError(
-      "--grouping '%s' trains from scratch, so it takes no --basemodel (here '%s')" % (flags.grouping, flags.basemodel)
+      "--grouping '%s' trains from scratch, so it takes no --basemodel (here '%s'); to start from its weights add "
+      '--grouping_start basemodel' % (flags.grouping, flags.basemodel)
     )
   if flags.assignment_start == 'spectral' and flags.mode != 'group':
     raise UserError('--assignment_start spectral is for --mode group')
@@ -233,6 +247,8 @@ def need_basemodel(flags):
   """Raises UserError where a stage cannot start without the basemodel that is missing."""
   if flags.mode == 'split' and flags.grouping == 'learned':
     raise UserError('--mode split needs --basemodel, the folder or checkpoint of a grouping run')
+  if flags.grouping_start == 'basemodel':
+    raise UserError('--grouping_start basemodel needs --basemodel, the folder or checkpoint of a baseline run')
   if flags.grouping == 'clustering':
     raise UserError('--grouping clustering needs --basemodel, the folder or checkpoint of a baseline run')
   if flags.assignment_start == 'spectral':
@@ -348,6 +364,10 @@ def build_network(flags, config, base, names):
       class_groups = grouping.clustering(base.values['logits/fc/weights'], plan, flags.seed)
     else:
       class_groups = grouping.read_file(flags.grouping, names, config)
+    if flags.grouping_start == 'basemodel':
+      return resnet_split.split_by(
+        config, grouping.carried_down(plan, base.values, class_groups), base.values, dtype=dtype
+      )
     groups = grouping.even_features(plan, class_groups)
     return resnet_split.Network(config, groups=groups, dtype=dtype, seed=flags.seed)
   if flags.mode == 'split':

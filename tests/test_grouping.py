@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+import checkpoints
 import cifar100
 import grouping
 import report
@@ -194,6 +195,26 @@ def test_split_from_scratch_builds_the_groups_that_were_asked_for(kind, names, t
   }[kind]  # fmt: skip
   assert np.array_equal(network.groups['split_q1'], expected)
   assert network(np.zeros([2, 32, 32, 3], np.float32)).shape == (2, 100)
+
+
+@pytest.mark.parametrize('kind', ['semantic', 'clustering', 'random'])
+def test_given_groups_split_a_baseline_and_keep_its_weights(kind, names, tmp_path):
+  config, _ = plan_of('2-2-2')
+  dense = resnet_split.Network(config.dense(), seed=5)
+  values = {name: v.numpy() for name, v in dense.weights.items()}
+  base = checkpoints.Stored('baseline', config.dense(), None, values, None, 'a baseline')
+  arguments = ['--mode', 'split', '--grouping', kind, '--grouping_start', 'basemodel', '--basemodel', 'b']
+  network = train.build_network(train.parse_flags(arguments), config, base, names)
+  # It computes what the baseline computes without the weights between the groups.
+  for layer in network.plan.layers:
+    if layer.kind != 'batch_norm':
+      kept = resnet_split.kept_weights(network.plan, layer, network.groups)
+      weights = dense.weights[resnet_split.layer_weights(layer)]
+      weights.assign(weights * kept)
+  images = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
+  np.testing.assert_allclose(network(images), dense(images), atol=1e-4)
+  for name, units in network.plan.units.items():
+    assert np.ptp(utils.group_sizes(network.groups[name], units.groups)) <= 1
 
 
 def test_gamma2_rises_over_its_epochs(names):

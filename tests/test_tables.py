@@ -191,7 +191,7 @@ def test_the_table_of_groups_has_each_seed_and_the_means(tmp_path, capsys):
     # All are confident at 200, one not any more at 300: converged is 400.
     p = {100: 0.5, 200: 0.995, 300: 0.98, 400: 0.992}
     write_confidences(runs['group-2-2-2'], {'split_p1': p, 'split_q1': dict.fromkeys(p, 0.999)})
-  finish(tables.make_runs(flags, 0)['scratch-2-2-2-random'], 0.45, agreement=0.68, groups=[['x'] * 50] * 2)
+  finish(tables.make_runs(flags, 0)['given-2-2-2-random'], 0.45, agreement=0.68, groups=[['x'] * 50] * 2)
   tables.show(flags, DATA, (1000, 10**7))
   rows = rows_of(capsys.readouterr().out)
   assert rows[0] == ['split', 'groups', 'seed', *[name for name, _, _ in tables.group_table.COLUMNS]]
@@ -223,13 +223,13 @@ def flag(arguments, name):
 def test_every_command_is_one_that_the_programs_take(recipe, tmp_path):
   flags = parse(1, '--recipe', recipe, '--out', tmp_path, '--branch_input', 'all')
   runs = tables.make_runs(flags, 3)
-  assert len(runs) == 2 + 4 * (7 if recipe == 'short' else 5)
+  assert len(runs) == 2 + 4 * (10 if recipe == 'short' else 8)
   for name, run in runs.items():
     trained, *grouped, evaluated = run.commands('data', 45000)
     parsed = train.parse_flags(trained[2:])
     assert parsed.mode == {'baseline': 'baseline', 'group': 'group'}.get(name.split('-')[0], 'split')
     assert (parsed.seed, parsed.k, parsed.train_dir) == (3, 8, run.folder)
-    assert parsed.grouping == (name.split('-')[-1] if name.startswith('scratch') else 'learned')
+    assert parsed.grouping == (name.split('-')[-1] if name.startswith(('scratch', 'given')) else 'learned')
     assert bool(parsed.basemodel) == (run.base is not None)
     if not name.startswith('baseline'):
       config = resnet_split.Config(ngroups1=parsed.ngroups1, ngroups2=parsed.ngroups2, ngroups3=parsed.ngroups3)

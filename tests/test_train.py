@@ -524,6 +524,11 @@ REFUSED = {
   'more than the data': ('group', NEW, ['--num_train_instance', '91'], 1, ['91', 'only 90']),
   'more validation': ('group', NEW, ['--num_val_instance', '61'], 1, ['61', 'only 60']),
   'converged baseline': ('baseline', NEW, ['--stop_when_converged', '0.9'], 1, ['--stop_when_converged', 'group']),
+  'learned start': ('split', NEW, ['--grouping_start', 'basemodel'], 1, ['--grouping_start', '--grouping']),
+  'start from nothing': (
+    'split', NEW, ['--grouping', 'random', '--grouping_start', 'basemodel'], 1, ['--grouping_start', '--basemodel'],
+  ),
+  'start': ('split', NEW, ['--grouping', 'random', '--grouping_start', 'x'], 1, ["'x'", 'scratch or basemodel']),
   'no data': ('group', NEW, ['--data_dir', 'NEW/data'], 1, ['NEW/data', 'download_cifar100.py']),
   'split from nothing': ('split', NEW, [], 1, ['--basemodel']),
   'split from an empty folder': ('split', 'NEW', [], 1, ['--basemodel']),
