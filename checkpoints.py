@@ -11,6 +11,7 @@ they hold.
 
 import collections
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -112,6 +113,27 @@ def find(path):
   if not os.path.exists(prefix + '.index'):
     raise UserError("there is no checkpoint '%s': name a folder that train.py wrote, or DIR/ckpt-STEP" % path)
   return prefix
+
+
+def exists(path):
+  """Whether there is a checkpoint that a user's path stands for."""
+  try:
+    return bool(find(path))
+  except UserError:
+    return False
+
+
+def digest(path):
+  """What a checkpoint holds, wherever it lies: 16 hexadecimal digits (its index has a checksum of every variable).
+
+  Args:
+    path: what `find` takes.
+
+  Raises:
+    UserError: where there is no checkpoint.
+  """
+  with open(find(path) + '.index', 'rb') as f:
+    return hashlib.sha256(f.read()).hexdigest()[:16]
 
 
 def read(path):

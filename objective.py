@@ -7,26 +7,65 @@ import tensorflow as tf
 import utils
 
 # The objective's weights, named as the flags (gamma1 weighs the overlap; the paper calls that gamma2).
-Objective = collections.namedtuple('Objective', 'l2_weight gamma1 gamma2 gamma3 weighted_group_loss')
+Objective = collections.namedtuple(
+  'Objective',
+  'l2_weight gamma1 gamma2 gamma3 weighted_group_loss label_smoothing distill_weight distill_temperature',
+  defaults=(0.0, 0.0, 1.0),
+)
 
 
-def objective(network, logits, labels, weights):
+def cross_entropy(logits, labels, label_smoothing=0.0):
+  """Cross-entropy of each image: [batch].
+
+  Args:
+    logits: [batch, classes]; labels: int [batch].
+    label_smoothing: s in [0, 1): the target is 1 - s + s / classes for the label and s / classes for each other class.
+      Source: Szegedy et al., Rethinking the Inception Architecture (2016), section 7.
+  """
+  if not label_smoothing:
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+  classes = logits.shape[-1]
+  others = label_smoothing / classes
+  targets = tf.one_hot(labels, classes, on_value=1.0 - label_smoothing + others, off_value=others)
+  return tf.nn.softmax_cross_entropy_with_logits(labels=targets, logits=logits)
+
+
+def distillation(logits, teacher_logits, temperature):
+  """T^2 KL(teacher || student) of the class probabilities at temperature T, mean over the batch: scalar.
+
+  Args:
+    logits, teacher_logits: [batch, classes]; both are divided by the temperature.
+    temperature: T > 0. T^2 keeps the gradient's size when T changes.
+
+  Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network (2015), section 2.
+  """
+  teacher, student = (tf.nn.log_softmax(x / temperature) for x in (teacher_logits, logits))
+  return temperature**2 * tf.reduce_mean(tf.reduce_sum(tf.exp(teacher) * (teacher - student), -1))
+
+
+def objective(network, logits, labels, weights, teacher_logits=None):
   """The loss and its terms (paper, section 3.2; released weights and normalisation).
 
   Args:
     network: a resnet_split.Network; with assignments, the three regularisers are added.
     logits: [batch, classes]; labels: int [batch].
     weights: an Objective.
+    teacher_logits: None, or a teacher's logits [batch, classes] of the same images: then the cross-entropy counts
+      1 - distill_weight, and `distillation` counts distill_weight.
 
   Returns:
-    A dict of scalars: 'cross_entropy', 'l2' (half the sum of squares), 'total', and what utils.regularisers gives.
+    A dict of scalars: 'cross_entropy', 'l2' (half the sum of squares), 'total', what utils.regularisers gives, and
+    with a teacher 'distillation'.
   """
-  cross_entropy = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
   terms = {
-    'cross_entropy': tf.reduce_mean(cross_entropy),
+    'cross_entropy': tf.reduce_mean(cross_entropy(logits, labels, weights.label_smoothing)),
     'l2': tf.add_n([tf.nn.l2_loss(v) for v in network.decayed]),
   }
-  terms['total'] = terms['cross_entropy'] + weights.l2_weight * terms['l2']
+  told = terms['cross_entropy']
+  if teacher_logits is not None:
+    terms['distillation'] = distillation(logits, teacher_logits, weights.distill_temperature)
+    told = (1.0 - weights.distill_weight) * told + weights.distill_weight * terms['distillation']
+  terms['total'] = told + weights.l2_weight * terms['l2']
   if network.with_assignments:
     terms.update(utils.regularisers(network.split_layers(), weights.weighted_group_loss))
     terms['total'] += (

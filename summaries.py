@@ -71,6 +71,8 @@ class Log:
     text = 'step %d: loss %.4f, cross-entropy %.4f, accuracy %.4f, lr %.3g, %.0f images/s' % (
       step, terms['total'], terms['cross_entropy'], terms['accuracy'], rate, speed,
     )  # fmt: skip
+    if 'distillation' in terms:
+      text += ', distillation %.4f' % terms['distillation']
     scalars = {'train/' + name: value for name, value in terms.items()}
     scalars.update({'train/learning_rate': rate, 'train/images_per_second': speed})
     if network.with_assignments:

@@ -43,7 +43,9 @@ STAGE_DEFAULTS = {
 FREE_ON_RESUME = {
   'data_dir', 'train_dir', 'max_steps', 'display', 'val_interval', 'val_iter', 'checkpoint_interval',
   'group_summary_interval', 'max_to_keep', 'stop_when_converged', 'patience', 'gpu_fraction', 'log_device_placement',
+  'jit_compile',  # what a machine computes with, as its GPU is
 }  # fmt: skip
+CHECKPOINT_FLAGS = ('basemodel', 'teacher')  # known by their content, so that a run and they may be moved
 
 NETWORK_FLAGS = [field.name for field in dataclasses.fields(resnet_split.Config)]
 
@@ -119,6 +121,17 @@ def make_parser():
   add(g, 'gamma2', float, 1.0, 'weight of the weight split (no weights between groups) [%(default)s]')
   add(g, 'gamma2_ramp_epoch', float, 0.0, 'epochs over which gamma2 rises from 0 to its value [%(default)s]')
   add(g, 'gamma3', float, 10.0, 'weight of the balance (groups of even size) [%(default)s]')
+  add(g, 'label_smoothing', float, 0.0, 'share of the target that is spread over all classes [%(default)s]')
+  add(
+    g,
+    'teacher',
+    str,
+    None,
+    'split: folder or checkpoint of a network to distil from, as a rule your own baseline (a grouping checkpoint '
+    'counts as the dense network that it is): it sees the same augmented images, with its moving averages [none]',
+  )
+  add(g, 'distill_weight', float, None, 'share of the distillation; the rest is the cross-entropy [0.5]')
+  add(g, 'distill_temperature', float, None, "by which the teacher's and the own logits are divided there [4.0]")
   add(g, 'weighted_group_loss', boolean, True, "weigh the layers' weight splits by their size [%(default)s]")
   add(
     g,
@@ -214,6 +227,9 @@ def parse_flags(argv):
   need('initial_lr assignment_lr_scale', lambda v: 0 <= v < float('inf'), 'at least 0')
   need('momentum', lambda v: 0 <= v < 1, 'in [0, 1)')
   need('lr_decay dropout_keep_prob gpu_fraction', lambda v: 0 < v <= 1, 'in (0, 1]')
+  need('label_smoothing', lambda v: 0 <= v < 1, 'in [0, 1)')
+  need('distill_weight', lambda v: 0 <= v <= 1, 'in [0, 1]')
+  need('distill_temperature', lambda v: 0 < v < float('inf'), 'above 0')
   need('stop_when_converged', lambda v: 0 <= v < 1, 'in [0, 1), such as 0.99')
   need('precision', lambda v: v in ('float32', 'bfloat16'), 'float32 or bfloat16')
   need('assignment_start', lambda v: v in ('noise', 'spectral'), 'noise or spectral')
@@ -238,9 +254,21 @@ def parse_flags(argv):
     )
   if flags.assignment_start == 'spectral' and flags.mode != 'group':
     raise UserError('--assignment_start spectral is for --mode group')
+  check_distillation(flags)
   if flags.stop_when_converged and flags.mode != 'group':
     raise UserError('--stop_when_converged is for --mode group: only there are assignments learned')
   return flags
+
+
+def check_distillation(flags):
+  """Sets the defaults of distillation; raises UserError where its flags do not go together."""
+  if flags.teacher and flags.mode != 'split':
+    raise UserError("--teacher '%s' is for --mode split" % flags.teacher)
+  for name, value in (('distill_weight', 0.5), ('distill_temperature', 4.0)):
+    if getattr(flags, name) is None:
+      setattr(flags, name, value if flags.teacher else None)
+    elif not flags.teacher:
+      raise UserError('--%s needs --teacher, the folder or checkpoint to distil from' % name)
 
 
 def need_basemodel(flags):
@@ -389,6 +417,41 @@ def build_network(flags, config, base, names):
   return network
 
 
+def load_teacher(flags, config):
+  """The network to distil from, or None.
+
+  Raises:
+    UserError: where there is none, or it has other classes.
+  """
+  if not flags.teacher:
+    return None
+  stored = checkpoints.read(flags.teacher)
+  if stored.config.num_classes != config.num_classes:
+    raise UserError(
+      "--teacher '%s' has %d classes, but the network has %d: give a teacher of the same data"
+      % (flags.teacher, stored.config.num_classes, config.num_classes)
+    )
+  return checkpoints.load_network(stored, dtype=tf.dtypes.as_dtype(flags.precision))
+
+
+def note_digests(flags, before):
+  """Sets flags.basemodel_digest and flags.teacher_digest.
+
+  Args:
+    flags: the parsed flags.
+    before: None, or the configuration of the run that is gone on with. It needs its basemodel no more, so one that has
+      changed or is not there is as it was.
+  """
+  old = before['settings'] if before else {}
+  for name in CHECKPOINT_FLAGS:
+    path, digest = getattr(flags, name), None
+    if before and name == 'basemodel' and (not path or path == old.get(name) or not checkpoints.exists(path)):
+      flags.basemodel, digest = old.get(name), old.get(name + '_digest')
+    elif path:
+      digest = checkpoints.digest(path)
+    setattr(flags, name + '_digest', digest)
+
+
 def check_resume(configuration, before, train_dir):
   """Raises UserError where the run in a folder was started with other settings than now."""
   parser = make_parser()
@@ -397,6 +460,14 @@ def check_resume(configuration, before, train_dir):
     for name in new:
       was = old.get(name, parser.get_default(name))  # a flag that is younger than the run
       free = name in FREE_ON_RESUME and not (name == 'max_steps' and new.get('lr_schedule') == 'cosine')
+      digest = new.get(name + '_digest') if section == 'settings' else None
+      free = free or (digest and digest == old.get(name + '_digest'))
+      if not free and was != new[name] and name.endswith('_digest'):
+        flag = name[: -len('_digest')]
+        raise UserError(
+          "the run in '%s' was started with another --%s than '%s' holds now: restore it, or give another --train_dir"
+          % (train_dir, flag, new[flag])
+        )
       if not free and was != new[name]:
         raise UserError(
           "the run in '%s' was started with %s%s %s, now it is %s: use the same, or another --train_dir"
@@ -418,10 +489,13 @@ def print_settings(flags, config, data):
 class Stage:
   """One stage's network, optimiser and compiled steps."""
 
-  def __init__(self, flags, network, steps_per_epoch):
-    self.network, self._flags = network, flags
+  def __init__(self, flags, network, steps_per_epoch, teacher=None):
+    self.network, self._flags, self._teacher = network, flags, teacher
     self.optimizer = Momentum(network.trained, flags.momentum, lr_scales(network, flags))
-    self._weights = Objective(flags.l2_weight, flags.gamma1, flags.gamma2, flags.gamma3, flags.weighted_group_loss)
+    self._weights = Objective(
+      flags.l2_weight, flags.gamma1, flags.gamma2, flags.gamma3, flags.weighted_group_loss, flags.label_smoothing,
+      flags.distill_weight, flags.distill_temperature,
+    )  # fmt: skip
     epochs = lr_boundaries(flags.lr_step_epoch)
     self._ramp_steps = flags.gamma2_ramp_epoch * steps_per_epoch
     self._warmup_steps = flags.lr_warmup_epoch * steps_per_epoch
@@ -454,12 +528,13 @@ class Stage:
   def _train_step(self, images, labels, step):
     step = tf.cast(step, tf.int32)
     images = cifar100.whiten(cifar100.augment(images, tf.stack([self._flags.seed, step])))
+    teacher_logits = None if self._teacher is None else self._teacher(images)
     with tf.GradientTape() as tape:
       logits = self.network(
         images, training=True, dropout_seed=tf.stack([self._flags.seed + 1, step]),
         keep_prob=self._flags.dropout_keep_prob,
       )  # fmt: skip
-      terms = objective(self.network, logits, labels, self._objective(step))
+      terms = objective(self.network, logits, labels, self._objective(step), teacher_logits)
     gradients = tape.gradient(terms['total'], list(self.network.trained.values()))
     self.optimizer.apply(gradients, self.learning_rate(step))
     correct = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, 1, tf.int32), labels), tf.float32))
@@ -472,6 +547,8 @@ class Stage:
     names = ['cross_entropy', 'l2', 'total', 'accuracy']
     if self.network.with_assignments:
       names += ['overlap', 'weight_split', 'uniform']
+    if self._teacher is not None:
+      names += ['distillation']
     sums = {name: tf.zeros([]) for name in names}
     for _ in tf.range(count):
       images, labels, step = next(iterator)
@@ -520,7 +597,6 @@ def run(flags):
     raise UserError("'%s' holds checkpoints that train.py did not write: give another --train_dir" % flags.train_dir)
   if begun:
     base, fixed, source = None, before['network'], "the run in '%s'" % flags.train_dir
-    flags.basemodel = flags.basemodel or before['settings'].get('basemodel')
     if before['mode'] != flags.mode:
       raise UserError(
         '%s was started with --mode %s, now it is %s: use the same, or another --train_dir'
@@ -533,6 +609,8 @@ def run(flags):
   config = resolve_network(flags, fixed, source)
   if config.num_classes != len(names.fine):
     raise UserError('--num_classes is %d, but the data has %d classes' % (config.num_classes, len(names.fine)))
+  teacher = load_teacher(flags, config)
+  note_digests(flags, before if begun else None)
   print_settings(flags, config, data)
   if begun:
     groups = checkpoints.hard_groups(before)
@@ -548,7 +626,7 @@ def run(flags):
   print('\n'.join(summaries.size_lines(network)), flush=True)
 
   # State: all that a checkpoint holds.
-  stage = Stage(flags, network, len(train.images) / flags.batch_size)
+  stage = Stage(flags, network, len(train.images) / flags.batch_size, teacher)
   best = tf.Variable(-1.0, trainable=False)
   since_best = tf.Variable(0, dtype=tf.int64, trainable=False)
   saver = checkpoints.Saver(
