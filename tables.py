@@ -3,6 +3,7 @@
   python tables.py counts   parameters and FLOPs of every split of the paper, beside the paper's numbers
   python tables.py 1        Table 1: the learned groups against semantic, clustered and random ones
   python tables.py 2        Table 2: parameters, FLOPs and test error
+  python tables.py all      every run of both, the deep split first, with a list of the runs
   python tables.py groups   how semantic the learned groups are, what hardening costs, against S, C and R
 
 Each cell of a table is a run in a folder of its own, OUT/k<k>/seed<seed>/<name>. What is done is not run again, what
@@ -12,41 +13,37 @@ finished run. What has not been run is an empty cell. The runs' settings are REC
 
 import argparse
 import csv
-import dataclasses
-import fcntl
 import io
-import json
 import os
 import re
 import signal
-import subprocess
 import sys
 import time
 
 import quiet  # noqa: F401 - before TensorFlow
 
 import numpy as np
+import tensorflow as tf
 
-import checkpoints
 import cifar100
+import experiments
 import group_table
 import grouping
 import resnet_split
 import utils
-from flags import Parser
+from experiments import Run, read_run, with_needs
+from flags import Parser, boolean
 from utils import UserError
 
-PROJECT = os.path.dirname(os.path.abspath(__file__))
-BATCH_SIZE = 90
+TRAIN_IMAGES = 45000  # the paper's, by which a recipe's epochs are counted
 
-# The settings of each stage: train.py's flags, and those of SHARES: drop_at, the shares of max_steps after which the
-# learning rate is multiplied by 0.1, ramp_at, the share over which gamma2 rises, and warmup_at, over which the learning
-# rate does. 'baseline', 'group' (the learned groups), 'split' (fine-tuning them), 'scratch' (a split network from
-# scratch: columns S, C and R), 'given' (the same groups, from the baseline's weights: table of groups); 'all': each.
+# The settings of each stage: train.py's flags, those of experiments.SHARES, and instead of max_steps also epochs.
+# 'baseline', 'group' (the learned groups), 'split' (fine-tuning them), 'scratch' (a split network from scratch: columns
+# S, C and R), 'given' (the same groups, from the baseline's weights: the table of groups); 'all' is for each.
 RECIPES = {
   # baseline.sh, group.sh and split.sh.
   'paper': {
-    'all': dict(val_interval=1000, checkpoint_interval=5000),
+    'all': dict(batch_size=90, val_interval=1000, checkpoint_interval=5000),
     'baseline': dict(max_steps=120000, initial_lr=0.1, drop_at=(5 / 12, 7 / 12), l2_weight=0.0005),
     'group': dict(
       max_steps=200000, initial_lr=0.1, drop_at=(0.6, 0.75), l2_weight=0.0001, basemodel=None, gamma1=1, gamma2=1,
@@ -58,7 +55,7 @@ RECIPES = {
   },
   # What one can run on a CPU, one cycle each. S, C and R get as many steps as grouping and fine-tuning together.
   'short': {
-    'all': dict(val_interval=1000, checkpoint_interval=1000, lr_schedule='cosine'),
+    'all': dict(batch_size=90, val_interval=1000, checkpoint_interval=1000, lr_schedule='cosine'),
     'baseline': dict(max_steps=2000, initial_lr=0.15, warmup_at=0.2, l2_weight=0.0005),
     'group': dict(
       max_steps=700, initial_lr=0.05, l2_weight=0.0001, basemodel='baseline', assignment_start='spectral', gamma1=5,
@@ -68,9 +65,46 @@ RECIPES = {
     'scratch': dict(max_steps=1700, initial_lr=0.15, warmup_at=0.2, l2_weight=0.0005),
     'given': dict(max_steps=1700, initial_lr=0.1, warmup_at=0.1, l2_weight=0.0005),
   },
+  # A thirtieth of the paper's steps, for a GPU: four times the images a step at about four times the learning rate.
+  'gpu': {
+    'all': dict(
+      batch_size=360, val_interval=125, checkpoint_interval=500, lr_schedule='cosine', precision='bfloat16',
+    ),
+    'baseline': dict(epochs=30, initial_lr=0.5, warmup_at=0.2, l2_weight=0.0005),
+    'group': dict(
+      epochs=10, initial_lr=0.1, l2_weight=0.0001, basemodel='baseline', assignment_start='spectral', gamma1=5,
+      gamma2=20, ramp_at=0.5, gamma3=30, assignment_lr_scale=20, dropout_keep_prob=1,
+    ),
+    'split': dict(epochs=20, initial_lr=0.4, warmup_at=0.1, l2_weight=0.0005),
+    'scratch': dict(epochs=60, initial_lr=0.5, warmup_at=0.2, l2_weight=0.0005),
+    'given': dict(epochs=30, initial_lr=0.4, warmup_at=0.1, l2_weight=0.0005),
+  },
+  # The same networks as well as they can be trained: longer, with smoothed labels, the split ones taught by the dense
+  # one. Not the paper's experiment.
+  'better': {
+    'all': dict(
+      batch_size=180, val_interval=250, checkpoint_interval=1000, lr_schedule='cosine', precision='bfloat16',
+      label_smoothing=0.1,
+    ),
+    'baseline': dict(epochs=120, initial_lr=0.2, warmup_at=0.05, l2_weight=0.0005),
+    'group': dict(
+      epochs=20, initial_lr=0.1, l2_weight=0.0001, basemodel='baseline', assignment_start='spectral', gamma1=5,
+      gamma2=20, ramp_at=0.5, gamma3=30, assignment_lr_scale=20, dropout_keep_prob=1,
+    ),
+    'split': dict(
+      epochs=100, initial_lr=0.2, warmup_at=0.05, l2_weight=0.0005, teacher='baseline', distill_weight=0.7,
+      distill_temperature=2,
+    ),
+    'scratch': dict(
+      epochs=240, initial_lr=0.2, warmup_at=0.05, l2_weight=0.0005, teacher='baseline', distill_weight=0.7,
+      distill_temperature=2,
+    ),
+    'given': dict(
+      epochs=120, initial_lr=0.2, warmup_at=0.05, l2_weight=0.0005, teacher='baseline', distill_weight=0.7,
+      distill_temperature=2,
+    ),
+  },
 }  # fmt: skip
-# train.py counts these in epochs.
-SHARES = {'drop_at': 'lr_step_epoch', 'ramp_at': 'gamma2_ramp_epoch', 'warmup_at': 'lr_warmup_epoch'}
 STAGES = ('baseline', 'group', 'split', 'scratch', 'given')
 DROPOUT_SPLITS = ('2-2-2', '2-4-4')  # the paper's '(dropout)' rows: only these group with dropout_keep_prob
 DENSE_DROPOUT = 0.5  # dropout_keep_prob of the baseline with dropout, in the layers that 2-2-2 would split
@@ -114,17 +148,25 @@ def parse_flags(argv):
   """
   parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
   add = parser.add_argument
-  add('table', choices=['counts', '1', '2', 'groups'], help='which table')
+  add('table', choices=['counts', '1', '2', 'all', 'groups'], help='which table')
   add('--k', type=int, default=8, help='width multiplier; the paper has 8 [%(default)s]')
   add('--branch_input', default='group', help="group or all, as train.py's; 'counts' shows both [%(default)s]")
   add('--data_dir', default='cifar100/train_val_split', help='folder that download_cifar100.py wrote [%(default)s]')
   add('--out', default='runs/tables', help='folder for the runs and the tables [%(default)s]')
   add('--seeds', default='0', help='one run of each cell for each of these, separated by commas [%(default)s]')
-  add('--recipe', default='short', choices=sorted(RECIPES), help="the paper's settings, or short runs [%(default)s]")
+  add(
+    '--recipe',
+    default='short',
+    choices=sorted(RECIPES),
+    help="paper: its settings; short: for a CPU; gpu: the paper's in a thirtieth of the steps; better: longer, with "
+    'smoothed labels and a teacher [%(default)s]',
+  )
+  add('--batch_size', type=int, help="images per step; steps and learning rate go with it [the recipe's]")
   for stage in STAGES:
-    steps = ', '.join('%s %d' % (name, recipe[stage]['max_steps']) for name, recipe in RECIPES.items())
+    steps = ', '.join('%s %d' % (name, steps_of(recipe, stage)) for name, recipe in RECIPES.items())
     add('--%s_steps' % stage, type=int, metavar='STEPS', help="steps of a %s run [the recipe's: %s]" % (stage, steps))
-  add('--precision', default='float32', choices=['float32', 'bfloat16'], help='of the convolutions [%(default)s]')
+  add('--precision', choices=['float32', 'bfloat16'], help="of the convolutions [the recipe's, as a rule float32]")
+  add('--jit_compile', type=boolean, help='compile the step with XLA: True or False [True where there is a GPU]')
   add('--only', default='', help='run only these cells, rows or columns, such as baseline,2-2-2/semantic [all]')
   add('--print', action='store_true', dest='print_only', help='print the table of what has been run; run nothing')
   add('--per_layer', metavar='SPLIT', help='counts: each layer of dense or of a split such as 2-2-2')
@@ -136,6 +178,10 @@ def parse_flags(argv):
     steps = getattr(flags, stage + '_steps')
     if steps is not None and not 1 <= steps < 2**31 - 1:
       raise UserError('--%s_steps is %d; it must be from 1 to %d' % (stage, steps, 2**31 - 2))
+  if flags.batch_size is not None and not 1 <= flags.batch_size <= TRAIN_IMAGES:
+    raise UserError('--batch_size is %d; it must be from 1 to %d' % (flags.batch_size, TRAIN_IMAGES))
+  if flags.jit_compile is None:
+    flags.jit_compile = bool(tf.config.list_physical_devices('GPU'))
   if not re.fullmatch(r'\d{1,9}(,\d{1,9})*', flags.seeds):
     raise UserError("--seeds is '%s'; it must be numbers separated by commas, such as 0,1,2" % flags.seeds)
   flags.seeds = sorted({int(seed) for seed in flags.seeds.split(',')})
@@ -213,79 +259,42 @@ def print_counts(flags):
 # --- runs -------------------------------------------------------------------------------------------------------
 
 
-@dataclasses.dataclass(frozen=True)
-class Run:
-  """One run of train.py and then eval.py.
+def steps_of(recipe, stage):
+  """A recipe's number of steps of a stage."""
+  return recipe[stage].get('max_steps') or round(recipe[stage]['epochs'] * TRAIN_IMAGES / recipe['all']['batch_size'])
 
-  Attributes:
-    folder: out/k<k>/seed<seed>/<name>; train.py's --train_dir.
-    base: the Run whose last checkpoint is the --basemodel, or None.
-    train: dict of train.py's flags without the folders, with those of SHARES.
+
+def settings_of(flags, stage):
+  """The recipe's settings of a stage with the batch size, steps and precision that the flags ask for: a dict.
+
+  With more images a step there are as many fewer steps, at as much more learning rate (Goyal et al., Accurate, Large
+  Minibatch SGD, 2017).
   """
-
-  folder: str
-  base: 'Run | None'
-  train: dict
-
-  @property
-  def settings(self):
-    """Everything that decides the result, those of the runs that it needs too: a dict as JSON gives it back."""
-    return json.loads(json.dumps(dict(self.train, basemodel=self.base and self.base.settings)))
-
-  @property
-  def evaluation(self):
-    """Path of what eval.py writes; its being there means that the run is done."""
-    return os.path.join(self.folder, 'eval.json')
-
-  @property
-  def grouped_evaluation(self):
-    """Path of what eval.py writes of a grouping network before it is hardened."""
-    return os.path.join(self.folder, 'grouped.json')
-
-  @property
-  def steps_done(self):
-    """The step of the last checkpoint."""
-    last = checkpoints.latest(self.folder)
-    return int(last.rsplit('-', 1)[1]) if last else 0
-
-  def commands(self, data_dir, train_images):
-    """The command lines, the one that writes `evaluation` last."""
-    given = dict(self.train, data_dir=data_dir, train_dir=self.folder)
-    epochs = given['max_steps'] * BATCH_SIZE / train_images
-    for name in SHARES.keys() & given.keys():
-      given[SHARES[name]] = ','.join('%.6g' % (share * epochs) for share in np.atleast_1d(given.pop(name)))
-    if self.base:
-      given['basemodel'] = self.base.folder
-    # Splitting starts from the last grouping checkpoint; the other runs count where validation was best.
-    group = self.train['mode'] == 'group'
-    checkpoint = self.folder if group else os.path.join(self.folder, 'best')
-    evaluate = dict(checkpoint=checkpoint, data_dir=data_dir, precision=self.train['precision'])
-    evaluate['output_file'] = self.evaluation
-    commands = [command('train.py', given), command('eval.py', evaluate)]
-    if group:  # as it is, then hardened
-      evaluate['output_file'] = self.grouped_evaluation
-      commands = [commands[0], command('eval.py', evaluate), commands[1] + ['--harden']]
-    return commands
-
-
-def command(program, given):
-  """A command line from a dict of flags."""
-  return [sys.executable, os.path.join(PROJECT, program)] + [
-    text for name, value in given.items() for text in ('--' + name, str(value))
-  ]
+  recipe = RECIPES[flags.recipe]
+  settings = {'precision': 'float32', **recipe['all'], **recipe[stage]}
+  settings.pop('epochs', None)
+  settings['max_steps'] = steps_of(recipe, stage)
+  if flags.batch_size and flags.batch_size != settings['batch_size']:
+    more = flags.batch_size / settings['batch_size']
+    settings.update(batch_size=flags.batch_size, initial_lr=settings['initial_lr'] * more)
+    for name in ('max_steps', 'val_interval', 'checkpoint_interval'):
+      settings[name] = max(1, round(settings[name] / more))
+  settings['max_steps'] = getattr(flags, stage + '_steps') or settings['max_steps']
+  settings['precision'] = flags.precision or settings['precision']
+  return settings
 
 
 def make_runs(flags, seed):
   """All runs of both tables for one seed: dict from name to Run."""
   recipe, runs = RECIPES[flags.recipe], {}
+  machine = {'jit_compile': True} if flags.jit_compile else {}
 
   def add(name, stage, mode, **more):
-    train = dict(mode=mode, k=flags.k, batch_size=BATCH_SIZE, seed=seed, precision=flags.precision)
-    train.update({**recipe['all'], **recipe[stage], **more})
-    train['max_steps'] = getattr(flags, stage + '_steps') or train['max_steps']
-    base = train.pop('basemodel', None)
-    base = base and runs[base]
-    runs[name] = Run(os.path.join(flags.out, 'k%d' % flags.k, 'seed%d' % seed, name), base, train)
+    train = dict(mode=mode, k=flags.k, seed=seed, **settings_of(flags, stage))
+    train.update(more)
+    base, teacher = (runs.get(train.pop(need, None)) for need in ('basemodel', 'teacher'))
+    folder = os.path.join(flags.out, 'k%d' % flags.k, 'seed%d' % seed, name)
+    runs[name] = Run(folder, base, train, teacher, machine)
 
   def groups(split):
     config = split_config(split, flags.k, flags.branch_input)
@@ -321,6 +330,9 @@ def cells(table):
     return {'%s/%s' % (s, c): group_table.run_name(s, c) for s in SPLITS for c in group_table.KINDS}
   if table == '2':
     return {'baseline': 'baseline', **{split + '/splitnet': run_name(split, 'splitnet') for split in SPLITS}}
+  if table == 'all':
+    first = {'baseline': 'baseline', '2-2-2/splitnet': run_name('2-2-2', 'splitnet')}
+    return {**first, **cells('2'), **cells('1')}
   chosen = {name: name for name in PAPER_BASELINE}
   return {**chosen, **{'%s/%s' % (s, c): run_name(s, c) for s in SPLITS for c in COLUMNS}}
 
@@ -335,67 +347,6 @@ def chosen_cells(table, only):
   return [run for cell, run in found.items() if not wanted or {cell, *cell.split('/')} & set(wanted)]
 
 
-def with_needs(runs):
-  """The runs and, before each, what it needs: a list without repetitions."""
-  ordered = []
-  for run in runs:
-    for each in [*(with_needs([run.base]) if run.base else []), run]:
-      if each not in ordered:
-        ordered.append(each)
-  return ordered
-
-
-def differences(old, new, path=''):
-  """Where two nested dicts differ: yields sentences."""
-  for name in {**old, **new}:
-    before, now = old.get(name), new.get(name)
-    if isinstance(before, dict) and isinstance(now, dict):
-      yield from differences(before, now, path + name + "'s ")
-    elif before != now:
-      both = [value if not isinstance(value, dict) else 'another run' for value in (before, now)]
-      yield 'was made with %s%s %s, now it is %s' % (path, name, *both)
-
-
-def read_run(run, data):
-  """What a run's folder says: its eval.json, or None where it is not done; with 'data' that it was trained on.
-
-  Args:
-    run: a Run.
-    data: dict that says which data there is now; None: not to be compared.
-
-  Raises:
-    UserError: where the folder holds a run with other settings, or a damaged file.
-  """
-  path = os.path.join(run.folder, 'settings.json')
-  try:
-    if not os.path.exists(path):
-      if os.path.isdir(run.folder) and os.listdir(run.folder):
-        raise UserError("'%s' was not made by tables.py: remove it, or give another --out" % run.folder)
-      return None
-    with open(path) as f:
-      stored = json.load(f)
-    old, new = dict(stored['settings']), dict(run.settings)
-    if data is not None:
-      old['data'], new['data'] = stored['data'], data
-    for difference in differences(old, new):
-      raise UserError("'%s' %s: use the same, another --out, or remove the folder" % (run.folder, difference))
-    path = run.evaluation
-    if not os.path.exists(path):
-      return None
-    with open(path) as f:
-      result = json.load(f)
-    kept = {name: result[name] for name in ('accuracy', 'parameters', 'flops')}
-    kept.update(agreement=result.get('agreement'), group_sizes=[len(group) for group in result.get('groups', [])])
-    kept.update(data=stored['data'], folder=run.folder, seed=run.train['seed'], grouped_accuracy=None)
-    if os.path.exists(run.grouped_evaluation):
-      path = run.grouped_evaluation
-      with open(path) as f:
-        kept['grouped_accuracy'] = json.load(f)['accuracy']
-    return kept
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-    raise UserError("'%s' cannot be read (%s): remove '%s'" % (path, e, run.folder)) from e
-
-
 def collect(flags, data):
   """The results of all runs there are, of all seeds on disk: dict from run name to list of `read_run`'s."""
   results, seeds = {}, set(flags.seeds)
@@ -408,48 +359,6 @@ def collect(flags, data):
       if result:
         results.setdefault(name, []).append(result)
   return results
-
-
-def call(arguments, log):
-  """Runs a command, its output added to a log file; returns its exit code.
-
-  An interrupt is passed on once, and the command's own ending waited for: train.py writes a checkpoint.
-  """
-  with open(log, 'a') as f:
-    try:
-      fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the command inherits it, so it holds as long as that lives
-    except BlockingIOError as e:
-      raise UserError("'%s' is being run already" % os.path.dirname(log)) from e
-    process = subprocess.Popen(
-      arguments, stdin=subprocess.DEVNULL, stdout=f, stderr=subprocess.STDOUT, start_new_session=True
-    )
-    try:
-      return process.wait()
-    except KeyboardInterrupt:
-      process.send_signal(signal.SIGINT)
-      process.wait()
-      raise
-
-
-def do(run, data_dir, data):
-  """Trains and evaluates a run.
-
-  Raises:
-    UserError: where one of the two fails.
-  """
-  try:
-    os.makedirs(run.folder, exist_ok=True)
-    checkpoints.write_json(os.path.join(run.folder, 'settings.json'), {'settings': run.settings, 'data': data})
-  except OSError as e:
-    raise UserError("cannot write to the folder '%s' (%s): give another --out" % (run.folder, e.strerror)) from e
-  log = os.path.join(run.folder, 'output.txt')
-  commands = run.commands(data_dir, data['train_images'])
-  for arguments in commands:
-    code = call(arguments, log)
-    if code or (arguments is commands[-1] and not os.path.exists(run.evaluation)):
-      with open(log, errors='replace') as f:
-        last = ([line.strip() for line in f if line.strip()] or ['no output'])[-1]
-      raise UserError("the run in '%s' failed (exit code %d: %s); its log is '%s'" % (run.folder, code, last, log))
 
 
 # --- tables -----------------------------------------------------------------------------------------------------
@@ -507,15 +416,31 @@ def markdown(header, rows):
   return ''.join('| %s |\n' % ' | '.join(line) for line in lines)
 
 
-def caption(flags, results):
+def runs_table(results):
+  """What every finished run took: (header, rows) of text."""
+  paper = {**PAPER_BASELINE, **{run_name(s, c): e for s in SPLITS for c, e in zip(COLUMNS, PAPER_TABLE_1[s])}}
+  rows = []
+  for name, found in results.items():
+    for result in found:
+      cost = result['cost'] or {'seconds': None, 'device': ''}
+      hours = '' if cost['seconds'] is None else '%.2f' % (cost['seconds'] / 3600)
+      row = [name, result['steps'], result['batch_size'], result['seed'], cost['device'], hours]
+      rows.append([str(text) for text in row] + [error_text([result]), paper.get(name, '')])
+  return ['run', 'steps', 'images per step', 'seed', 'device', 'hours', 'error (%)', 'error (%) (paper)'], rows
+
+
+def caption(flags, table, results):
   """What the numbers of a table are, in one paragraph."""
-  recipe = RECIPES[flags.recipe]
-  steps = ['%s %d' % (s, getattr(flags, s + '_steps') or recipe[s]['max_steps']) for s in STAGES]
+  settings = {stage: settings_of(flags, stage) for stage in STAGES}
+  steps = ['%s %d' % (stage, settings[stage]['max_steps']) for stage in STAGES]
   sources = sorted({result['data']['source'] for found in results.values() for result in found})
-  common = 'on the test images (data: %s): WRN-16-%d, recipe %s (steps: %s), branch_input %s' % (
-    ', '.join(sources) or 'no run yet', flags.k, flags.recipe, ', '.join(steps), flags.branch_input,
+  common = 'on the test images (data: %s): WRN-16-%d, recipe %s (steps of %d images: %s), branch_input %s' % (
+    ', '.join(sources) or 'no run yet', flags.k, flags.recipe, settings['baseline']['batch_size'], ', '.join(steps),
+    flags.branch_input,
   )  # fmt: skip
-  if flags.table == 'groups':
+  if table == 'runs':
+    return "Every finished run, with the programs' whole time; errors %s.\n\n" % common
+  if table == 'groups':
     return (
       'Groups and accuracy %s. Agreement: share of the classes in the group that holds most of their superclass. '
       'Converged: every assignment at least %g confident from this step of grouping on. All start from the same '
@@ -524,24 +449,32 @@ def caption(flags, results):
     )
   return (
     'Table %s %s, the checkpoint of the best validation accuracy. Several seeds: mean ± standard deviation of the '
-    'error (seeds). Paper: WRN-16-8.\n\n' % (flags.table, common)
+    'error (seeds). Paper: WRN-16-8.\n\n' % (table, common)
   )
 
 
 def show(flags, data, dense):
-  """Prints a table and, where anything may be run, writes its two files."""
+  """Prints the table that was asked for and, where anything may be run, writes its two files; 'all' is three."""
   results = collect(flags, data)
-  if flags.table == 'groups':
-    header, rows = group_table.table(results, SPLITS)
-  else:
-    header, rows = table_1(results) if flags.table == '1' else table_2(results, dense)
-  text = caption(flags, results) + markdown(header, rows)
+  for table in ('2', '1', 'runs') if flags.table == 'all' else (flags.table,):
+    if table == 'groups':
+      header, rows = group_table.table(results, SPLITS)
+    elif table == 'runs':
+      header, rows = runs_table(results)
+    else:
+      header, rows = table_1(results) if table == '1' else table_2(results, dense)
+    show_one(flags, table, caption(flags, table, results), header, rows)
+
+
+def show_one(flags, table, note, header, rows):
+  """Prints one table and, where anything may be run, writes OUT/k<k>/table<1 or 2>.md (or its name) and .csv."""
+  text = note + markdown(header, rows)
   print('\n' + text, flush=True)
   if flags.print_only:
     return
   values = io.StringIO()
   csv.writer(values, lineterminator='\n').writerows([header, *rows])
-  name = flags.table if flags.table == 'groups' else 'table' + flags.table
+  name = 'table' + table if table in ('1', '2') else table
   path = os.path.join(flags.out, 'k%d' % flags.k, name)
   try:
     os.makedirs(os.path.dirname(path), exist_ok=True)
@@ -576,7 +509,7 @@ def run_table(flags):
       text += '; about %d h %02d min for all that is left' % divmod(round(remaining * seconds / steps / 60), 60)
     print(text, flush=True)
     started = time.monotonic()
-    do(each, flags.data_dir, data)
+    experiments.do(each, flags.data_dir, data)
     seconds, steps = seconds + time.monotonic() - started, steps + last - begun
     show(flags, data, dense)
   if not left:
@@ -602,4 +535,5 @@ if __name__ == '__main__':
   for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
       signal.signal(number, signal.default_int_handler)
+  tf.config.set_visible_devices([], 'GPU')  # this process only counts, and the runs need the GPU's memory
   sys.exit(main())

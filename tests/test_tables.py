@@ -13,6 +13,7 @@ import tensorflow as tf
 import tiny_data
 
 import eval as evaluation
+import experiments
 import resnet_split
 import tables
 import train
@@ -161,7 +162,7 @@ def test_table_2_has_the_sizes_of_what_was_run(tmp_path, capsys):
 
 
 def test_printing_runs_and_writes_nothing(tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(tables, 'call', None)
+  monkeypatch.setattr(experiments, 'call', None)
   finish(tables.make_runs(parse(1, '--k', 1, '--out', tmp_path), 0)['baseline'], 0.7)
   before = tiny_data.files(tmp_path)
   assert tables.main(['1', '--k', '1', '--out', str(tmp_path), '--print', '--data_dir', str(tmp_path / 'none')]) == 0
@@ -223,7 +224,7 @@ def flag(arguments, name):
 def test_every_command_is_one_that_the_programs_take(recipe, tmp_path):
   flags = parse(1, '--recipe', recipe, '--out', tmp_path, '--branch_input', 'all')
   runs = tables.make_runs(flags, 3)
-  assert len(runs) == 2 + 4 * (10 if recipe == 'short' else 8)
+  assert len(runs) == 2 + 4 * (8 if recipe == 'paper' else 10)
   for name, run in runs.items():
     trained, *grouped, evaluated = run.commands('data', 45000)
     parsed = train.parse_flags(trained[2:])
@@ -285,7 +286,7 @@ def test_only_chooses_cells_rows_and_columns():
 
 
 class Recorder:
-  """Stands for `tables.call`: records the commands, and writes what eval.py would."""
+  """Stands for `experiments.call`: records the commands, and writes what eval.py would."""
 
   def __init__(self, fail=None):
     self.called, self.fail = [], fail
@@ -314,7 +315,7 @@ def program(tmp_path, data_dir, monkeypatch, capsys):
 
   def run(*arguments, fail=None):
     recorder = Recorder(fail)
-    monkeypatch.setattr(tables, 'call', recorder)
+    monkeypatch.setattr(experiments, 'call', recorder)
     defaults = ['--k', '1', '--out', str(tmp_path / 'out'), '--data_dir', data_dir]
     arguments = arguments[:1] + tuple(defaults) + arguments[1:]
     return tables.main([str(a) for a in arguments]), *capsys.readouterr(), recorder
@@ -433,14 +434,14 @@ def test_mistakes_are_one_sentence(arguments, parts, capsys, tmp_path):
 def test_call_logs_returns_the_code_and_keeps_others_out(tmp_path):
   log = str(tmp_path / 'output.txt')
   script = 'import sys; print("out", flush=True); print("err", file=sys.stderr); sys.exit(7)'
-  assert tables.call([sys.executable, '-c', script], log) == 7
-  assert tables.call([sys.executable, '-c', script], log) == 7
+  assert experiments.call([sys.executable, '-c', script], log) == 7
+  assert experiments.call([sys.executable, '-c', script], log) == 7
   with open(log) as f:
     assert f.read() == 'out\nerr\n' * 2
   with open(log, 'a') as f:
-    tables.fcntl.flock(f, tables.fcntl.LOCK_EX)
+    experiments.fcntl.flock(f, experiments.fcntl.LOCK_EX)
     with pytest.raises(utils.UserError, match='is being run already'):
-      tables.call([sys.executable, '-c', script], log)
+      experiments.call([sys.executable, '-c', script], log)
 
 
 def test_an_interrupt_reaches_the_run_once_and_its_ending_is_waited_for(tmp_path, data_dir, monkeypatch, capsys):
@@ -454,7 +455,7 @@ def test_an_interrupt_reaches_the_run_once_and_its_ending_is_waited_for(tmp_path
     '  print("saved")\n'
   )
   command = [sys.executable, '-c', script]
-  monkeypatch.setattr(tables.Run, 'commands', lambda *_: (command, command))
+  monkeypatch.setattr(experiments.Run, 'commands', lambda *_: (command, command))
   before = signal.signal(signal.SIGINT, signal.default_int_handler)  # the tests may run where it is ignored
   try:
     assert tables.main(['2', '--k', '1', '--out', str(tmp_path), '--data_dir', data_dir]) == 130
@@ -479,7 +480,7 @@ def test_two_cells_of_table_1_for_real(tmp_path, data_dir, monkeypatch, capsys):
     with open(tmp_path / 'k1' / 'seed0' / folder / 'eval.json') as f:
       assert by_name[name][column] == '%.2f' % (100 - 100 * json.load(f)['accuracy'])
   before = tiny_data.files(tmp_path)
-  monkeypatch.setattr(tables, 'call', None)
+  monkeypatch.setattr(experiments, 'call', None)
   assert tables.main(arguments) == 0
   assert rows_of(capsys.readouterr().out) == table
   assert tiny_data.files(tmp_path) == before
