@@ -109,12 +109,13 @@ def measure(arguments, batch_size, steps):
     return taken[2:]
 
   taken = steps_of(batch_size, steps)
-  result = dict(seconds=float(np.median(taken)), batch_size=batch_size, **peak_memory())
-  result['per_image'], result['per_step'] = result['seconds'] / batch_size, 0.0
+  result = dict(seconds=float(np.median(taken)), fastest=min(taken), batch_size=batch_size, **peak_memory())
+  result['per_image'], result['per_step'] = result['fastest'] / batch_size, 0.0
   if batch_size > 1:
-    # A line through the fastest steps of both sizes; on a machine that is busy the smaller may look the slower.
-    single = min(min(steps_of(1, max(1, steps // 4))), min(taken) / 2)
-    result['per_image'] = (result['seconds'] - single) / (batch_size - 1)
+    # A line through the fastest steps, which other work on the machine disturbs least; still it may make a single image
+    # look as slow as a batch.
+    single = min(*steps_of(1, max(1, steps // 4)), result['fastest'] / 2)
+    result['per_image'] = (result['fastest'] - single) / (batch_size - 1)
     result['per_step'] = single - result['per_image']
   result['flops'] = utils.total_count(network.counts, everything=True)[1]
   result.update(checkpoint_sizes(stage, flags.mode))
@@ -153,9 +154,9 @@ def measured_apart(arguments, batch_size, steps):
     batch_size: images per step; steps: how many to measure.
 
   Returns:
-    A dict: 'seconds' (a step's median), 'batch_size', 'memory' and 'gpu_memory' (bytes), 'per_image' and 'per_step'
-    (seconds; a step of n images takes per_step + n per_image), 'flops' (of a forward pass of one image), 'checkpoint'
-    and 'best' (bytes).
+    A dict: 'seconds' and 'fastest' (the median and the fastest step's), 'batch_size', 'memory' and 'gpu_memory'
+    (bytes), 'per_image' and 'per_step' (seconds; a fast step of n images takes per_step + n per_image), 'flops' (of a
+    forward pass of one image), 'checkpoint' and 'best' (bytes).
 
   Raises:
     UserError: where it fails, as for want of memory.
@@ -271,15 +272,16 @@ def as_text(values):
 
 def measured_table(budgets, measured):
   """What was measured: (header, rows) of text."""
-  header = ['stage', 'precision', 'images per step', 'step (s)', 'of it fixed (s)', 'images/s', 'GFLOP/s']
-  header += ['memory (MB)', 'GPU memory (MB)', 'checkpoint (MB)', 'best (MB)']
+  header = ['stage', 'precision', 'images per step', 'median step (s)', 'fastest (s)', 'of it fixed (s)']
+  header += ['images/s', 'GFLOP/s', 'memory (MB)', 'GPU memory (MB)', 'checkpoint (MB)', 'best (MB)']
   rows = {}
   for (budget, stage), m in measured.items():
     precision = budgets[budget][MEASURED[stage]].train['precision']
     gpu = '' if m['gpu_memory'] is None else '%.0f' % (m['gpu_memory'] / 1e6)
     row = [MEASURED[stage].replace('scratch-2-2-2-random', 'split-2-2-2'), precision, '%d' % m['batch_size']]
-    row += ['%.3g' % m['seconds'], '%.2g' % m['per_step'], '%.3g' % (m['batch_size'] / m['seconds'])]
-    row += ['%.0f' % (FORWARD_AND_BACKWARD * m['flops'] * m['batch_size'] / m['seconds'] / 1e9)]
+    rate = m['batch_size'] / m['fastest']
+    row += ['%.3g' % m['seconds'], '%.3g' % m['fastest'], '%.2g' % m['per_step'], '%.3g' % rate]
+    row += ['%.0f' % (FORWARD_AND_BACKWARD * m['flops'] * rate / 1e9)]
     row += ['%.0f' % (m['memory'] / 1e6), gpu, '%.1f' % (m['checkpoint'] / 1e6), '%.1f' % (m['best'] / 1e6)]
     rows[stage, precision, m['batch_size']] = row
   return header, list(rows.values())
@@ -299,8 +301,8 @@ def run(flags):
   )
   print(tables.markdown(*measured_table(budgets, measured)))
   print(
-    'Hours, validation included: here from these times, on the GPU from the FLOPs at %g %% of %g TFLOP/s (float32: '
-    'half of that).\n' % (100 * flags.utilisation, flags.tflops)
+    'Hours, validation included: here from the fastest steps, on the GPU from the FLOPs at %g %% of %g TFLOP/s '
+    '(float32: half of that).\n' % (100 * flags.utilisation, flags.tflops)
   )
   print(tables.markdown(*hours_table(flags, budgets, measured)), end='')
 

@@ -43,7 +43,7 @@ STAGE_DEFAULTS = {
 FREE_ON_RESUME = {
   'data_dir', 'train_dir', 'max_steps', 'display', 'val_interval', 'val_iter', 'checkpoint_interval',
   'group_summary_interval', 'max_to_keep', 'stop_when_converged', 'patience', 'gpu_fraction', 'log_device_placement',
-  'jit_compile',  # what a machine computes with, as its GPU is
+  'jit_compile',  # the exception: another rounding, as on another device, and other dropout masks
 }  # fmt: skip
 CHECKPOINT_FLAGS = ('basemodel', 'teacher')  # known by their content, so that a run and they may be moved
 
@@ -188,7 +188,13 @@ def make_parser():
   add(g, 'max_to_keep', int, 2, 'last checkpoints to keep, beside the best [%(default)s]')
   g = parser.add_argument_group('machine')
   add(g, 'precision', str, 'float32', 'float32 or bfloat16 for the convolutions; weights are float32 [%(default)s]')
-  add(g, 'jit_compile', boolean, False, 'compile the step with XLA (faster on GPUs, slower on CPUs) [%(default)s]')
+  add(
+    g,
+    'jit_compile',
+    boolean,
+    False,
+    'compile the step with XLA: faster on GPUs, slower on CPUs, other dropout masks [%(default)s]',
+  )
   add(g, 'gpu_fraction', float, 1.0, "share of each GPU's memory to take, (0, 1] [%(default)s]")
   add(g, 'log_device_placement', boolean, False, 'log where every operation runs [%(default)s]')
   return parser
