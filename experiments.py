@@ -12,6 +12,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import tensorflow as tf
 import checkpoints
 from utils import UserError
 
+REPORT_SECONDS = 600  # between lines about a run that is going on
 PROJECT = os.path.dirname(os.path.abspath(__file__))
 
 # Settings that are shares of max_steps, by the flag of train.py, which counts epochs: the shares after which the
@@ -176,8 +178,8 @@ def read_run(run, data):
     raise UserError("'%s' cannot be read (%s): remove '%s'" % (path, e, run.folder)) from e
 
 
-def call(arguments, log):
-  """Runs a command, its output added to a log file; returns its exit code.
+def call(arguments, log, tell=lambda: None):
+  """Runs a command, its output added to a log file, calling `tell` now and then; returns its exit code.
 
   An interrupt is passed on once, and the command's own ending waited for: train.py writes a checkpoint.
   """
@@ -190,7 +192,11 @@ def call(arguments, log):
       arguments, stdin=subprocess.DEVNULL, stdout=f, stderr=subprocess.STDOUT, start_new_session=True
     )
     try:
-      return process.wait()
+      while True:
+        try:
+          return process.wait(REPORT_SECONDS)
+        except subprocess.TimeoutExpired:
+          tell()
     except KeyboardInterrupt:
       process.send_signal(signal.SIGINT)
       process.wait()
@@ -214,6 +220,24 @@ def add_cost(run, seconds):
   checkpoints.write_json(os.path.join(run.folder, 'cost.json'), cost)
 
 
+def print_progress(run, begun, seconds):
+  """Prints a line about a run that train.py is at: the last line of its log, and the time that is left.
+
+  Args:
+    run: a Run; begun: the step that this session began from; seconds: since then.
+  """
+  try:
+    with open(os.path.join(run.folder, 'train.log'), errors='replace') as f:
+      line, step = [(line.strip(), int(m.group(1))) for line in f if (m := re.match(r'step (\d+): loss', line))][-1]
+  except (OSError, IndexError):  # not there yet
+    return
+  last = run.train['max_steps']
+  if begun < step < last:
+    left = seconds * (last - step) / (step - begun)
+    line += '; about %d h %02d min left of %d steps' % (*divmod(round(left / 60), 60), last)
+    print('  ' + line, flush=True)
+
+
 def do(run, data_dir, data):
   """Trains and evaluates a run.
 
@@ -227,10 +251,11 @@ def do(run, data_dir, data):
     raise UserError("cannot write to the folder '%s' (%s): give another --out" % (run.folder, e.strerror)) from e
   log = os.path.join(run.folder, 'output.txt')
   commands = run.commands(data_dir, data['train_images'])
+  begun = run.steps_done
   for arguments in commands:
     started = time.monotonic()
     try:
-      code = call(arguments, log)
+      code = call(arguments, log, lambda since=started: print_progress(run, begun, time.monotonic() - since))
     finally:
       add_cost(run, time.monotonic() - started)
     if code or (arguments is commands[-1] and not os.path.exists(run.evaluation)):

@@ -154,9 +154,8 @@ def test_a_run_goes_on_where_its_basemodel_was_moved_or_is_gone_but_not_from_ano
     code, out, err = tiny_data.call(train, [*arguments, str(path), '--max_steps', steps], capsys)
     assert code == 0 and (last is None or 'going on from step %d' % last in out), err
     last = steps
-  assert json.loads((tmp_path / 'elsewhere' / 'config.json').read_text())['settings']['basemodel'] == str(
-    tmp_path / 'moved'
-  )
+  stored = json.loads((tmp_path / 'elsewhere' / 'config.json').read_text())
+  assert stored['settings']['basemodel'] == str(tmp_path / 'moved')
   tiny_data.assert_same(tiny_data.weights(str(tmp_path / 'elsewhere')), tiny_data.weights(runs['split']))
   code, _, err = tiny_data.call(train, [*arguments, tiny_data.RELEASED, '--max_steps', 7], capsys)
   assert code == 1 and 'now it is %s' % tiny_data.RELEASED in err and err.count('\n') == 1

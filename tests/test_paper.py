@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -97,7 +98,7 @@ def test_what_a_machine_computes_with_is_no_setting(tmp_path):
 def in_this_process(steps=None):
   """Stands for `experiments.call`: trains in this process, up to `steps` if given (then fails); evaluates nothing."""
 
-  def call(arguments, log):
+  def call(arguments, log, tell=None):
     if arguments[1].endswith('eval.py'):
       checkpoints.write_json(value(arguments, 'output_file'), {'accuracy': 0.5, 'parameters': 10, 'flops': 10})
       return 0
@@ -154,6 +155,20 @@ def test_the_cost_of_a_run_adds_up_over_its_sessions_and_devices(tmp_path, monke
   assert run.cost == {'seconds': 17.5, 'device': 'one + other'}
   (tmp_path / 'cost.json').write_text('{')
   assert run.cost is None
+
+
+def test_a_run_that_goes_on_tells_how_far_it_is(tmp_path, monkeypatch, capsys):
+  run = experiments.Run(str(tmp_path), None, {'max_steps': 100})
+  log = 'step 10: loss 4.2, 9 images/s\nstep 10: validation accuracy 1.00 %\n'
+  script = 'import sys, time; open(sys.argv[1], "w").write(%r); time.sleep(1)' % log
+  monkeypatch.setattr(experiments, 'REPORT_SECONDS', 0.02)
+  command = [sys.executable, '-c', script, str(tmp_path / 'train.log')]
+  tell = lambda: experiments.print_progress(run, 4, 360)  # noqa: E731 - one minute a step
+  assert experiments.call(command, str(tmp_path / 'output.txt'), tell) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert lines and set(lines) == {'  step 10: loss 4.2, 9 images/s; about 1 h 30 min left of 100 steps'}
+  experiments.print_progress(run, 10, 360)  # nothing done in this session: nothing to tell
+  assert capsys.readouterr().out == ''
 
 
 def test_a_real_checkpoint_of_the_papers_width_is_small_enough_to_move(tmp_path, capsys):

@@ -291,7 +291,7 @@ class Recorder:
   def __init__(self, fail=None):
     self.called, self.fail = [], fail
 
-  def __call__(self, arguments, log):
+  def __call__(self, arguments, log, tell=None):
     program = os.path.basename(arguments[1])
     folder = os.path.basename(os.path.dirname(log))
     self.called.append((program, folder))
