@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# The paper's tables: ./tables.sh counts, ./tables.sh 1, ./tables.sh 2; ./tables.sh groups: how good the groups are. Further arguments are tables.py's:
+# The paper's tables: ./tables.sh counts, 1, 2, or all (1 and 2); ./tables.sh groups: how good the groups are. Further
+# arguments are tables.py's:
 #   ./tables.sh 1 --k 1 --seeds 0,1,2
 #   ./tables.sh 1 --k 1 --print
 # ./tables.sh 5: evaluation time on several devices. Further arguments are table5.py's.

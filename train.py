@@ -466,19 +466,19 @@ def check_resume(configuration, before, train_dir):
     for name in new:
       was = old.get(name, parser.get_default(name))  # a flag that is younger than the run
       free = name in FREE_ON_RESUME and not (name == 'max_steps' and new.get('lr_schedule') == 'cosine')
-      digest = new.get(name + '_digest') if section == 'settings' else None
-      free = free or (digest and digest == old.get(name + '_digest'))
-      if not free and was != new[name] and name.endswith('_digest'):
-        flag = name[: -len('_digest')]
+      moved = name in CHECKPOINT_FLAGS and new[name + '_digest'] and new[name + '_digest'] == old.get(name + '_digest')
+      if free or moved or was == new[name]:
+        continue
+      flag = name.removesuffix('_digest')
+      if flag != name:
         raise UserError(
           "the run in '%s' was started with another --%s than '%s' holds now: restore it, or give another --train_dir"
           % (train_dir, flag, new[flag])
         )
-      if not free and was != new[name]:
-        raise UserError(
-          "the run in '%s' was started with %s%s %s, now it is %s: use the same, or another --train_dir"
-          % (train_dir, 'data ' if section == 'data' else '--', name, was, new[name])
-        )
+      raise UserError(
+        "the run in '%s' was started with %s%s %s, now it is %s: use the same, or another --train_dir"
+        % (train_dir, 'data ' if section == 'data' else '--', name, was, new[name])
+      )
 
 
 def print_settings(flags, config, data):
