@@ -499,11 +499,14 @@ class Network(tf.Module):
 
   def soft_assignments(self):
     """The soft assignments that are learned: dict from name to tensor [groups, units]."""
-    return {
-      name: tf.nn.softmax(self.weights['group/%s/alpha' % name], axis=0)
-      for name, units in self.plan.units.items()
-      if units.groups > 1
-    }
+    learned = [units for units in self.plan.units.values() if units.groups > 1]
+    soft = {}
+    for groups in {units.groups for units in learned}:  # one softmax for all with as many groups
+      some = [units for units in learned if units.groups == groups]
+      alphas = tf.concat([self.weights['group/%s/alpha' % units.name] for units in some], 1)
+      parts = tf.split(tf.nn.softmax(alphas, axis=0), [units.size for units in some], 1)
+      soft.update(zip([units.name for units in some], parts))
+    return {units.name: soft[units.name] for units in learned}
 
   def split_layers(self):
     """The layers that the regularisers sum over (utils.SplitLayer), in the released order, with soft assignments."""

@@ -96,10 +96,15 @@ def overlap(q):
   Returns:
     Scalar; 1 when q is uniform, 0 when every unit is in one group only. Source: paper, equation of R_D.
   """
-  groups, units = q.shape
+  return overlaps([q])[0]
+
+
+def overlaps(qs):
+  """R_D of soft assignments [groups, units of each] of the same number of groups, in few operations: [len(qs)]."""
+  groups, q = qs[0].shape[0], tf.concat(qs, 1)
   # The columns of q sum to one, but summing the pairs as (sum^2 - sum of squares) / 2 does not rely on it.
-  pairs = (tf.reduce_sum(tf.square(tf.reduce_sum(q, 0))) - tf.reduce_sum(tf.square(q))) / 2
-  return pairs / (units * (groups - 1) / (2.0 * groups))
+  pairs = (tf.square(tf.reduce_sum(q, 0)) - tf.reduce_sum(tf.square(q), 0)) / 2
+  return _sums(pairs, qs, [2.0 * groups / (each.shape[1] * (groups - 1)) for each in qs])
 
 
 def uniform(q):
@@ -111,8 +116,14 @@ def uniform(q):
   Returns:
     Scalar; 1 when every group has the same size, `groups` when one group takes all. Source: paper, equation of R_E.
   """
-  groups, units = q.shape
-  return tf.reduce_sum(tf.square(tf.reduce_sum(q, 1))) / (units * units / float(groups))
+  return uniforms([q])[0]
+
+
+def uniforms(qs):
+  """R_E of soft assignments [groups, units of each] of the same number of groups, in few operations: [len(qs)]."""
+  groups, q = qs[0].shape[0], tf.concat(qs, 1)
+  shares = _sums(q, qs, [1.0 / each.shape[1] for each in qs])  # [groups, len(qs)]
+  return groups * tf.reduce_sum(tf.square(shares), 0)
 
 
 def weight_split(kernel, p, q):
@@ -131,19 +142,59 @@ def weight_split(kernel, p, q):
   Returns:
     Scalar. Source: paper, equation of R_W; normalisation of the released code.
   """
-  groups, (inputs, outputs) = p.shape[0], kernel.shape[-2:]
-  squares = tf.square(kernel)
-  window = 1
-  if len(kernel.shape) == 4:
-    window = kernel.shape[0] * kernel.shape[1]
-    squares = tf.reduce_mean(squares, (0, 1))
-  std = (1.0 / (window * inputs)) ** 0.5
+  return weight_splits([kernel], [p], [q])[0]
+
+
+def weight_splits(kernels, ps, qs):
+  """R_W of layers whose assignments have the same number of groups, in few operations: [layers].
+
+  All that is as small as an assignment is computed for all layers at once; a layer's own are the squares of its
+  weights and two products with them.
+  """
+  groups, units = ps[0].shape[0], [*ps, *qs]
+  assignments = tf.concat(units, 1)
+  squared = tf.split(tf.square(assignments), [each.shape[1] for each in units], 1)
+  squares = [mean_squares(kernel) for kernel in kernels]
   # (1 - p_gi) does not depend on j, so it leaves the row's norm: no [groups, in, out] tensor is needed.
-  rows = _safe_sqrt(tf.matmul(squares, tf.square(q), transpose_b=True))  # [in, groups]
-  columns = _safe_sqrt(tf.matmul(tf.square(p), squares))  # [groups, out]
-  row_norms = tf.reduce_sum(tf.transpose(1.0 - p) * rows) / (inputs * outputs**0.5)
-  column_norms = tf.reduce_sum((1.0 - q) * columns) / (inputs**0.5 * outputs)
-  return (row_norms + column_norms) / (2.0 * (groups - 1) * std / groups)
+  rows = [tf.matmul(q, s, transpose_b=True) for q, s in zip(squared[len(ps) :], squares)]  # [groups, in]
+  columns = [tf.matmul(p, s) for p, s in zip(squared, squares)]  # [groups, out]
+  norms = tf.reduce_sum((1.0 - assignments) * _safe_sqrt(tf.concat(rows + columns, 1)), 0)
+  of_rows, of_columns = [], []
+  for kernel in kernels:
+    inputs, outputs = kernel.shape[-2:]
+    std = (1.0 / np.prod(kernel.shape[:-1])) ** 0.5
+    fresh = 2.0 * (groups - 1) * std / groups
+    of_rows.append(1.0 / (inputs * outputs**0.5 * fresh))
+    of_columns.append(1.0 / (inputs**0.5 * outputs * fresh))
+  return tf.reduce_sum(tf.reshape(_sums(norms, units, of_rows + of_columns), [2, -1]), 0)
+
+
+def mean_squares(kernel):
+  """The mean square of each channel pair's weights over the window: [..., in, out] -> [in, out]."""
+
+  # TensorFlow's own gradient of the mean first repeats it over the window, a tensor as large as the kernel.
+  @tf.custom_gradient
+  def compute(weights):
+    window = np.prod(weights.shape[:-2], initial=1.0)
+    squares = tf.reduce_mean(tf.square(weights), list(range(len(weights.shape) - 2)))
+    return squares, lambda upstream: weights * (upstream * (2.0 / window))
+
+  return compute(tf.convert_to_tensor(kernel))
+
+
+def _sums(values, qs, weights):
+  """Sums over the units of each assignment, weighted: [..., units of all] -> [..., len(qs)]."""
+  blocks = np.repeat(np.diag(weights), [q.shape[1] for q in qs], 0)  # [units of all, len(qs)]
+  return tf.tensordot(values, tf.constant(blocks, values.dtype), 1)
+
+
+def _by_groups(term, *lists):
+  """A term of layers or assignments, those with the same number of groups at once: tensor in the lists' order."""
+  chosen = {}
+  for i, q in enumerate(lists[-1]):
+    chosen.setdefault(q.shape[0], []).append(i)
+  values = tf.concat([term(*([each[i] for i in some] for each in lists)) for some in chosen.values()], 0)
+  return values if len(chosen) == 1 else tf.gather(values, np.argsort(np.concatenate(list(chosen.values()))))
 
 
 def _safe_sqrt(x):
@@ -169,27 +220,27 @@ def regularisers(split_layers, weighted_group_loss=True):
     A dict: 'overlap', 'weight_split', 'uniform', scalars; and 'overlap_terms', 'weight_split_terms',
     'uniform_terms', dicts from layer name to that layer's scalar.
   """
-  overlaps, splits, uniforms = {}, {}, {}
-  for layer in split_layers:
-    if layer.counted:
-      overlaps[layer.name] = sum(overlap(q) for q in layer.counted) / len(layer.counted)
-      uniforms[layer.name] = sum(uniform(q) for q in layer.counted) / len(layer.counted)
-    if layer.p is not None:
-      splits[layer.name] = weight_split(layer.kernel, layer.p, layer.q)
-  split_terms = tf.stack(list(splits.values()))
+  counting = [layer for layer in split_layers if layer.counted]
+  split = [layer for layer in split_layers if layer.p is not None]
+  split_terms = _by_groups(weight_splits, *([getattr(layer, part) for layer in split] for part in ('kernel', 'p', 'q')))
   if weighted_group_loss:
     weights = tf.stop_gradient(split_terms)
     total_split = tf.reduce_sum(weights * split_terms) / tf.maximum(tf.reduce_sum(weights), 1e-20)
   else:
     total_split = tf.reduce_mean(split_terms)
-  return {
-    'overlap': tf.reduce_mean(tf.stack(list(overlaps.values()))),
-    'weight_split': total_split,
-    'uniform': tf.reduce_mean(tf.stack(list(uniforms.values()))),
-    'overlap_terms': overlaps,
-    'weight_split_terms': splits,
-    'uniform_terms': uniforms,
-  }
+  terms = {'weight_split': total_split, 'weight_split_terms': _named(split, split_terms)}
+  # A layer's overlap and balance are the means of those of the assignments that it answers for.
+  counts = [len(layer.counted) for layer in counting]
+  means = np.repeat(np.diag(1.0 / np.array(counts)), counts, 0)  # [assignments, layers]
+  for name, term in (('overlap', overlaps), ('uniform', uniforms)):
+    values = _by_groups(term, [q for layer in counting for q in layer.counted])
+    values = tf.tensordot(values, tf.constant(means, values.dtype), 1)
+    terms[name], terms[name + '_terms'] = tf.reduce_mean(values), _named(counting, values)
+  return terms
+
+
+def _named(layers, values):
+  return dict(zip([layer.name for layer in layers], tf.unstack(values)))
 
 
 # --- hard groups -----------------------------------------------------------------------------------------------
