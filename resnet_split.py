@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 
 import utils
+from dropout import Dropout
 
 BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_DECAY = 0.9
@@ -391,7 +392,7 @@ class Network(tf.Module):
     Returns:
       Logits [batch, classes], float32, in the order of the labels.
     """
-    drop = _Dropout(dropout_seed, keep_prob if training else 1.0)
+    drop = Dropout(dropout_seed, keep_prob if training else 1.0)
     by_name = {layer.name: layer for layer in self.plan.layers}
     state = [tf.cast(images, self.dtype)]
     with self._on('trunk', 0):
@@ -443,17 +444,13 @@ class Network(tf.Module):
 
   def _block(self, block, by_name, branch, x, training, drop):
     """Pre-activation residual block: x + conv_2(relu(bn_2(conv_1(relu(bn_1(x)))))), a first block as released."""
-    split = self.plan.depths[block.depth] > 1
+    drop = drop if self.plan.depths[block.depth] > 1 else Dropout(None, 1.0)
     with self._on(block.depth, branch):
-      a = tf.nn.relu(self._batch_norm(by_name[block.bn_1], branch, x, training))
+      a = drop.relu(self._batch_norm(by_name[block.bn_1], branch, x, training, drop.factor))
       first = block.name.endswith('_0')
-      if split:
-        a = drop(a)
       residual = self._conv(by_name[block.shortcut], branch, a) if block.shortcut else (a if first else x)
       a = self._conv(by_name[block.conv_1], branch, a)
-      a = tf.nn.relu(self._batch_norm(by_name[block.bn_2], branch, a, training))
-      if split:
-        a = drop(a)
+      a = drop.relu(self._batch_norm(by_name[block.bn_2], branch, a, training, drop.factor))
       return residual + self._conv(by_name[block.conv_2], branch, a)
 
   def _conv(self, layer, branch, x):
@@ -464,10 +461,15 @@ class Network(tf.Module):
     name = self.prefix(layer, branch)
     return tf.matmul(x, self.weights[name + '/weights']) + self.weights[name + '/biases']
 
-  def _batch_norm(self, layer, branch, x, training):
-    """Batch normalisation with the batch's own variance (no Bessel's correction), moving averages of decay 0.9."""
+  def _batch_norm(self, layer, branch, x, training, factor=1.0):
+    """Batch normalisation with the batch's own variance (no Bessel's correction), moving averages of decay 0.9.
+
+    The result is multiplied by `factor`, which costs nothing here.
+    """
     name = self.prefix(layer, branch)
     offset, scale = self.weights[name + '/beta'], self.weights[name + '/gamma']
+    if factor != 1.0:
+      offset, scale = offset * factor, scale * factor
     moving_mean, moving_variance = self.weights[name + '/mu'], self.weights[name + '/sigma']
     if not training:
       return tf.raw_ops.FusedBatchNormV3(
@@ -658,17 +660,3 @@ def place(depths, devices):
     shares, below = dealt, branches
     placement[depth] = [share[0] for share in shares]
   return placement
-
-
-class _Dropout:
-  """Inverted dropout whose masks depend on the call's seed and on how many masks were drawn before."""
-
-  def __init__(self, seed, keep_prob):
-    self._seed, self._keep_prob, self._drawn = seed, keep_prob, 0
-
-  def __call__(self, x):
-    if self._keep_prob >= 1.0:
-      return x
-    self._drawn += 1
-    seed = tf.stack([self._seed[0] + self._drawn * 1000003, self._seed[1]])
-    return tf.nn.experimental.stateless_dropout(x, rate=1.0 - self._keep_prob, seed=seed)

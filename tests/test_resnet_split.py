@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 
+import dropout
 import resnet_split
 import utils
 from resnet_split import Config, Network
@@ -552,17 +553,47 @@ def test_dropout_follows_its_seed():
 def test_dropout_is_before_every_split_layer_and_no_other(monkeypatch, split, masks):
   # Two a block (before conv_1, which the shortcut shares, and before conv_2), one before the logits; each with a seed
   # of its own.
-  rates, seeds = [], set()
+  seeds, draw = [], tf.random.stateless_uniform
 
-  def dropout(x, rate, seed):
-    rates.append(rate)
-    seeds.add(tuple(seed.numpy()))
-    return x
+  def uniform(shape, seed, *more):
+    seeds.append(tuple(seed.numpy()))
+    return draw(shape, seed, *more)
 
-  monkeypatch.setattr(tf.nn.experimental, 'stateless_dropout', dropout)
   network = grouping(config_of(split))
+  monkeypatch.setattr(tf.random, 'stateless_uniform', uniform)
   network(images(), training=True, dropout_seed=tf.constant([3, 4]), keep_prob=0.75)
-  assert rates == [0.25] * masks and len(seeds) == masks
+  assert len(seeds) == masks == len(set(seeds))
+
+
+@pytest.mark.parametrize('keep_prob', [0.5, 0.75, 0.9, 0.001])
+@pytest.mark.parametrize('channels', [64, 7])
+def test_dropout_keeps_the_share_that_it_says_and_the_mean(keep_prob, channels):
+  x = tf.ones([100, 10, 10, channels])
+  drop = dropout.Dropout(tf.constant([1, 2]), keep_prob)
+  one, other = drop(x).numpy(), drop(x).numpy()
+  deviation = (keep_prob * (1 - keep_prob) / x.numpy().size) ** 0.5
+  for y in (one, other):
+    assert set(np.unique(y)) == {0, np.float32(drop.factor)}
+    assert abs((y > 0).mean() - keep_prob) < 5 * deviation
+  assert drop.factor * keep_prob == pytest.approx(1, abs=0.02)
+  # Neighbours and the two masks are independent: the share kept in both is the product.
+  for pair in ((one, other), (one[..., 1:], one[..., :-1]), (one[:, 1:], one[:, :-1])):
+    both = np.logical_and(*pair).mean()
+    assert abs(both - keep_prob**2) < 6 * (keep_prob**2 * (1 - keep_prob**2) / pair[0].size) ** 0.5 + 1e-12
+
+
+@pytest.mark.parametrize('dtype', [tf.float32, tf.bfloat16])
+def test_dropout_of_relu_is_relu_times_a_mask_and_so_is_its_gradient(dtype):
+  x = tf.cast(tf.random.stateless_normal([8, 4, 4, 6], [1, 2]), dtype)
+  upstream = tf.cast(tf.random.stateless_normal(x.shape, [3, 4]), dtype)
+  mask = tf.cast(dropout.Dropout(tf.constant([5, 6]), 0.5)(tf.ones_like(x)) > 0, dtype)
+  with tf.GradientTape() as tape:
+    tape.watch(x)
+    y = dropout.Dropout(tf.constant([5, 6]), 0.5).relu(x)
+  np.testing.assert_array_equal(y, tf.nn.relu(x) * mask)
+  expected = upstream * mask * tf.cast(x > 0, dtype)
+  np.testing.assert_array_equal(tape.gradient(y, x, upstream), expected)
+  assert 0 < np.count_nonzero(expected) < x.numpy().size / 2
 
 
 def test_dropout_leaves_the_trunk_alone():
