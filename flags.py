@@ -12,6 +12,11 @@ def boolean(text):
   raise argparse.ArgumentTypeError("'%s' is neither True nor False" % text)
 
 
+def automatic(text):
+  """True, False or 'auto' from a flag's text."""
+  return 'auto' if text.lower() == 'auto' else boolean(text)
+
+
 class Parser(argparse.ArgumentParser):
   """A parser whose errors are the one sentence, without the whole usage above it."""
 

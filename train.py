@@ -28,7 +28,7 @@ import grouping
 import resnet_split
 import summaries
 import utils
-from flags import Parser, add, boolean
+from flags import Parser, add, automatic, boolean
 from objective import Momentum, Objective, objective
 from utils import UserError
 
@@ -191,9 +191,9 @@ def make_parser():
   add(
     g,
     'jit_compile',
-    boolean,
-    False,
-    'compile the step with XLA: faster on GPUs, slower on CPUs, other dropout masks [%(default)s]',
+    automatic,
+    'auto',
+    'compile the step with XLA, which draws other dropout masks; auto: on one GPU, not on CPUs [%(default)s]',
   )
   add(g, 'gpu_fraction', float, 1.0, "share of each GPU's memory to take, (0, 1] [%(default)s]")
   add(g, 'log_device_placement', boolean, False, 'log where every operation runs [%(default)s]')
@@ -242,6 +242,7 @@ def parse_flags(argv):
   need('lr_schedule', lambda v: v in ('step', 'cosine'), 'step or cosine')
   need('train_split', lambda v: v in ('train', 'train_val'), 'train or train_val')
   lr_boundaries(flags.lr_step_epoch)
+  flags.jit_compile = devices.use_xla(flags.jit_compile)
   given = {name: getattr(flags, name) for name in NETWORK_FLAGS if getattr(flags, name) is not None}
   resnet_split.Config(**{**_widest(given), **given})
   need('grouping_start', lambda v: v in ('scratch', 'basemodel'), 'scratch or basemodel')

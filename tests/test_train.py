@@ -457,6 +457,37 @@ def test_several_steps_a_call_are_the_same_steps(data):
     assert value == pytest.approx(means[1][name], rel=1e-5) and value == pytest.approx(means[2][name], rel=1e-5)
 
 
+# --- XLA ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('mode', ['baseline', 'group', 'split'])
+def test_compiled_with_xla_a_step_is_the_same(data, mode):
+  split, ends = cifar100.load(data, 'train', 20), []
+  for compiled in (False, True):
+    groups = None
+    if mode == 'split':
+      plan = resnet_split.wide_resnet(
+        resnet_split.Config(k=1, num_residual_units=1, ngroups1=3, ngroups2=2, ngroups3=1)
+      )
+      groups = {name: np.arange(units.size) % units.groups for name, units in plan.units.items()}
+    more = ['--jit_compile', compiled, '--initial_lr', 0.01] + (['--grouping', 'random'] if mode == 'split' else [])
+    stage = make_stage(more, mode, groups=groups)
+    stage.train(iter(cifar100.training_batches(split, 20, 0)), tf.constant(1))
+    ends.append(values(stage))
+  for name, value in ends[0].items():
+    np.testing.assert_allclose(ends[1][name], value, rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_xla_is_for_a_gpu_unless_asked_for(monkeypatch):
+  def chosen(*more):
+    return train.parse_flags(['--mode', 'baseline', *more]).jit_compile
+
+  for gpus, auto in (([], False), (['GPU:0'], True), (['GPU:0', 'GPU:1'], False)):
+    monkeypatch.setattr(tf.config, 'get_visible_devices', lambda kind, gpus=gpus: gpus)
+    assert chosen() is auto and chosen('--jit_compile', 'auto') is auto
+    assert chosen('--jit_compile', 'True') is True and chosen('--jit_compile', 'False') is False
+
+
 # --- other settings ---------------------------------------------------------------------------------------------
 
 
