@@ -235,19 +235,20 @@ def load_network(stored, **keywords):
 class Saver:
   """Writes and restores a training run's checkpoints in its folder; see the module's docstring for the layout."""
 
-  def __init__(self, folder, configuration, max_to_keep, **state):
+  def __init__(self, folder, configuration, max_to_keep, writes=True, **state):
     """Opens a folder.
 
     Args:
       folder: made if missing.
       configuration: dict from `describe`.
       max_to_keep: how many of the last checkpoints to keep.
+      writes: False where another process writes, with which this one shares the folder.
       **state: what a checkpoint holds: dicts of variables and variables.
     """
-    self._folder = folder
+    self._folder, self._writes = folder, writes
     self._best_folder = os.path.join(folder, 'best')
     try:
-      for path in (folder, self._best_folder):
+      for path in (folder, self._best_folder) if writes else ():
         os.makedirs(path, exist_ok=True)
         write_json(os.path.join(path, CONFIG), configuration)
     except OSError as e:
@@ -274,11 +275,11 @@ class Saver:
 
   def save(self, step):
     """Writes a checkpoint of this step; returns its path."""
-    return self._last.save(checkpoint_number=step)
+    return self._last.save(checkpoint_number=step) if self._writes else None
 
   def save_best(self, step):
     """Writes the checkpoint that is best so far; the one before is removed after it is whole."""
-    return self._best.save(checkpoint_number=step)
+    return self._best.save(checkpoint_number=step) if self._writes else None
 
   @property
   def last(self):

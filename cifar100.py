@@ -123,7 +123,7 @@ def evaluation_batches(split, batch_size):
   return tf.data.Dataset.from_tensor_slices((split.images, split.labels)).batch(batch_size).prefetch(4)
 
 
-def augment(images, seed):
+def augment(images, seed, share=None):
   """Reflect-pads by 4, crops 32 x 32 at any of the 81 offsets and flips left-right with probability one half.
 
   Padding, cropping and flipping only choose which pixel is read, so they are one index per row and one per column.
@@ -131,13 +131,15 @@ def augment(images, seed):
   Args:
     images: [batch, 32, 32, 3], any type.
     seed: int32 tensor [2].
+    share: the strategy.Share of a batch that the images are, whose draws they then get; None: they are all of it.
 
   Returns:
     Images of the same shape and type.
   """
-  batch = tf.shape(images)[0]
+  batch = share.batch if share else tf.shape(images)[0]
   offsets = 2 * PADDING + 1
   draw = tf.random.stateless_uniform([batch, 1], seed, 0, 2 * offsets * offsets, tf.int32)
+  draw = share.take(draw) if share else draw
   flip, draw = draw % 2, draw // 2
   pixels = tf.range(IMAGE_SIZE)[None]
   rows = _reflect(pixels + draw // offsets - PADDING)

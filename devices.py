@@ -8,15 +8,22 @@ from utils import UserError
 
 
 def configure(gpu_fraction=1.0, num_logical_devices=1, log_device_placement=False):
-  """Sets up the devices.
+  """Sets up the devices as `prepare` does.
+
+  Returns:
+    The names of the devices to compute on: all GPUs, else all (logical) CPUs; a list such as ['/GPU:0', '/GPU:1'].
+  """
+  prepare(gpu_fraction, num_logical_devices, log_device_placement)
+  return names()
+
+
+def prepare(gpu_fraction=1.0, num_logical_devices=1, log_device_placement=False):
+  """Says how the devices are to be set up when they are first used.
 
   Args:
     gpu_fraction: share of each GPU's memory to take, in (0, 1]; 1 grows as needed.
     num_logical_devices: cut the first GPU, or the CPU where there is none, into this many logical devices.
     log_device_placement: log on which device every operation runs.
-
-  Returns:
-    The names of the devices to compute on: all GPUs, else all (logical) CPUs; a list such as ['/GPU:0', '/GPU:1'].
 
   Raises:
     UserError: where TensorFlow has initialised its devices already.
@@ -41,7 +48,6 @@ def configure(gpu_fraction=1.0, num_logical_devices=1, log_device_placement=Fals
       tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * num_logical_devices)
   except RuntimeError as e:
     raise UserError('the devices are in use already, so they cannot be set up (%s)' % e) from e
-  return names()
 
 
 def names():

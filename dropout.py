@@ -17,10 +17,11 @@ class Dropout:
     factor: what the values that are kept are multiplied by, 1 / keep_prob.
   """
 
-  def __init__(self, seed, keep_prob):
-    """Args: seed: int32 tensor [2], may be None where keep_prob is 1; keep_prob: number in (0, 1]."""
+  def __init__(self, seed, keep_prob, share=None):
+    """Args: seed: int32 tensor [2], may be None where keep_prob is 1; keep_prob: number in (0, 1]; share: the
+    strategy.Share of a batch that the values are, which gets its part of the whole batch's mask, or None."""
     self.active = keep_prob < 1.0
-    self._seed, self._drawn = seed, 0
+    self._seed, self._share, self._drawn = seed, share, 0
     self._type = tf.uint8 if (256 * keep_prob).is_integer() else tf.uint16
     possible = 2 ** (8 * self._type.size)
     self._kept = min(possible - 1, max(1, round(possible * keep_prob)))
@@ -50,7 +51,9 @@ class Dropout:
     channels, parts = x.shape[-1], 4 // self._type.size
     words = -(-channels // parts)
     shape = tf.shape(x)[:-1]
-    bits = tf.random.stateless_uniform(tf.concat([shape, [words]], 0), seed, None, None, tf.uint32)
+    whole = tf.concat([[self._share.batch], shape[1:]], 0) if self._share else shape
+    bits = tf.random.stateless_uniform(tf.concat([whole, [words]], 0), seed, None, None, tf.uint32)
+    bits = self._share.take(bits) if self._share else bits
     bits = tf.reshape(tf.bitcast(bits, self._type), tf.concat([shape, [words * parts]], 0))
     if words * parts != channels:
       bits = bits[..., :channels]

@@ -65,7 +65,7 @@ class Folded(resnet_split.Network):
     x = tf.nn.conv2d(x, self.weights[name + '/kernel'], layer.stride, 'SAME')
     return tf.nn.bias_add(x, self.weights[name + '/bias']) if name + '/bias' in self.weights else x
 
-  def _batch_norm(self, layer, branch, x, training):
+  def _batch_norm(self, layer, branch, x, training, share=None, factor=1.0):
     if self.prefix(layer, branch) + '/gamma' not in self.weights:
       return x
     return super()._batch_norm(layer, branch, x, training)

@@ -59,7 +59,7 @@ def objective(network, logits, labels, weights, teacher_logits=None):
   """
   terms = {
     'cross_entropy': tf.reduce_mean(cross_entropy(logits, labels, weights.label_smoothing)),
-    'l2': tf.add_n([tf.nn.l2_loss(v) for v in network.decayed]),
+    'l2': tf.add_n([_half_square(v) for v in network.decayed]),
   }
   told = terms['cross_entropy']
   if teacher_logits is not None:
@@ -72,6 +72,11 @@ def objective(network, logits, labels, weights, teacher_logits=None):
       weights.gamma1 * terms['overlap'] + weights.gamma2 * terms['weight_split'] + weights.gamma3 * terms['uniform']
     )
   return terms
+
+
+def _half_square(variable):
+  with tf.device(variable.device):  # where it lives: no weight travels
+    return tf.nn.l2_loss(variable)
 
 
 class Momentum:
@@ -89,12 +94,16 @@ class Momentum:
       scales: dict from name to a factor of that variable's learning rate; 1 where it is missing.
     """
     self._variables, self._momentum, self._scales = variables, momentum, scales or {}
-    self.slots = {
-      name: tf.Variable(tf.zeros_like(v), trainable=False, name=name + '/Momentum') for name, v in variables.items()
-    }
+    self.slots = {}
+    for name, v in variables.items():
+      with tf.device(v.device):
+        self.slots[name] = tf.Variable(tf.zeros_like(v), trainable=False, name=name + '/Momentum')
 
   def apply(self, gradients, learning_rate):
-    """One step; gradients in the order of the variables, learning_rate a scalar."""
+    """One step; gradients in the order of the variables, learning_rate a scalar.
+
+    In a replica it changes that replica's copies, so every replica must give the same gradients.
+    """
     for (name, variable), gradient in zip(self._variables.items(), gradients):
       tf.raw_ops.ResourceApplyMomentum(
         var=variable.handle, accum=self.slots[name].handle, grad=gradient,

@@ -274,6 +274,7 @@ class Network(tf.Module):
     groups: None, or the hard groups that it is split by (dict from units name to int array).
     weights: dict from variable name to tf.Variable, named as in the released checkpoints; a branch's variables
       begin with 'branch_<i>/'. Assignments are 'group/<name>/alpha', [groups, units].
+    placed: whether it was built for given devices.
   """
 
   def __init__(self, config, groups=None, with_assignments=False, dtype=tf.float32, seed=0, devices=None):
@@ -299,6 +300,7 @@ class Network(tf.Module):
     if groups is not None:
       check_groups(self.plan, groups)
     self._depths = self.plan.depths if groups is not None else collections.OrderedDict.fromkeys(self.plan.depths, 1)
+    self.placed = bool(devices)
     self._placement = place(self._depths, devices)
     self.counts = []
     for layer in self.plan.layers:
@@ -327,13 +329,7 @@ class Network(tf.Module):
     return [self._initializer_seed, len(self.weights)]
 
   def _variable(self, name, value, trainable=True):
-    # The moving averages of batch norms are each replica's own while training and their mean when read.
-    keywords = {}
-    if not trainable and name.endswith(('/mu', '/sigma')):
-      keywords = dict(synchronization=tf.VariableSynchronization.ON_READ, aggregation=tf.VariableAggregation.MEAN)
-    variable = tf.Variable(value, trainable=trainable, name=name, dtype=tf.float32, **keywords)
-    self.weights[name] = variable
-    return variable
+    self.weights[name] = tf.Variable(value, trainable=trainable, name=name, dtype=tf.float32)
 
   def prefix(self, layer, branch):
     """What the names of a layer's variables in a branch begin with."""
@@ -379,7 +375,7 @@ class Network(tf.Module):
 
   # Computing.
 
-  def __call__(self, images, training=False, dropout_seed=None, keep_prob=1.0):
+  def __call__(self, images, training=False, dropout_seed=None, keep_prob=1.0, share=None):
     """Logits of a batch of images.
 
     Args:
@@ -388,11 +384,13 @@ class Network(tf.Module):
       dropout_seed: int32 tensor [2], the seed of this call's dropout; needed where keep_prob < 1.
       keep_prob: probability of keeping an input of a split layer while training (released: before every split
         convolution and before the logits).
+      share: the strategy.Share of a batch that the images are: while training, batch normalisation and dropout then
+        act as on the whole of it. None: they are all of it.
 
     Returns:
       Logits [batch, classes], float32, in the order of the labels.
     """
-    drop = Dropout(dropout_seed, keep_prob if training else 1.0)
+    drop = Dropout(dropout_seed, keep_prob if training else 1.0, share)
     by_name = {layer.name: layer for layer in self.plan.layers}
     state = [tf.cast(images, self.dtype)]
     with self._on('trunk', 0):
@@ -401,14 +399,14 @@ class Network(tf.Module):
     depth = 'trunk'
     for block in self.plan.blocks:
       state = [
-        self._block(block, by_name, branch, self._take(state, units, depth, block.depth, branch), training, drop)
+        self._block(block, by_name, branch, self._take(state, units, depth, block.depth, branch), training, drop, share)
         for branch in range(self._depths[block.depth])
       ]
       units, depth = by_name[block.conv_2].output, block.depth
     features = []
     for branch, x in enumerate(state):
       with self._on(depth, branch):
-        x = tf.nn.relu(self._batch_norm(by_name['unit_last/bn'], branch, x, training))
+        x = tf.nn.relu(self._batch_norm(by_name['unit_last/bn'], branch, x, training, share))
         features.append(tf.reduce_mean(tf.cast(x, tf.float32), (1, 2)))
     logits = []
     for branch in range(self._depths['logits']):
@@ -442,15 +440,15 @@ class Network(tf.Module):
     with self._on(depth, branch):
       return tf.slice(x, [0] * others + [channels.start], [-1] * others + [channels.stop - channels.start])
 
-  def _block(self, block, by_name, branch, x, training, drop):
+  def _block(self, block, by_name, branch, x, training, drop, share):
     """Pre-activation residual block: x + conv_2(relu(bn_2(conv_1(relu(bn_1(x)))))), a first block as released."""
     drop = drop if self.plan.depths[block.depth] > 1 else Dropout(None, 1.0)
     with self._on(block.depth, branch):
-      a = drop.relu(self._batch_norm(by_name[block.bn_1], branch, x, training, drop.factor))
+      a = drop.relu(self._batch_norm(by_name[block.bn_1], branch, x, training, share, drop.factor))
       first = block.name.endswith('_0')
       residual = self._conv(by_name[block.shortcut], branch, a) if block.shortcut else (a if first else x)
       a = self._conv(by_name[block.conv_1], branch, a)
-      a = drop.relu(self._batch_norm(by_name[block.bn_2], branch, a, training, drop.factor))
+      a = drop.relu(self._batch_norm(by_name[block.bn_2], branch, a, training, share, drop.factor))
       return residual + self._conv(by_name[block.conv_2], branch, a)
 
   def _conv(self, layer, branch, x):
@@ -461,7 +459,7 @@ class Network(tf.Module):
     name = self.prefix(layer, branch)
     return tf.matmul(x, self.weights[name + '/weights']) + self.weights[name + '/biases']
 
-  def _batch_norm(self, layer, branch, x, training, factor=1.0):
+  def _batch_norm(self, layer, branch, x, training, share=None, factor=1.0):
     """Batch normalisation with the batch's own variance (no Bessel's correction), moving averages of decay 0.9.
 
     The result is multiplied by `factor`, which costs nothing here.
@@ -481,21 +479,24 @@ class Network(tf.Module):
         epsilon=BATCH_NORM_EPSILON,
         is_training=False,
       ).y
-    batch = tf.raw_ops.FusedBatchNormV3(
-      x=x,
-      scale=scale,
-      offset=offset,
-      mean=tf.constant([]),
-      variance=tf.constant([]),
-      epsilon=BATCH_NORM_EPSILON,
-      is_training=True,
-    )
-    values = tf.cast(tf.size(x) // x.shape[-1], tf.float32)  # per channel
-    # The kernel reports the unbiased variance; the released code averages the biased one.
-    variance = batch.batch_variance * ((values - 1.0) / values)
-    moving_mean.assign_sub((1.0 - BATCH_NORM_DECAY) * (moving_mean - batch.batch_mean))
+    if share:
+      y, mean, variance = _shared_batch_norm(x, scale, offset, moving_mean, share)
+    else:
+      batch = tf.raw_ops.FusedBatchNormV3(
+        x=x,
+        scale=scale,
+        offset=offset,
+        mean=tf.constant([]),
+        variance=tf.constant([]),
+        epsilon=BATCH_NORM_EPSILON,
+        is_training=True,
+      )
+      values = tf.cast(tf.size(x) // x.shape[-1], tf.float32)  # per channel
+      # The kernel reports the unbiased variance; the released code averages the biased one.
+      y, mean, variance = batch.y, batch.batch_mean, batch.batch_variance * ((values - 1.0) / values)
+    moving_mean.assign_sub((1.0 - BATCH_NORM_DECAY) * (moving_mean - mean))
     moving_variance.assign_sub((1.0 - BATCH_NORM_DECAY) * (moving_variance - variance))
-    return batch.y
+    return y
 
   # What training needs.
 
@@ -546,6 +547,25 @@ class Network(tf.Module):
   def trained(self):
     """Dict from name to trainable variable."""
     return collections.OrderedDict((name, v) for name, v in self.weights.items() if v.trainable)
+
+
+def _shared_batch_norm(x, scale, offset, shift, share):
+  """Batch normalisation of a strategy.Share by the mean and the variance of the whole batch.
+
+  Args:
+    x: [images of the share, height, width, channels]; scale, offset: [channels].
+    shift: [channels], about the mean and the same on every replica: sums of differences from it lose no digits.
+    share: the Share.
+
+  Returns:
+    (normalised x, mean, biased variance).
+  """
+  difference = tf.cast(x, tf.float32) - shift
+  sums = share.sum(tf.stack([tf.reduce_sum(difference, (0, 1, 2)), tf.reduce_sum(tf.square(difference), (0, 1, 2))]))
+  mean, square = tf.unstack(sums / (share.batch * x.shape[1] * x.shape[2]))
+  variance = square - tf.square(mean)
+  y = tf.nn.batch_normalization(difference, mean, variance, offset, scale, BATCH_NORM_EPSILON)
+  return tf.cast(y, x.dtype), shift + mean, variance
 
 
 def layer_weights(layer, prefix=None):

@@ -107,6 +107,24 @@ class Log:
     self.line('  ' + hardened_line(network))
 
 
+class Silence:
+  """In place of a Log where another process keeps it."""
+
+  bar, least_confidence = None, 0.0
+
+  def line(self, text):
+    pass
+
+  def scalars(self, step, values):
+    pass
+
+  def progress(self, step, terms, rate, speed, network):
+    pass
+
+  def groups(self, step, network):
+    pass
+
+
 def assignment_states(network):
   """Dict from assignment name to (mean confidence, group sizes int array)."""
   states = {}

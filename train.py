@@ -11,6 +11,7 @@ paper's settings. Flag names are those of the authors' released code.
 
 import argparse
 import dataclasses
+import json
 import os
 import sys
 import time
@@ -26,10 +27,11 @@ import cifar100
 import devices
 import grouping
 import resnet_split
+import strategy
 import summaries
 import utils
 from flags import Parser, add, automatic, boolean
-from objective import Momentum, Objective, objective
+from stage import Stage, lr_boundaries
 from utils import UserError
 
 # The released settings where they depend on the stage (group.sh and split.sh; the baseline trains as the split does).
@@ -44,6 +46,7 @@ FREE_ON_RESUME = {
   'data_dir', 'train_dir', 'max_steps', 'display', 'val_interval', 'val_iter', 'checkpoint_interval',
   'group_summary_interval', 'max_to_keep', 'stop_when_converged', 'patience', 'gpu_fraction', 'log_device_placement',
   'jit_compile',  # the exception: another rounding, as on another device, and other dropout masks
+  'devices', 'num_logical_devices', 'num_replicas',
 }  # fmt: skip
 CHECKPOINT_FLAGS = ('basemodel', 'teacher')  # known by their content, so that a run and they may be moved
 
@@ -186,7 +189,25 @@ def make_parser():
   add(g, 'checkpoint_interval', int, 5000, 'steps between checkpoints [%(default)s]')
   add(g, 'group_summary_interval', int, 5000, 'steps between pictures and histograms of the groups [%(default)s]')
   add(g, 'max_to_keep', int, 2, 'last checkpoints to keep, beside the best [%(default)s]')
-  g = parser.add_argument_group('machine')
+  g = parser.add_argument_group(
+    'machine', 'Every GPU takes its share of each batch; where TF_CONFIG names several hosts, the GPUs of all of them.'
+  )
+  add(g, 'num_replicas', int, 0, 'how many devices share each batch; 0: all GPUs, or the one CPU [%(default)s]')
+  add(
+    g,
+    'devices',
+    str,
+    None,
+    'split: devices for the branches instead, such as /GPU:0,/GPU:1: the trunk is on the first, branch i on the i-th, '
+    'round robin [the branches stay together]',
+  )
+  add(
+    g,
+    'num_logical_devices',
+    int,
+    1,
+    'cut the one CPU or GPU into this many devices, to try the two above [%(default)s]',
+  )
   add(g, 'precision', str, 'float32', 'float32 or bfloat16 for the convolutions; weights are float32 [%(default)s]')
   add(
     g,
@@ -226,7 +247,7 @@ def parse_flags(argv):
   )
   need('num_train_instance num_val_instance', lambda v: v >= 1, 'at least 1')
   need(
-    'max_steps val_iter patience seed l2_weight gamma1 gamma2 gamma2_ramp_epoch gamma3 lr_warmup_epoch',
+    'max_steps val_iter patience num_replicas seed l2_weight gamma1 gamma2 gamma2_ramp_epoch gamma3 lr_warmup_epoch',
     lambda v: 0 <= v < 2**31 - 1,
     'from 0 to %d' % (2**31 - 2),
   )
@@ -241,6 +262,7 @@ def parse_flags(argv):
   need('assignment_start', lambda v: v in ('noise', 'spectral'), 'noise or spectral')
   need('lr_schedule', lambda v: v in ('step', 'cosine'), 'step or cosine')
   need('train_split', lambda v: v in ('train', 'train_val'), 'train or train_val')
+  need('num_logical_devices', lambda v: 1 <= v <= 64, 'in 1 to 64')
   lr_boundaries(flags.lr_step_epoch)
   flags.jit_compile = devices.use_xla(flags.jit_compile)
   given = {name: getattr(flags, name) for name in NETWORK_FLAGS if getattr(flags, name) is not None}
@@ -264,6 +286,16 @@ def parse_flags(argv):
   check_distillation(flags)
   if flags.stop_when_converged and flags.mode != 'group':
     raise UserError('--stop_when_converged is for --mode group: only there are assignments learned')
+  if flags.devices is not None and flags.mode != 'split':
+    raise UserError(
+      "--devices '%s' places the branches of --mode split; --mode %s has none: leave it out, and every GPU takes its "
+      'share of each batch' % (flags.devices, flags.mode)
+    )
+  if flags.devices is not None and flags.num_replicas > 1:
+    raise UserError(
+      "--devices '%s' places the branches of one network and --num_replicas %d copies it: give one of the two"
+      % (flags.devices, flags.num_replicas)
+    )
   return flags
 
 
@@ -301,34 +333,37 @@ def _widest(given):
   return {n: v for n, v in filled.items() if bounds and n not in given and v <= max(bounds)}
 
 
-def lr_boundaries(text):
-  """The epochs in --lr_step_epoch: list of floats, rising.
-
-  Raises:
-    UserError: where it is none.
-  """
-  try:
-    epochs = [float(part) for part in text.split(',') if part.strip()]
-  except ValueError:
-    epochs = None
-  if epochs is None or not all(0 < e < float('inf') for e in epochs) or epochs != sorted(epochs):
-    raise UserError("--lr_step_epoch is '%s'; it must be rising epochs separated by commas, such as 100,140" % text)
-  return epochs
-
-
 # --- setting up ---------------------------------------------------------------------------------------------------
 
 
-def lr_scales(network, flags):
-  """Factors of the learning rate by variable name (--assignment_lr_scale and --finetune)."""
-  scales = {name: flags.assignment_lr_scale for name in network.trained if name.startswith('group/')}
-  if flags.finetune:
-    split = {layer.name for layer in network.plan.layers if layer.branches > 1}
-    for name in network.trained:
-      layer = name.split('/', 1)[1] if name.startswith('branch_') else name
-      if layer.rsplit('/', 1)[0] in split:
-        scales[name] = 10.0
-  return scales
+def choose_devices(flags):
+  """The strategy.Replicas of a run, and the devices for its branches (list of names, or None).
+
+  Raises:
+    UserError: where the flags or TF_CONFIG ask for what cannot be.
+  """
+  workers, worker = strategy.cluster()
+  if workers:
+    for name in ('devices', 'num_replicas', 'num_logical_devices'):
+      if getattr(flags, name) != make_parser().get_default(name):
+        raise UserError(
+          '--%s %s is for one process, but TF_CONFIG names %d workers: leave it out; a worker takes all GPUs that its '
+          'CUDA_VISIBLE_DEVICES shows' % (name, getattr(flags, name), len(workers))
+        )
+    devices.prepare(flags.gpu_fraction, log_device_placement=flags.log_device_placement)
+    replicas, placed = strategy.on_hosts(workers, worker), None
+  else:
+    available = devices.configure(flags.gpu_fraction, flags.num_logical_devices, flags.log_device_placement)
+    placed = None if flags.devices is None else devices.parse(flags.devices, available)
+    replicas = strategy.Replicas() if placed else strategy.on_devices(available, flags.num_replicas)
+  if flags.jit_compile and max(replicas.count, len(placed or [])) > 1:
+    raise UserError('--jit_compile True compiles for one device, but there are several: give --num_replicas 1')
+  if flags.batch_size < replicas.count:
+    raise UserError(
+      '--batch_size is %d, but there are %d devices to share it: give at least one image to each, or --num_replicas'
+      % (flags.batch_size, replicas.count)
+    )
+  return replicas, placed
 
 
 def resolve_network(flags, stored, source):
@@ -385,9 +420,16 @@ def read_basemodel(flags):
   return stored, fixed
 
 
-def build_network(flags, config, base, names):
-  """The network of this stage, with the basemodel's weights and the groups that the flags ask for."""
-  dtype = tf.dtypes.as_dtype(flags.precision)
+def build_network(flags, config, base, names, placed=None):
+  """The network of this stage, with the basemodel's weights and the groups that the flags ask for.
+
+  Args:
+    flags, config: the flags and the resnet_split.Config.
+    base: the basemodel, a checkpoints.Stored, or None.
+    names: a cifar100.Names.
+    placed: the devices for the branches, or None.
+  """
+  keywords = dict(dtype=tf.dtypes.as_dtype(flags.precision), devices=placed)
   where = base and "the basemodel '%s'" % base.path
   if flags.mode == 'split' and flags.grouping != 'learned':
     plan = resnet_split.wide_resnet(config)
@@ -401,19 +443,19 @@ def build_network(flags, config, base, names):
       class_groups = grouping.read_file(flags.grouping, names, config)
     if flags.grouping_start == 'basemodel':
       return resnet_split.split_by(
-        config, grouping.carried_down(plan, base.values, class_groups), base.values, dtype=dtype
+        config, grouping.carried_down(plan, base.values, class_groups), base.values, **keywords
       )
     groups = grouping.even_features(plan, class_groups)
-    return resnet_split.Network(config, groups=groups, dtype=dtype, seed=flags.seed)
+    return resnet_split.Network(config, groups=groups, seed=flags.seed, **keywords)
   if flags.mode == 'split':
     if base.groups is not None:
-      network = resnet_split.Network(config, groups=base.groups, dtype=dtype)
+      network = resnet_split.Network(config, groups=base.groups, **keywords)
       checkpoints.assign(network.weights, base.values, where)
       return network
     dense = resnet_split.Network(config, with_assignments=True)
     checkpoints.assign(dense.weights, base.values, where)
-    return resnet_split.harden(dense, dtype=dtype)
-  network = resnet_split.Network(config, with_assignments=flags.mode == 'group', dtype=dtype, seed=flags.seed)
+    return resnet_split.harden(dense, **keywords)
+  network = resnet_split.Network(config, with_assignments=flags.mode == 'group', seed=flags.seed, **keywords)
   if base:
     has_assignments = any(name.startswith('group/') for name in base.values)
     wanted = {n: v for n, v in network.weights.items() if has_assignments or not n.startswith('group/')}
@@ -493,100 +535,12 @@ def print_settings(flags, config, data):
 # --- the loop -----------------------------------------------------------------------------------------------------
 
 
-class Stage:
-  """One stage's network, optimiser and compiled steps."""
+def run(flags, replicas, placed):
+  """Trains the stage that the flags describe on what `choose_devices` chose.
 
-  def __init__(self, flags, network, steps_per_epoch, teacher=None):
-    self.network, self._flags, self._teacher = network, flags, teacher
-    self.optimizer = Momentum(network.trained, flags.momentum, lr_scales(network, flags))
-    self._weights = Objective(
-      flags.l2_weight, flags.gamma1, flags.gamma2, flags.gamma3, flags.weighted_group_loss, flags.label_smoothing,
-      flags.distill_weight, flags.distill_temperature,
-    )  # fmt: skip
-    epochs = lr_boundaries(flags.lr_step_epoch)
-    self._ramp_steps = flags.gamma2_ramp_epoch * steps_per_epoch
-    self._warmup_steps = flags.lr_warmup_epoch * steps_per_epoch
-    self._boundaries = [round(min(epoch * steps_per_epoch, 2**31 - 1)) for epoch in epochs]
-    # Counted beside the weights: an interrupt comes back between the call that trains and the line after it.
-    self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
-    self._step = tf.function(self._train_step, jit_compile=flags.jit_compile)
-
-  def learning_rate(self, step):
-    """The learning rate of a step: initial_lr times lr_decay for every boundary passed, or along half a cosine."""
-    rate = tf.constant(self._flags.initial_lr, tf.float32)
-    if self._flags.lr_schedule == 'cosine':
-      left = max(self._flags.max_steps - self._warmup_steps, 1.0)
-      done = tf.clip_by_value((tf.cast(step, tf.float32) - self._warmup_steps) / left, 0.0, 1.0)
-      rate *= (1.0 + tf.cos(np.pi * done)) / 2.0
-    else:
-      passed = sum(tf.cast(step >= boundary, tf.float32) for boundary in self._boundaries)
-      rate *= tf.cast(self._flags.lr_decay, tf.float32) ** passed
-    if self._warmup_steps:
-      rate *= tf.minimum(1.0, tf.cast(step + 1, tf.float32) / self._warmup_steps)
-    return rate
-
-  def _objective(self, step):
-    """The weights of the objective's terms at a step."""
-    if not self._ramp_steps:
-      return self._weights
-    risen = tf.minimum(1.0, tf.cast(step, tf.float32) / self._ramp_steps)
-    return self._weights._replace(gamma2=self._weights.gamma2 * risen)
-
-  def _train_step(self, images, labels, step):
-    step = tf.cast(step, tf.int32)
-    images = cifar100.whiten(cifar100.augment(images, tf.stack([self._flags.seed, step])))
-    teacher_logits = None if self._teacher is None else self._teacher(images)
-    with tf.GradientTape() as tape:
-      logits = self.network(
-        images, training=True, dropout_seed=tf.stack([self._flags.seed + 1, step]),
-        keep_prob=self._flags.dropout_keep_prob,
-      )  # fmt: skip
-      terms = objective(self.network, logits, labels, self._objective(step), teacher_logits)
-    gradients = tape.gradient(terms['total'], list(self.network.trained.values()))
-    self.optimizer.apply(gradients, self.learning_rate(step))
-    correct = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, 1, tf.int32), labels), tf.float32))
-    scalars = {name: value for name, value in terms.items() if not name.endswith('_terms')}
-    return dict(scalars, accuracy=correct)
-
-  @tf.function
-  def train(self, iterator, count):
-    """Runs `count` steps; returns the mean of every term over them."""
-    names = ['cross_entropy', 'l2', 'total', 'accuracy']
-    if self.network.with_assignments:
-      names += ['overlap', 'weight_split', 'uniform']
-    if self._teacher is not None:
-      names += ['distillation']
-    sums = {name: tf.zeros([]) for name in names}
-    for _ in tf.range(count):
-      images, labels, step = next(iterator)
-      terms = self._step(images, labels, step)
-      self.step.assign_add(1)
-      sums = {name: sums[name] + terms[name] for name in names}
-    return {name: value / tf.cast(count, tf.float32) for name, value in sums.items()}
-
-  @tf.function(reduce_retracing=True)
-  def _correct(self, images, labels):
-    logits = self.network(cifar100.whiten(images))
-    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
-    return tf.reduce_sum(tf.cast(tf.equal(tf.argmax(logits, 1, tf.int32), labels), tf.int32)), tf.reduce_sum(loss)
-
-  def validate(self, split, batches):
-    """(accuracy, cross-entropy) on the validation images, moving averages; batches 0: all."""
-    right, loss, seen = 0, 0.0, 0
-    for i, (images, labels) in enumerate(cifar100.evaluation_batches(split, self._flags.batch_size)):
-      if batches and i == batches:
-        break
-      correct, batch_loss = self._correct(images, labels)
-      right, loss, seen = right + int(correct), loss + float(batch_loss), seen + len(labels)
-    return right / seen, loss / seen
-
-  def finite(self):
-    """Whether every weight is finite."""
-    return all(bool(tf.reduce_all(tf.math.is_finite(v))) for v in self.network.weights.values())
-
-
-def run(flags):
-  """Trains the stage that the flags describe; returns (last step, best validation accuracy)."""
+  Returns:
+    (last step, best validation accuracy).
+  """
   np.random.seed(flags.seed)
   tf.random.set_seed(flags.seed)
   # Data.
@@ -616,33 +570,44 @@ def run(flags):
   config = resolve_network(flags, fixed, source)
   if config.num_classes != len(names.fine):
     raise UserError('--num_classes is %d, but the data has %d classes' % (config.num_classes, len(names.fine)))
-  teacher = load_teacher(flags, config)
   note_digests(flags, before if begun else None)
-  print_settings(flags, config, data)
-  if begun:
-    groups = checkpoints.hard_groups(before)
-    network = resnet_split.Network(
-      config, groups=groups, with_assignments=flags.mode == 'group', dtype=tf.dtypes.as_dtype(flags.precision)
-    )
-  else:
-    network = build_network(flags, config, base, names)
+  if replicas.chief:
+    print_settings(flags, config, data)
+  with replicas.scope():
+    teacher = load_teacher(flags, config)
+    if begun:
+      groups = checkpoints.hard_groups(before)
+      network = resnet_split.Network(
+        config, groups=groups, with_assignments=flags.mode == 'group', dtype=tf.dtypes.as_dtype(flags.precision),
+        devices=placed,
+      )  # fmt: skip
+    else:
+      network = build_network(flags, config, base, names, placed)
   settings = {name: value for name, value in vars(flags).items() if name not in NETWORK_FLAGS and name != 'mode'}
   configuration = checkpoints.describe(flags.mode, network, data, settings)
   if begun:
     check_resume(configuration, before, flags.train_dir)
-  print('\n'.join(summaries.size_lines(network)), flush=True)
+  free = {'data_dir', 'train_dir', *CHECKPOINT_FLAGS}  # paths, which may be other ones on every host
+  shared = {name: value for name, value in settings.items() if name not in free}
+  alike = [configuration['mode'], configuration['network'], configuration['groups'], shared]
+  replicas.must_agree('their flags', json.dumps(alike, sort_keys=True).encode())
+  replicas.must_agree('their data', train.images, train.labels, val.images, val.labels)
+  if replicas.chief:
+    print('\n'.join(summaries.size_lines(network)), flush=True)
 
   # State: all that a checkpoint holds.
-  stage = Stage(flags, network, len(train.images) / flags.batch_size, teacher)
+  stage = Stage(flags, network, len(train.images) / flags.batch_size, replicas, teacher)
   best = tf.Variable(-1.0, trainable=False)
   since_best = tf.Variable(0, dtype=tf.int64, trainable=False)
   saver = checkpoints.Saver(
-    flags.train_dir, configuration, flags.max_to_keep, weights=network.weights, momentum=stage.optimizer.slots,
-    step=stage.step, best=best, since_best=since_best,
+    flags.train_dir, configuration, flags.max_to_keep, writes=replicas.chief, weights=network.weights,
+    momentum=stage.optimizer.slots, step=stage.step, best=best, since_best=since_best,
   )  # fmt: skip
-  log = summaries.Log(flags.train_dir)
+  log = summaries.Log(flags.train_dir) if replicas.chief else summaries.Silence()
   resumed = saver.restore()
   step = int(stage.step)
+  start = [stage.step, best, since_best, *network.weights.values(), *stage.optimizer.slots.values()]
+  replicas.must_agree('the weights to start from', *(variable.numpy() for variable in start))
   if resumed:
     log.line("going on from step %d ('%s')" % (step, resumed))
 
@@ -683,7 +648,9 @@ def run(flags):
   events = [flags.display, flags.val_interval, flags.checkpoint_interval]
   events += [flags.group_summary_interval] if network.with_assignments else []
   calls, reason, window = 1, None, []
-  bar = tqdm(total=flags.max_steps, initial=step, unit='step', disable=None, dynamic_ncols=True)
+  bar = tqdm(
+    total=flags.max_steps, initial=step, unit='step', disable=None if replicas.chief else True, dynamic_ncols=True
+  )
   log.bar = bar
   try:
     while step < flags.max_steps and not reason:
@@ -691,7 +658,7 @@ def run(flags):
       started = time.perf_counter()
       terms = {name: float(value) for name, value in stage.train(iterator, tf.constant(count)).items()}
       seconds = time.perf_counter() - started
-      calls = max(1, min(100, round(count / seconds)))
+      calls = max(1, min(100, round(count / replicas.chiefs(seconds))))  # alike on all workers
       if not np.isfinite(terms['total']):
         raise UserError('the loss is not finite between steps %d and %d; %s' % (step, step + count, kept()))
       step += count
@@ -704,8 +671,9 @@ def run(flags):
         means = {n: sum(w[0] * w[2][n] for w in window) / sum(w[0] for w in window) for n in terms}
         window = []
         log.progress(step, means, rate, speed, network)
-        if flags.stop_when_converged and log.least_confidence >= flags.stop_when_converged:
-          reason = 'every assignment is at least %.4g confident' % log.least_confidence
+        least = replicas.chiefs(log.least_confidence)
+        if flags.stop_when_converged and least >= flags.stop_when_converged:
+          reason = 'every assignment is at least %.4g confident' % least
       if network.with_assignments and step % flags.group_summary_interval == 0:
         log.groups(step, network)
       if step % flags.val_interval == 0 or step == flags.max_steps or reason:
@@ -714,7 +682,9 @@ def run(flags):
           reason = 'no better validation accuracy in %d validations' % flags.patience
       if step % flags.checkpoint_interval == 0 or step == flags.max_steps or reason:
         save()
-  except KeyboardInterrupt:
+  except KeyboardInterrupt as e:
+    if replicas.workers and (e.__context__ or not replicas.chief):
+      raise  # in the middle of a step that another worker has left, or not the one who writes
     step = int(stage.step)
     save()
     log.line("stopped at step %d; the same command goes on from '%s'" % (step, saver.last))
@@ -727,6 +697,7 @@ def run(flags):
     "done at step %d%s: best validation accuracy %.2f %%; last checkpoint '%s', best '%s'"
     % (step, ' (%s)' % reason if reason else '', 100 * float(best), saver.last, os.path.join(flags.train_dir, 'best'))
   )
+  replicas.gather([step])  # a worker that leaves before the last checkpoint is written would count as lost
   return step, float(best)
 
 
@@ -735,8 +706,9 @@ def main(argv=None):
 
   def program():
     flags = parse_flags(argv)
-    devices.configure(flags.gpu_fraction, log_device_placement=flags.log_device_placement)
-    run(flags)
+    replicas, placed = choose_devices(flags)
+    with replicas.watched():
+      run(flags, replicas, placed)
 
   return utils.run_program('train.py', program)
 

@@ -26,8 +26,8 @@ import numpy as np
 import tensorflow as tf
 
 import checkpoints
+import objective
 import resnet_split
-import train
 import utils
 
 QUANTITIES = ['x', 'y', 'logits', 'ce', 'total', 'overlap', 'weight_split', 'uniform', 'train_logits', 'train_ce']
@@ -78,12 +78,12 @@ def compare(path, weighted_group_loss):
   variables = {n[len('var/') :]: v for n, v in reference.items() if n.startswith('var/') and n != 'var/global_step'}
   config = checkpoints.config_from_shapes(variables, path)
   x, y = tf.constant(reference['x']), tf.constant(reference['y'])
-  settings = train.Objective(L2_WEIGHT, *GAMMAS, weighted_group_loss)
+  settings = objective.Objective(L2_WEIGHT, *GAMMAS, weighted_group_loss)
   differences = {}
 
   network = build(variables, config)
   logits = network(x)
-  terms = train.objective(network, logits, y, settings)
+  terms = objective.objective(network, logits, y, settings)
   differences['logits'] = relative_difference(logits, reference['logits'])
   differences['ce'] = relative_difference(terms['cross_entropy'], reference['ce'])
   differences['total'] = relative_difference(terms['total'], reference['total'])
@@ -97,10 +97,10 @@ def compare(path, weighted_group_loss):
   differences['weights'] = relative_difference(counted[0], reference['weights'])
   differences['flops'] = relative_difference(counted[1], reference['flops'])
 
-  optimizer = train.Momentum(network.trained, MOMENTUM)
+  optimizer = objective.Momentum(network.trained, MOMENTUM)
   with tf.GradientTape() as tape:
     logits = network(x, training=True)
-    terms = train.objective(network, logits, y, settings)
+    terms = objective.objective(network, logits, y, settings)
   optimizer.apply(tape.gradient(terms['total'], list(network.trained.values())), LEARNING_RATE)
   differences['train_logits'] = relative_difference(logits, reference['train_logits'])
   differences['train_ce'] = relative_difference(terms['cross_entropy'], reference['train_ce'])

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 
-import train
+import objective
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 FILES = [os.path.join(HERE, 'data', name) for name in ('group_k1_1-2-2.npz', 'group_k1_2-4-4.npz')]
@@ -115,7 +115,7 @@ def test_momentum_is_tensorflow_1s():
   rng = np.random.RandomState(0)
   start = {'a': rng.normal(size=(3, 2)), 'b': rng.normal(size=4)}
   variables = {name: tf.Variable(value, dtype=tf.float32) for name, value in start.items()}
-  optimizer = train.Momentum(variables, 0.9, scales={'b': 10.0})
+  optimizer = objective.Momentum(variables, 0.9, scales={'b': 10.0})
   values, slots = dict(start), {name: 0.0 * value for name, value in start.items()}
   rate_inside, inside = start['a'], np.zeros((3, 2))
   for rate in (0.1, 0.1, 0.01, 0.01):

@@ -16,9 +16,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import checkpoints
 import cifar100
+import objective
 import resnet_split
 import train
 import utils
+from stage import lr_scales
 
 
 @pytest.fixture(scope='session')
@@ -413,7 +415,7 @@ def test_finetune_multiplies_the_rate_of_the_split_layers(plain_changes):
   changes = step_changes(['--finetune', True])
   split = ('unit_3_0/', 'logits/', 'unit_last/')
   assert_scaled(changes, plain_changes, lambda name: 10 if name.startswith(split) else 1)
-  scaled = train.lr_scales(make_stage(['--finetune', True]).network, train.parse_flags(['--mode', 'group']))
+  scaled = lr_scales(make_stage(['--finetune', True]).network, train.parse_flags(['--mode', 'group']))
   assert {name for name, s in scaled.items() if s != 1} == set()
 
 
@@ -421,7 +423,7 @@ def test_finetune_finds_the_branches_of_a_split_network(runs):
   groups = checkpoints.read(runs['split']).groups
   stage = make_stage(['--finetune', 'True', '--basemodel', 'any'], 'split', groups=groups)
   flags = train.parse_flags(['--mode', 'split', '--basemodel', 'any', '--finetune', 'True'])
-  scales = train.lr_scales(stage.network, flags)
+  scales = lr_scales(stage.network, flags)
   assert set(scales.values()) == {10.0}
   assert scales.keys() == {n for n in stage.network.trained if n.startswith('branch_')}
   assert {'branch_1/unit_3_0/conv_1/kernel', 'branch_2/logits/fc/weights'} <= scales.keys()
@@ -429,7 +431,7 @@ def test_finetune_finds_the_branches_of_a_split_network(runs):
 
 def test_momentum_is_that_of_tensorflow_1():
   variable = tf.Variable([1.0, -2.0])
-  optimizer = train.Momentum({'v': variable}, 0.9, {'v': 3.0})
+  optimizer = objective.Momentum({'v': variable}, 0.9, {'v': 3.0})
   value, slot = np.array([1.0, -2.0]), np.zeros(2)
   for rate, gradient in ((0.1, [1.0, 2.0]), (0.1, [-0.5, 1.0]), (0.01, [2.0, 0.0]), (0.01, [0.0, 0.0])):
     optimizer.apply([tf.constant(gradient)], tf.constant(rate))
@@ -508,7 +510,7 @@ def test_the_objective_follows_its_weights():
   config = resnet_split.Config(k=1, num_residual_units=1, ngroups1=3, ngroups2=2, ngroups3=1)
   network = resnet_split.Network(config, with_assignments=True)
   logits, labels = tf.random.stateless_normal([5, 100], [0, 0]), tf.range(5)
-  terms = train.objective(network, logits, labels, train.Objective(0.01, 2.0, 3.0, 5.0, False))
+  terms = objective.objective(network, logits, labels, objective.Objective(0.01, 2.0, 3.0, 5.0, False))
   expected = terms['cross_entropy'] + 0.01 * terms['l2'] + 2 * terms['overlap'] + 3 * terms['weight_split']
   assert float(terms['total']) == pytest.approx(float(expected + 5 * terms['uniform']), rel=1e-6)
   kernels = [v.numpy() for n, v in network.weights.items() if n.endswith(('/kernel', '/weights'))]
