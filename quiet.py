@@ -7,7 +7,8 @@ import os
 import sys
 import tempfile
 
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+# Where another worker of TF_CONFIG is lost, its errors are many lines about what train.py says in one.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3' if os.environ.get('TF_CONFIG') else '2')
 
 
 def _import_tensorflow():

@@ -192,7 +192,7 @@ def make_parser():
   g = parser.add_argument_group(
     'machine', 'Every GPU takes its share of each batch; where TF_CONFIG names several hosts, the GPUs of all of them.'
   )
-  add(g, 'num_replicas', int, 0, 'how many devices share each batch; 0: all GPUs, or the one CPU [%(default)s]')
+  add(g, 'num_replicas', int, 0, 'devices that share each batch; 0: all GPUs, or all parts of the CPU [%(default)s]')
   add(
     g,
     'devices',

@@ -1,0 +1,284 @@
+"""Training on several devices and in several processes against training on one, and what is refused and how.
+
+Everything runs in processes of its own, as TensorFlow sets its devices up once. They sum in another order than one
+device does, and where an activation is within rounding of zero, its gradient comes or goes: losses agree to 1e-4,
+weights to 1e-4 taken together and to 1e-3 one by one, the momentum, which is all gradient, to 1e-2.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tiny_data
+
+import strategy
+import train
+from utils import UserError
+
+RUNS = 'import json, sys, train; sys.exit(any(train.main(arguments) for arguments in json.loads(sys.argv[1])))'
+STEPS = 4
+SEVERAL = 3  # replicas, which do not divide the batch
+
+
+@pytest.fixture(scope='module')
+def start():
+  """A function that starts a process; whatever is left of it is killed in the end."""
+  started = []
+
+  def begin(command, workers=(), worker=0):
+    # Without oneDNN the processes use the same kernels for shares of any size.
+    environment = dict(os.environ, CUDA_VISIBLE_DEVICES='-1', TF_ENABLE_ONEDNN_OPTS='0', PYTHONPATH=tiny_data.PROJECT)
+    environment.pop('TF_CPP_MIN_LOG_LEVEL', None)
+    if workers:
+      task = {'type': 'worker', 'index': worker}
+      environment['TF_CONFIG'] = json.dumps({'cluster': {'worker': workers}, 'task': task})
+    command, pipes = [sys.executable, *map(str, command)], dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    started.append(subprocess.Popen(command, text=True, env=environment, **pipes))
+    return started[-1]
+
+  yield begin
+  for process in started:
+    process.kill()
+    process.communicate()
+
+
+def free_addresses(count):
+  """Addresses on loopback whose ports are free."""
+  sockets = [socket.create_server(('127.0.0.1', 0)) for _ in range(count)]
+  addresses = ['127.0.0.1:%d' % s.getsockname()[1] for s in sockets]
+  for s in sockets:
+    s.close()
+  return addresses
+
+
+def flags(mode, data, folder, *more):
+  """A run with random crops, dropout and regularisers that weigh as much as the cross-entropy."""
+  given = ['--display', 1, '--val_interval', 2, '--initial_lr', 0.01, '--dropout_keep_prob', 0.5, '--l2_weight', 0.05]
+  given += ['--max_steps', STEPS]
+  if mode == 'split':
+    given += ['--basemodel', tiny_data.RELEASED]
+  else:
+    given += tiny_data.NETWORK + ['--ngroups1', 3, '--ngroups2', 2, '--ngroups3', 2]
+  return tiny_data.flags(mode, data, str(folder), *given, *more)
+
+
+def script(arguments):
+  return [os.path.join(tiny_data.PROJECT, 'train.py'), *arguments]
+
+
+def finished(process):
+  """The output of a process that must end well and complain of nothing: its stdout."""
+  stdout, stderr = process.communicate(timeout=300)
+  assert (process.returncode, stderr) == (0, ''), stdout + stderr
+  return stdout
+
+
+@pytest.fixture(scope='module')
+def runs(start, tmp_path_factory):
+  """Runs of each stage on one device, on several, with branches placed, and in two processes: folder, and stdouts."""
+  data, folder = tiny_data.data(tmp_path_factory), tmp_path_factory.mktemp('distributed')
+  several = ['--num_logical_devices', SEVERAL]
+  one = [flags(mode, data, folder / 'one' / mode) for mode in ('baseline', 'group', 'split')]
+  one.append(flags('baseline', data, folder / 'resumed', '--max_steps', 2))
+  many = [flags(mode, data, folder / 'many' / mode, *several) for mode in ('baseline', 'group', 'split')]
+  placed = flags(
+    'split', data, folder / 'placed' / 'split', '--num_logical_devices', 2, '--devices', '/CPU:0,/CPU:1',
+    '--log_device_placement', 'True',
+  )  # fmt: skip
+  processes = [start(command) for command in (['-c', RUNS, json.dumps(one)], ['-c', RUNS, json.dumps(many)])]
+  out = {'one': finished(processes[0]), 'many': finished(processes[1])}
+  out['placed'] = finished(start(script(placed)))
+  workers = free_addresses(2)
+  chief = start(script(flags('group', data, folder / 'workers' / 'group')), workers, 0)
+  other = start(script(flags('group', data, folder / 'elsewhere')), workers, 1)
+  out['chief'], out['other'] = finished(chief), finished(other)
+  return folder, out
+
+
+def losses(path):
+  """The losses of all steps, and the validations' cross-entropies, in a run's log."""
+  with open(os.path.join(path, 'train.log')) as f:
+    log = f.read()
+  return [float(x) for x in re.findall(r'^step \d+: (?:loss|validation.*cross-entropy) ([\d.]+)', log, re.MULTILINE)]
+
+
+def norm(arrays):
+  return np.sqrt(sum(np.square(a.astype(np.float64)).sum() for a in arrays))
+
+
+def assert_alike(one, other):
+  """Asserts that two runs have the same losses, weights and momentum but for rounding."""
+  assert len(losses(one)) == STEPS + STEPS // 2 + 1
+  assert losses(other) == pytest.approx(losses(one), rel=1e-4, abs=1e-4)  # the log has four digits
+  a, b = tiny_data.weights(str(one)), tiny_data.weights(str(other))
+  assert a.keys() == b.keys() and a['step/.ATTRIBUTES/VARIABLE_VALUE'] == b['step/.ATTRIBUTES/VARIABLE_VALUE'] == STEPS
+  weights, slots = ([k for k in a if k.startswith(kind)] for kind in ('weights/', 'momentum/'))
+  assert all(norm([a[k]]) > 0 for k in slots)
+  for keys, together in ((weights, 1e-4), (slots, 1e-2)):
+    assert norm([a[k] - b[k] for k in keys]) <= together * norm([a[k] for k in keys])
+  apart = {k: norm([a[k] - b[k]]) / norm([a[k]]) for k in weights}
+  worst = max(apart, key=apart.get)
+  assert apart[worst] <= 1e-3, worst
+
+
+# --- the same as on one device ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('mode', ['baseline', 'group', 'split'])
+def test_replicas_train_as_one_device_does(runs, mode):
+  folder, _ = runs
+  assert_alike(folder / 'one' / mode, folder / 'many' / mode)
+
+
+def test_branches_on_two_devices_train_as_on_one(runs):
+  folder, _ = runs
+  assert_alike(folder / 'one' / 'split', folder / 'placed' / 'split')
+
+
+@pytest.mark.parametrize('operation', ['Conv2D', 'Conv2DBackpropFilter', 'ResourceApplyMomentum', 'L2Loss'])
+def test_a_branch_has_its_whole_step_on_its_device(runs, operation):
+  lines = [line for line in runs[1]['placed'].splitlines() if '(%s)' % operation in line]
+  counts = [sum(line.endswith('device:CPU:%d' % i) for line in lines) for i in (0, 1)]
+  # The first device has the trunk too, the second only its branch, which is as deep as the other.
+  assert 0 < counts[1] < counts[0] < 3 * counts[1]
+
+
+def test_two_processes_train_as_one_and_only_the_chief_writes(runs):
+  folder, out = runs
+  assert_alike(folder / 'one' / 'group', folder / 'workers' / 'group')
+  assert not os.path.exists(folder / 'elsewhere')
+  assert re.fullmatch(r'worker 1 \(127.0.0.1:\d+\): waiting for 127.0.0.1:\d+\n', out['other'])
+  assert 'done at step %d' % STEPS in out['chief']
+  kept = [sorted(os.listdir(folder / where / 'group')) for where in ('one', 'workers')]
+  assert kept[0] == kept[1]
+
+
+def test_a_run_on_one_device_goes_on_on_two(runs, start, tmp_path_factory):
+  folder, _ = runs
+  more = ['--num_logical_devices', 2, '--num_replicas', 2]
+  arguments = flags('baseline', tiny_data.data(tmp_path_factory), folder / 'resumed', *more)
+  assert 'going on from step 2 ' in finished(start(script(arguments)))
+  with open(folder / 'resumed' / 'train.log') as f:
+    log = f.read()
+  with open(folder / 'resumed' / 'train.log', 'w') as f:  # step 2 was also the first run's last: once is enough
+    f.write(log.replace('done at', ''))
+  assert_alike(folder / 'one' / 'baseline', folder / 'resumed')
+
+
+# --- a worker that is lost ----------------------------------------------------------------------------------------
+
+
+def test_a_lost_worker_is_told_in_one_sentence_and_the_same_command_goes_on(start, tmp_path_factory, tmp_path):
+  data, folder = tiny_data.data(tmp_path_factory), tmp_path / 'run'
+
+  def begin(steps):
+    workers = free_addresses(2)
+    more = ['--max_steps', steps, '--checkpoint_interval', 5, '--val_iter', 1]
+    return workers, [start(script(flags('baseline', data, folder, *more)), workers, i) for i in (0, 1)]
+
+  workers, (chief, other) = begin(100000)
+  tiny_data.read_until(chief, 'step 10:')
+  other.kill()
+  stdout, stderr = chief.communicate(timeout=300)
+  assert chief.returncode == 1 and other.wait() == -signal.SIGKILL
+  assert len(stderr.splitlines()) == 1, stderr
+  assert stderr.startswith('train.py: worker 0 (%s) has lost worker 1 (%s); ' % tuple(workers))
+  last = int(tiny_data.weights(str(folder))['step/.ATTRIBUTES/VARIABLE_VALUE'])
+  assert last >= 5 and last % 5 == 0
+  _, (chief, other) = begin(last + 2)
+  stdout = finished(chief)
+  finished(other)
+  assert 'going on from step %d ' % last in stdout and 'done at step %d' % (last + 2) in stdout
+
+
+def test_workers_that_start_differently_are_told(monkeypatch):
+  replicas = strategy.Replicas(workers=['a:1', 'b:2'], worker=1)
+  monkeypatch.setattr(replicas, 'gather', lambda values: np.array([[1.0], values]))
+  with pytest.raises(UserError, match=r'worker 1 \(b:2\) and the chief \(a:1\) differ in their data: .*--train_dir'):
+    replicas.must_agree('their data', np.arange(3))
+  monkeypatch.setattr(replicas, 'gather', lambda values: np.array([values, values]))
+  replicas.must_agree('their data', np.arange(3), b'and more')
+
+
+# --- what is refused ----------------------------------------------------------------------------------------------
+
+CLUSTER = {'worker': ['a:1', 'b:2']}
+TASK = {'type': 'worker', 'index': 0}
+CLUSTERS = {
+  # name: (TF_CONFIG, words that the sentence has)
+  'no JSON': ('{"cluster"', ['TF_CONFIG cannot be used']),
+  'a list': ('[1]', ['TF_CONFIG cannot be used']),
+  'another job': (json.dumps({'cluster': {**CLUSTER, 'ps': ['c:3']}, 'task': TASK}), ["'ps'", 'chief']),
+  'no port': (json.dumps({'cluster': {'worker': ['a:1', 'b']}, 'task': TASK}), ["'b'", 'host:port']),
+  'named twice': (json.dumps({'cluster': {'worker': ['a:1', 'a:1']}, 'task': TASK}), ['twice']),
+  'no task': (json.dumps({'cluster': CLUSTER}), ['task']),
+  'no such index': (json.dumps({'cluster': CLUSTER, 'task': {'type': 'worker', 'index': 2}}), ['"index": 2']),
+}
+REFUSED = {
+  # name: (mode, flags, TF_CONFIG, words that the sentence has)
+  'too many replicas': ('group', ['--num_replicas', 2], '', ['--num_replicas is 2', '/CPU:0', '--num_logical_devices']),
+  'negative replicas': ('group', ['--num_replicas', -1], '', ['--num_replicas', "'-1'"]),
+  'branches of a baseline': ('baseline', ['--devices', '/CPU:0'], '', ["'/CPU:0'", '--mode split']),
+  'branches and replicas': ('split', ['--devices', '/CPU:0', '--num_replicas', 2], '', ['--num_replicas 2']),
+  'no such device': ('split', ['--devices', '/CPU:0,/GPU:7'], '', ["'/GPU:7'", '/CPU:0']),
+  'branches and workers': (
+    'split', ['--devices', '/CPU:0'], json.dumps({'cluster': CLUSTER, 'task': TASK}), ['--devices /CPU:0', '2 workers']
+  ),
+}  # fmt: skip
+for name, (text, words) in CLUSTERS.items():
+  REFUSED['TF_CONFIG: ' + name] = ('group', [], text, ['"cluster": {"worker": ', *words])
+
+
+@pytest.mark.parametrize('case', REFUSED)
+def test_a_mistake_is_told_in_one_sentence(tmp_path_factory, tmp_path, monkeypatch, capsys, case):
+  mode, more, text, words = REFUSED[case]
+  monkeypatch.setenv('TF_CONFIG', text)
+  arguments = flags(mode, tiny_data.data(tmp_path_factory), tmp_path / 'run', *more)
+  code, stdout, stderr = tiny_data.call(train, arguments, capsys)
+  assert code == 1 and stdout == '' and len(stderr.splitlines()) == 1, stdout + stderr
+  for word in words:
+    assert word in stderr
+  assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+  'more, word', [(['--batch_size', 20], '21 devices'), (['--batch_size', 21, '--jit_compile', 'True'], '--jit_compile')]
+)
+def test_what_replicas_cannot_do_is_told(tmp_path_factory, tmp_path, monkeypatch, capsys, more, word):
+  class Many(strategy.Replicas):
+    def __init__(self):
+      super().__init__()
+      self.count = 21
+
+  monkeypatch.setattr(strategy, 'on_devices', lambda names, count: Many())
+  arguments = flags('group', tiny_data.data(tmp_path_factory), tmp_path / 'run', *more)
+  code, _, stderr = tiny_data.call(train, arguments, capsys)
+  assert code == 1 and len(stderr.splitlines()) == 1 and word in stderr
+
+
+def test_one_worker_alone_is_no_cluster_and_a_chief_comes_first():
+  one = {'cluster': {'worker': ['a:1']}, 'task': TASK}
+  assert strategy.read_cluster(json.dumps(one)) == strategy.read_cluster('') == ([], 0)
+  both = {'cluster': {'worker': ['b:2', 'c:3'], 'chief': ['a:1']}, 'task': {'type': 'worker', 'index': 1}}
+  assert strategy.read_cluster(json.dumps(both)) == (['a:1', 'b:2', 'c:3'], 2)
+
+
+@pytest.mark.parametrize('batch, count', [(20, 3), (7, 7), (90, 4), (2, 3)])
+def test_shares_make_up_the_batch(monkeypatch, batch, count):
+  taken, weight = [], 0.0
+  for index in range(count):
+    context = type('Context', (), {'replica_id_in_sync_group': index})
+    monkeypatch.setattr(strategy.tf.distribute, 'get_replica_context', lambda context=context: context)
+    replicas = strategy.Replicas()
+    replicas._strategy, replicas.count = 'several', count
+    share = replicas.share(batch)
+    taken.append(share.take(np.arange(batch)))
+    weight += share.weight
+  np.testing.assert_array_equal(np.concatenate(taken), np.arange(batch))
+  assert max(map(len, taken)) - min(map(len, taken)) <= 1 and weight == pytest.approx(1)
