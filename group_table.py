@@ -2,7 +2,8 @@
 
 A row is one run: the learned groups, from a spectral start and from undecided noise, beside groups that are given:
 semantic (S, the yardstick), clustering (C) and random (R, the floor). All start from the same trained baseline; given
-groups split it at once and are fine-tuned for as many steps as learning the groups and fine-tuning them take together.
+groups split it at once and are fine-tuned as the learned ones are, or (long) for as many steps as learning and
+fine-tuning take together.
 """
 
 import os
@@ -19,6 +20,9 @@ KINDS = {
   'semantic': 'S, semantic',
   'clustering': 'C, clustering',
   'random': 'R, random',
+  'semantic-long': 'S, long',
+  'clustering-long': 'C, long',
+  'random-long': 'R, long',
 }
 
 # What is shown of a run: the column's name, the key in `row_of`'s dict, and how a number is written.

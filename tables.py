@@ -39,7 +39,7 @@ TRAIN_IMAGES = 45000  # the paper's, by which a recipe's epochs are counted
 
 # The settings of each stage: train.py's flags, those of experiments.SHARES, and instead of max_steps also epochs.
 # 'baseline', 'group' (the learned groups), 'split' (fine-tuning them), 'scratch' (a split network from scratch: columns
-# S, C and R), 'given' (the same groups, from the baseline's weights: the table of groups); 'all' is for each.
+# S, C and R); 'all' is for each.
 RECIPES = {
   # baseline.sh, group.sh and split.sh.
   'paper': {
@@ -51,7 +51,6 @@ RECIPES = {
     ),
     'split': dict(max_steps=120000, initial_lr=0.1, drop_at=(5 / 12, 7 / 12), l2_weight=0.0005),
     'scratch': dict(max_steps=120000, initial_lr=0.1, drop_at=(5 / 12, 7 / 12), l2_weight=0.0005),
-    'given': dict(max_steps=120000, initial_lr=0.1, drop_at=(5 / 12, 7 / 12), l2_weight=0.0005),
   },
   # What one can run on a CPU, one cycle each. S, C and R get as many steps as grouping and fine-tuning together.
   'short': {
@@ -63,7 +62,6 @@ RECIPES = {
     ),
     'split': dict(max_steps=1000, initial_lr=0.1, warmup_at=0.1, l2_weight=0.0005),
     'scratch': dict(max_steps=1700, initial_lr=0.15, warmup_at=0.2, l2_weight=0.0005),
-    'given': dict(max_steps=1700, initial_lr=0.1, warmup_at=0.1, l2_weight=0.0005),
   },
   # A thirtieth of the paper's steps, for a GPU: four times the images a step at about four times the learning rate.
   'gpu': {
@@ -77,7 +75,6 @@ RECIPES = {
     ),
     'split': dict(epochs=20, initial_lr=0.4, warmup_at=0.1, l2_weight=0.0005),
     'scratch': dict(epochs=60, initial_lr=0.5, warmup_at=0.2, l2_weight=0.0005),
-    'given': dict(epochs=30, initial_lr=0.4, warmup_at=0.1, l2_weight=0.0005),
   },
   # The same networks as well as they can be trained: longer, with smoothed labels, the split ones taught by the dense
   # one. Not the paper's experiment.
@@ -99,13 +96,9 @@ RECIPES = {
       epochs=240, initial_lr=0.2, warmup_at=0.05, l2_weight=0.0005, teacher='baseline', distill_weight=0.7,
       distill_temperature=2,
     ),
-    'given': dict(
-      epochs=120, initial_lr=0.2, warmup_at=0.05, l2_weight=0.0005, teacher='baseline', distill_weight=0.7,
-      distill_temperature=2,
-    ),
   },
 }  # fmt: skip
-STAGES = ('baseline', 'group', 'split', 'scratch', 'given')
+STAGES = ('baseline', 'group', 'split', 'scratch')
 DROPOUT_SPLITS = ('2-2-2', '2-4-4')  # the paper's '(dropout)' rows: only these group with dropout_keep_prob
 DENSE_DROPOUT = 0.5  # dropout_keep_prob of the baseline with dropout, in the layers that 2-2-2 would split
 
@@ -315,7 +308,10 @@ def make_runs(flags, seed):
       base = dict(basemodel='baseline') if kind == 'clustering' else {}
       add('scratch-%s-%s' % (split, kind), 'scratch', 'split', **groups(split), grouping=kind, **base)
       start = dict(grouping=kind, grouping_start='basemodel', basemodel='baseline')
-      add('given-%s-%s' % (split, kind), 'given', 'split', **groups(split), **start)
+      # Fine-tuned as the learned groups are, or for as many steps as learning and fine-tuning them take.
+      both = settings_of(flags, 'group')['max_steps'] + settings_of(flags, 'split')['max_steps']
+      add('given-%s-%s' % (split, kind), 'split', 'split', **groups(split), **start)
+      add('given-%s-%s-long' % (split, kind), 'split', 'split', **groups(split), **start, max_steps=both)
   return runs
 
 
@@ -444,8 +440,8 @@ def caption(flags, table, results):
     return (
       'Groups and accuracy %s. Agreement: share of the classes in the group that holds most of their superclass. '
       'Converged: every assignment at least %g confident from this step of grouping on. All start from the same '
-      'baseline of their seed; S, C and R are split at once and fine-tuned for as many steps as grouping and '
-      'fine-tuning take together. Mean ± standard deviation.\n\n' % (common, group_table.CONVERGED)
+      'baseline of their seed; S, C and R split it at once and are fine-tuned with the same steps, or (long) with as '
+      'many as grouping and fine-tuning have together. Mean ± standard deviation.\n\n' % (common, group_table.CONVERGED)
     )
   return (
     'Table %s %s, the checkpoint of the best validation accuracy. Several seeds: mean ± standard deviation of the '

@@ -224,13 +224,13 @@ def flag(arguments, name):
 def test_every_command_is_one_that_the_programs_take(recipe, tmp_path):
   flags = parse(1, '--recipe', recipe, '--out', tmp_path, '--branch_input', 'all')
   runs = tables.make_runs(flags, 3)
-  assert len(runs) == 2 + 4 * (8 if recipe == 'paper' else 10)
+  assert len(runs) == 2 + 4 * (11 if recipe == 'paper' else 13)
   for name, run in runs.items():
     trained, *grouped, evaluated = run.commands('data', 45000)
     parsed = train.parse_flags(trained[2:])
     assert parsed.mode == {'baseline': 'baseline', 'group': 'group'}.get(name.split('-')[0], 'split')
     assert (parsed.seed, parsed.k, parsed.train_dir) == (3, 8, run.folder)
-    assert parsed.grouping == (name.split('-')[-1] if name.startswith(('scratch', 'given')) else 'learned')
+    assert parsed.grouping == (name.split('-')[4] if name.startswith(('scratch', 'given')) else 'learned')
     assert bool(parsed.basemodel) == (run.base is not None)
     if not name.startswith('baseline'):
       config = resnet_split.Config(ngroups1=parsed.ngroups1, ngroups2=parsed.ngroups2, ngroups3=parsed.ngroups3)
