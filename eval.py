@@ -1,9 +1,11 @@
 """Evaluates a checkpoint of train.py on CIFAR-100: accuracy, confusion, and time, on one device or one a branch.
 
-The checkpoint knows its network, so --checkpoint alone suffices.
+The checkpoint knows its network, so --checkpoint alone suffices. The branches of a split network are dealt to --devices
+of this machine, or to --workers (worker.sh) on this machine or others.
 """
 
 import argparse
+import collections
 import os
 import sys
 import time
@@ -17,9 +19,12 @@ from tqdm import tqdm
 import checkpoints
 import cifar100
 import devices
+import hosts
 import inference
 import pictures
+import placement
 import resnet_split
+import spread
 import utils
 from flags import Parser, add, boolean
 from utils import UserError
@@ -48,17 +53,21 @@ def make_parser():
   add(g, 'precision', str, 'float32', 'float32 or bfloat16 for the convolutions [%(default)s]')
   add(g, 'jit_compile', boolean, False, 'compile with XLA (one device only) [%(default)s]')
   g = parser.add_argument_group('machine')
-  add(
-    g,
-    'devices',
-    str,
-    '',
-    'devices for the branches, such as /GPU:0,/GPU:1: the trunk is on the first, branch i on '
-    'device i, round robin [all GPUs, else the CPU]',
-  )
+  text = 'devices for the branches, such as /GPU:0,/GPU:1 [all GPUs, else the CPU]'
+  add(g, 'devices', str, '', text)
+  text = 'what branches on several devices share: replicate: each device computes it itself, only images go out and '
+  text += 'logits come back; first: one device computes it and sends the others its features [%(default)s]'
+  add(g, 'trunk', str, 'replicate', text)
+  text = 'batches that a device has been given at any time; 1: one after the other [%(default)s]'
+  add(g, 'in_flight', int, spread.IN_FLIGHT, text)
   add(g, 'num_logical_devices', int, 1, 'cut the one CPU or GPU into this many devices, to try --devices [%(default)s]')
   add(g, 'gpu_fraction', float, 1.0, "share of each GPU's memory to take, (0, 1] [%(default)s]")
   add(g, 'log_device_placement', boolean, False, 'log where every operation runs [%(default)s]')
+  g = parser.add_argument_group('workers')
+  text = 'compute on these workers of worker.sh instead, host:port,host:port; their GPUs, else their CPUs [none]'
+  add(g, 'workers', str, '', text)
+  add(g, 'worker_timeout', float, 30.0, 'seconds within which a worker has to answer [%(default)s]')
+  g.add_argument('--retry', action='store_true', help='when a worker is lost, go on with those that are left')
   return parser
 
 
@@ -76,9 +85,19 @@ def parse_flags(argv):
     ('num_logical_devices', 1 <= flags.num_logical_devices <= 64, 'in 1 to 64'),
     ('precision', flags.precision in ('float32', 'bfloat16'), 'float32 or bfloat16'),
     ('gpu_fraction', 0 < flags.gpu_fraction <= 1, 'in (0, 1]'),
+    ('trunk', flags.trunk in placement.TRUNKS, ' or '.join(placement.TRUNKS)),
+    ('in_flight', 1 <= flags.in_flight <= 64, 'in 1 to 64'),
+    ('worker_timeout', 0 < flags.worker_timeout <= 86400, 'above 0 and at most 86400'),
   ):
     if not good:
       raise UserError("--%s is '%s'; it must be %s" % (name, getattr(flags, name), what))
+  if flags.workers:
+    flags.workers = hosts.parse(flags.workers)
+    for name, empty in (('devices', ''), ('num_logical_devices', 1)):
+      if getattr(flags, name) != empty:
+        raise UserError("--%s is about this machine's devices, but --workers computes on those of the workers" % name)
+  elif flags.retry:
+    raise UserError('--retry goes on when a worker is lost, but there is no --workers')
   if flags.output_file:
     folder = os.path.dirname(flags.output_file) or '.'
     try:
@@ -92,27 +111,26 @@ def parse_flags(argv):
   return flags
 
 
-def load_network(stored, harden, dtype, placed):
+def load_network(stored, harden, dtype):
   """The network to evaluate: as stored, or hardened.
 
   Args:
     stored: a checkpoints.Stored.
     harden: whether to split a grouping network first.
     dtype: of the convolutions.
-    placed: device names, or None.
 
   Raises:
     UserError: where there is nothing to harden, or a group is empty.
   """
   if not harden:
-    return checkpoints.load_network(stored, dtype=dtype, devices=placed)
+    return checkpoints.load_network(stored, dtype=dtype)
   groups = class_groups(stored, all_units=True)
   if groups is None or stored.groups is not None:
     raise UserError(
       "--harden: '%s' is a %s checkpoint; only a grouping one can be hardened" % (stored.path, stored.mode)
     )
   resnet_split.check_groups(resnet_split.wide_resnet(stored.config), groups)
-  return resnet_split.split_by(stored.config, groups, stored.values, dtype=dtype, devices=placed)
+  return resnet_split.split_by(stored.config, groups, stored.values, dtype=dtype)
 
 
 def class_groups(stored, all_units=False):
@@ -134,35 +152,49 @@ def class_groups(stored, all_units=False):
   return groups if all_units else groups['split_q1']
 
 
-def predict(network, split, batch_size, test_iter=0, jit_compile=False):
+# How fast it went. `images_per_second`: with batches under way at once, and with what losing a worker cost; `latency`:
+# seconds from handing in a batch, alone, to its logits; `parts`: list of placement.Part.
+Speed = collections.namedtuple('Speed', 'images_per_second latency parts')
+
+
+def predict(network, split, batch_size, test_iter=0, placed=None, workers=None, **how):
   """Runs a network over images once.
 
   Args:
-    network: a resnet_split.Network; split: a cifar100.Split.
+    network: a resnet_split.Network that was built without devices; split: a cifar100.Split.
     batch_size: images per batch; test_iter: batches, 0 for all.
-    jit_compile: compile with XLA.
+    placed: names of the devices for its branches; None: the first that there is.
+    workers: the hosts.Workers to compute on instead, or None.
+    **how: of spread.Spread: trunk, in_flight, jit_compile.
 
   Returns:
-    (logits float32 [images, classes], images per second without the first batch, which also traces and warms up).
+    (logits float32 [images, classes], a Speed; the first batch, which also traces and warms up, is run once more).
+
+  Raises:
+    UserError: where a worker is lost, unless `workers` goes on without it.
   """
-
-  @tf.function(
-    input_signature=[tf.TensorSpec([None, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3], tf.uint8)],
-    jit_compile=jit_compile,
-  )
-  def step(images):
-    return network(cifar100.whiten(images))
-
-  batches = cifar100.evaluation_batches(split, batch_size)
   total = -(-len(split.images) // batch_size)
   total = min(total, test_iter) if test_iter else total
-  step(next(iter(batches))[0]).numpy()
-  logits, started = [], time.perf_counter()
-  for images, _ in tqdm(batches.take(total), total=total, unit='batch', disable=None, leave=False):
-    logits.append(step(images).numpy())
+  batches = [split.images[i * batch_size : (i + 1) * batch_size] for i in range(total)]
+  done, started = {}, None
+  with tqdm(total=total, unit='batch', disable=None, leave=False) as bar:
+    while len(done) < total:
+      try:
+        placed = workers.devices if workers else placed or devices.names()[:1]
+        computing = spread.Spread(network, placed, patience=workers and workers.patience, **how)
+        latency = spread.latency(computing, batches[0])
+        started = started or time.perf_counter()
+        for i, logits in computing.run((i, images) for i, images in enumerate(batches) if i not in done):
+          done[i] = logits
+          bar.update()
+        computing.close()
+      except spread.DeviceError as e:
+        if workers is None:
+          raise e.reason from e
+        workers.lose(e)
   seconds = time.perf_counter() - started
-  logits = np.concatenate(logits)
-  return logits, len(logits) / seconds
+  logits = np.concatenate([done[i] for i in range(total)])
+  return logits, Speed(len(logits) / seconds, latency, computing.parts)
 
 
 def measure(logits, labels, names, groups):
@@ -215,6 +247,23 @@ def measure(logits, labels, names, groups):
   return result
 
 
+def describe_part(part, network, workers):
+  """What a device computes: a dict that JSON can hold.
+
+  Args:
+    part: a placement.Part; network: the resnet_split.Network it is of; workers: the hosts.Workers, or None.
+  """
+  device = part.device
+  if workers:
+    device = '%s/%s' % (workers.address_of(device), device.rsplit('/device:', 1)[-1])
+  return {
+    'device': device,
+    'branches': part.nodes,
+    'reads': part.source and list(part.source),
+    'flops': placement.part_load(part, network.costs(everything=False)),
+  }
+
+
 def print_result(result, names):
   """Prints the table."""
   percent = '{:.2f} %'.format
@@ -232,7 +281,16 @@ def print_result(result, names):
   row('cross-entropy', '%.4f' % result['cross_entropy'])
   row('parameters', '{:,}'.format(result['parameters']))
   row('FLOPs per image', '{:,}'.format(result['flops']))
-  row('images per second', '%.0f' % result['images_per_second'])
+  if len(result['placement']) > 1:
+    loads = collections.Counter()
+    for part in result['placement']:
+      loads[part['device']] += part['flops']
+    row('FLOPs, busiest device', '{:,} (trunk: {})'.format(max(loads.values()), result['trunk']))
+  row(
+    'images per second',
+    '%.0f, %d batches under way on each device' % (result['images_per_second'], result['in_flight']),
+  )
+  row('latency of one batch', '%.1f ms, %d images' % (1000 * result['latency'], result['batch_size']))
   if 'groups' in result:
     errors, across = result['errors'], result['errors_across_groups']
     row('errors across groups', '%d of %d (%.1f %%)' % (across, errors, 100 * across / max(errors, 1)))
@@ -255,10 +313,6 @@ def run(flags):
   """Evaluates as the flags say; returns the result, a dict."""
   placed = devices.configure(flags.gpu_fraction, flags.num_logical_devices, flags.log_device_placement)
   placed = devices.parse(flags.devices, placed)
-  if flags.jit_compile and len(placed) > 1:
-    raise UserError(
-      '--jit_compile True compiles for one device, but there are %d: name one with --devices' % len(placed)
-    )
   names = cifar100.load_names(flags.data_dir)
   split = cifar100.load(flags.data_dir, flags.split)
   stored = checkpoints.read(flags.checkpoint)
@@ -273,17 +327,29 @@ def run(flags):
       % (stored.path, stored.configuration['data'].get('source'), names.source['source']),
       file=sys.stderr,
     )
-  network = load_network(
-    stored, flags.harden, tf.dtypes.as_dtype(flags.precision), placed if flags.devices or len(placed) > 1 else None
-  )
+  workers = hosts.Workers(flags.workers, flags.worker_timeout, flags.retry) if flags.workers else None
+  network = load_network(stored, flags.harden, tf.dtypes.as_dtype(flags.precision))
   groups = class_groups(stored)
-  logits, speed = predict(inference.Folded(network), split, flags.batch_size, flags.test_iter, flags.jit_compile)
+  logits, speed = predict(
+    inference.Folded(network),
+    split,
+    flags.batch_size,
+    flags.test_iter,
+    placed,
+    workers,
+    trunk=flags.trunk,
+    in_flight=flags.in_flight,
+    jit_compile=flags.jit_compile,
+  )
+  parts = [describe_part(part, network, workers) for part in speed.parts]
   parameters, flops = utils.total_count(network.counts)
   kind = 'split' if network.groups is not None else ('dense' if groups is None else 'grouping, not hardened')
   result = {
     'checkpoint': stored.path,
     'split': flags.split,
-    'devices': placed,
+    'devices': list(dict.fromkeys(part['device'] for part in parts)),
+    'trunk': flags.trunk,
+    'placement': parts,
     'network': checkpoints.describe(stored.mode, network, {}, {})['network'],
     'network_text': 'WRN-%d-%d, %s%s'
     % (
@@ -294,7 +360,10 @@ def run(flags):
     ),
     'parameters': parameters,
     'flops': flops,
-    'images_per_second': speed,
+    'images_per_second': speed.images_per_second,
+    'latency': speed.latency,
+    'batch_size': flags.batch_size,
+    'in_flight': flags.in_flight,
     'hardened': flags.harden,
     'precision': flags.precision,
   }
@@ -318,4 +387,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-  sys.exit(main())
+  hosts.leave(main())

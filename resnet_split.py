@@ -19,6 +19,7 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
+import placement
 import utils
 from dropout import Dropout
 
@@ -272,6 +273,8 @@ class Network(tf.Module):
     config: the Config.
     plan: the Plan that it was built from.
     groups: None, or the hard groups that it is split by (dict from units name to int array).
+    depths: ordered dict from depth name to how many branches the tree has there, 1 each in a dense network.
+    held: dict from depth name to the branches that are computed: all, but in a part of a tree (see spread.py).
     weights: dict from variable name to tf.Variable, named as in the released checkpoints; a branch's variables
       begin with 'branch_<i>/'. Assignments are 'group/<name>/alpha', [groups, units].
     placed: whether it was built for given devices.
@@ -286,7 +289,7 @@ class Network(tf.Module):
       with_assignments: whether the dense network also has assignments to learn (the grouping stage).
       dtype: in which the convolutions compute, tf.float32 or tf.bfloat16; variables are float32 either way.
       seed: of the initial values.
-      devices: names of the devices for the branches (see `place`); None: wherever TensorFlow puts them.
+      devices: names of the devices for the branches (see placement.place); None: wherever TensorFlow puts them.
     """
     super().__init__(name='splitnet')
     if groups is not None and with_assignments:
@@ -299,14 +302,15 @@ class Network(tf.Module):
     self._initializer_seed = seed
     if groups is not None:
       check_groups(self.plan, groups)
-    self._depths = self.plan.depths if groups is not None else collections.OrderedDict.fromkeys(self.plan.depths, 1)
+    self.depths = self.plan.depths if groups is not None else collections.OrderedDict.fromkeys(self.plan.depths, 1)
+    self.held = {depth: list(range(branches)) for depth, branches in self.depths.items()}
+    built = [(layer, branch) for layer in self.plan.layers for branch in self.held[layer.depth]]
     self.placed = bool(devices)
-    self._placement = place(self._depths, devices)
-    self.counts = []
-    for layer in self.plan.layers:
-      for branch in range(self.branches(layer)):
-        with self._on(layer.depth, branch):
-          self._build(layer, branch)
+    self.counts = [self._count(layer, branch) for layer, branch in built]
+    self._placement = placement.place(self.depths, self.costs(), devices)
+    for layer, branch in built:
+      with self._on(layer.depth, branch):
+        self._build(layer, branch)
     if with_assignments:
       for units in self.plan.units.values():
         if units.groups > 1:
@@ -318,7 +322,7 @@ class Network(tf.Module):
 
   def branches(self, layer):
     """How many branches of a layer are built: 1 in a dense network."""
-    return self._depths[layer.depth]
+    return self.depths[layer.depth]
 
   def _on(self, depth, branch):
     device = self._placement[depth][branch]
@@ -339,39 +343,60 @@ class Network(tf.Module):
     """The units, as numbered in the dense network, that a branch at a depth holds, in their order there."""
     if self.groups is None:
       return np.arange(units.size)
-    return members(units, self.groups[units.name], branch, self._depths[depth])
+    return members(units, self.groups[units.name], branch, self.depths[depth])
+
+  def _size(self, layer, branch):
+    """How many units a branch of a layer reads and writes."""
+    return [len(self.members(units, layer.depth, branch)) for units in (layer.input, layer.output)]
+
+  def _scaled(self, layer):
+    # Only the blocks' scales are kept at 1; the last batch norm's is learned, as the released network has it.
+    return not self.config.bn_no_scale or layer.name == 'unit_last/bn'
+
+  def _count(self, layer, branch):
+    name, (inputs, outputs) = self.prefix(layer, branch), self._size(layer, branch)
+    if layer.kind == 'conv':
+      return utils.count_convolution(name, layer.kernel_size, inputs, outputs, layer.output_size, layer.counted)
+    if layer.kind == 'linear':
+      return utils.count_linear(name, inputs, outputs)
+    return utils.count_batch_norm(name, inputs, layer.output_size, self._scaled(layer))
 
   def _build(self, layer, branch):
-    name = self.prefix(layer, branch)
-    inputs = len(self.members(layer.input, layer.depth, branch))
-    outputs = len(self.members(layer.output, layer.depth, branch))
+    name, (inputs, outputs) = self.prefix(layer, branch), self._size(layer, branch)
     if layer.kind == 'conv':
       shape = [layer.kernel_size, layer.kernel_size, inputs, outputs]
       std = (1.0 / (layer.kernel_size**2 * inputs)) ** 0.5
       self._variable(name + '/kernel', tf.random.stateless_normal(shape, self._next_seed()) * std)
-      self.counts.append(
-        utils.count_convolution(name, layer.kernel_size, inputs, outputs, layer.output_size, layer.counted)
-      )
     elif layer.kind == 'linear':
       std = (1.0 / inputs) ** 0.5
       self._variable(name + '/weights', tf.random.stateless_normal([inputs, outputs], self._next_seed()) * std)
       self._variable(name + '/biases', tf.zeros([outputs]))
-      self.counts.append(utils.count_linear(name, inputs, outputs))
     else:
-      # Only the blocks' scales are kept at 1; the last batch norm's is learned, as the released network has it.
-      scaled = not self.config.bn_no_scale or layer.name == 'unit_last/bn'
       self._variable(name + '/beta', tf.zeros([inputs]))
-      self._variable(name + '/gamma', tf.ones([inputs]), trainable=scaled)
+      self._variable(name + '/gamma', tf.ones([inputs]), trainable=self._scaled(layer))
       self._variable(name + '/mu', tf.zeros([inputs]), trainable=False)
       self._variable(name + '/sigma', tf.ones([inputs]), trainable=False)
-      self.counts.append(utils.count_batch_norm(name, inputs, layer.output_size, scaled))
+
+  def costs(self, everything=True):
+    """FLOPs per image of each node of the tree: dict from (depth, branch) to number, as placement.py wants it.
+
+    Without `everything` as the paper counts them.
+    """
+    found = collections.Counter()
+    built = ((layer.depth, branch) for layer in self.plan.layers for branch in range(self.branches(layer)))
+    for node, count in zip(built, self.counts):
+      found[node] += count.flops if everything or count.counted else 0
+    return found
+
+  def laid_classes(self):
+    """The classes of the held branches' logits laid side by side: int array."""
+    units = self.plan.units['split_q1']
+    return np.concatenate([self.members(units, 'logits', branch) for branch in self.held['logits']])
 
   def _inverse_class_order(self):
     """Where each class stands among the branches' logits laid side by side; None where they stand in order."""
-    classes = self.plan.units['split_q1']
-    laid = [self.members(classes, 'logits', branch) for branch in range(self._depths['logits'])]
-    inverse = np.argsort(np.concatenate(laid))
-    return None if np.array_equal(inverse, np.arange(classes.size)) else inverse
+    inverse = np.argsort(self.laid_classes())
+    return None if np.array_equal(inverse, np.arange(len(inverse))) else inverse
 
   # Computing.
 
@@ -389,27 +414,37 @@ class Network(tf.Module):
 
     Returns:
       Logits [batch, classes], float32, in the order of the labels.
+
+    A part of a tree that lacks the trunk is called with the output of the branch that its lowest ones read. It returns
+    its leaves' logits side by side, or, where it has none, the output of its highest branch.
     """
     drop = Dropout(dropout_seed, keep_prob if training else 1.0, share)
     by_name = {layer.name: layer for layer in self.plan.layers}
-    state = [tf.cast(images, self.dtype)]
-    with self._on('trunk', 0):
-      state = [self._conv(by_name['init_conv'], 0, state[0])]
-    units = by_name['init_conv'].output
-    depth = 'trunk'
+    held, units, depth = self.held, by_name['init_conv'].output, 'trunk'
+    if held['trunk']:
+      with self._on('trunk', 0):
+        state = {0: self._conv(by_name['init_conv'], 0, tf.cast(images, self.dtype))}
+    else:
+      state = {self._source(): images}
     for block in self.plan.blocks:
-      state = [
-        self._block(block, by_name, branch, self._take(state, units, depth, block.depth, branch), training, drop, share)
-        for branch in range(self._depths[block.depth])
-      ]
+      if held[block.depth]:
+        state = {
+          branch: self._block(
+            block, by_name, branch, self._take(state, units, depth, block.depth, branch), training, drop, share
+          )
+          for branch in held[block.depth]
+        }
       units, depth = by_name[block.conv_2].output, block.depth
-    features = []
-    for branch, x in enumerate(state):
+    features = state if not held[depth] else {}
+    for branch in held[depth]:
       with self._on(depth, branch):
-        x = tf.nn.relu(self._batch_norm(by_name['unit_last/bn'], branch, x, training, share))
-        features.append(tf.reduce_mean(tf.cast(x, tf.float32), (1, 2)))
+        x = tf.nn.relu(self._batch_norm(by_name['unit_last/bn'], branch, state[branch], training, share))
+        features[branch] = tf.reduce_mean(tf.cast(x, tf.float32), (1, 2))
+    if not held['logits']:
+      (features,) = features.values()
+      return features
     logits = []
-    for branch in range(self._depths['logits']):
+    for branch in held['logits']:
       with self._on('logits', branch):
         x = self._take(features, units, depth, 'logits', branch)
         if self.plan.depths['logits'] > 1:
@@ -419,11 +454,19 @@ class Network(tf.Module):
       logits = logits[0] if len(logits) == 1 else tf.concat(logits, 1)
       return logits if self._class_order is None else tf.gather(logits, self._class_order, axis=1)
 
+  def _source(self):
+    """The branch whose output a part without the trunk reads, at the depth below its lowest."""
+    below = 'trunk'
+    for depth, branches in self.held.items():
+      if branches:
+        return int(utils.parents(self.depths[depth], self.depths[below])[branches[0]])
+      below = depth
+
   def taken(self, units, below, depth, branch):
     """What a branch reads of the depth below: (its parent's number there, the slice of the parent's channels)."""
     if self.groups is None:
       return 0, slice(None)
-    parent = utils.parents(self._depths[depth], self._depths[below])[branch]
+    parent = utils.parents(self.depths[depth], self.depths[below])[branch]
     held, wanted = self.members(units, below, parent), self.members(units, depth, branch)
     start = int(np.flatnonzero(held == wanted[0])[0])
     if not np.array_equal(held[start : start + len(wanted)], wanted):
@@ -649,34 +692,3 @@ def kept_weights(plan, layer, groups):
   """
   merge = [utils.parents_along(layer.merges(u))[groups[u.name]] for u in (layer.input, layer.output)]
   return merge[0][:, None] == merge[1][None, :]
-
-
-# --- placement ----------------------------------------------------------------------------------------------------
-
-
-def place(depths, devices):
-  """Deals the branches of a tree to devices: dict from depth to the device name (or None) of each of its branches.
-
-  The trunk is on the first device. Where the tree branches, child i takes device i, round robin, or, where there
-  are more devices than children, its own share of them; the branches above a branch stay on its devices.
-
-  Args:
-    depths: ordered dict from depth name to number of branches, trunk first.
-    devices: list of device names, or None.
-  """
-  if not devices:
-    return {depth: [None] * branches for depth, branches in depths.items()}
-  placement, shares, below = {}, [list(devices)], 1
-  for depth, branches in depths.items():
-    parent = utils.parents(branches, below)
-    dealt = []
-    for share, count in zip(shares, np.bincount(parent, minlength=below)):
-      if count == 1:
-        dealt.append(share)
-      elif len(share) <= count:
-        dealt.extend([share[i % len(share)]] for i in range(count))
-      else:
-        dealt.extend([list(part) for part in np.array_split(share, count)])
-    shares, below = dealt, branches
-    placement[depth] = [share[0] for share in shares]
-  return placement

@@ -12,7 +12,6 @@ from PIL import Image
 import checkpoints
 import cifar100
 import eval as evaluation
-import resnet_split
 import utils
 
 
@@ -112,7 +111,7 @@ def test_every_stages_checkpoint_evaluates_alone(tmp_path_factory, runs, data, s
       assert result[name] == value, name
   assert result['checkpoint'] == stored.path and result['split'] == 'test' and not result['hardened']
   assert result['network'] == json.loads(json.dumps(stored.configuration['network']))
-  assert result['precision'] == 'float32' and result['images_per_second'] > 0
+  assert result['precision'] == 'float32' and result['images_per_second'] > 0 and result['latency'] > 0
 
 
 def test_the_counts_are_the_evaluated_networks(tmp_path_factory, runs):
@@ -185,7 +184,7 @@ def test_hardening_while_evaluating_is_what_split_mode_starts_from(tmp_path_fact
   grouping = checkpoints.read(runs['group'])
   first = checkpoints.read(os.path.join(runs['split'], 'ckpt-0'))
   images = cifar100.whiten(cifar100.load(data, 'test').images)
-  hardened = evaluation.load_network(grouping, True, tf.float32, None)
+  hardened = evaluation.load_network(grouping, True, tf.float32)
   tiny_data.assert_same({n: v.numpy() for n, v in hardened.weights.items()}, first.values)
   tiny_data.assert_same(hardened.groups, first.groups)
   logits = checkpoints.load_network(first)(images).numpy()
@@ -217,35 +216,28 @@ def test_hardening_an_empty_group_is_refused_by_its_name(runs):
   stored = checkpoints.read(runs['group'])
   stored.values['group/split_r21/alpha'][1] -= 100
   with pytest.raises(utils.UserError, match='split_r21'):
-    evaluation.load_network(stored, True, tf.float32, None)
+    evaluation.load_network(stored, True, tf.float32)
 
 
 # --- placement --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('count', [2, 3])
-def test_logits_do_not_depend_on_the_placement(tmp_path_factory, runs, data, tmp_path, count):
+@pytest.mark.parametrize('count, trunk', [(2, 'first'), (3, 'replicate')])
+def test_logits_do_not_depend_on_the_placement(tmp_path_factory, runs, data, tmp_path, count, trunk):
   alone = tiny_data.evaluated(tmp_path_factory, 'split')
   path = str(tmp_path / 'result.json')
-  arguments = ['--checkpoint', runs['split'], '--data_dir', data, '--num_logical_devices', count]
+  arguments = ['--checkpoint', runs['split'], '--data_dir', data, '--num_logical_devices', count, '--trunk', trunk]
   process = tiny_data.start('eval.py', arguments + ['--output_file', path])
   stdout, stderr = process.communicate()
   assert (process.returncode, stderr) == (0, '')
   with open(path) as f:
     result = json.load(f)
   assert result['devices'] == ['/CPU:%d' % i for i in range(count)]
+  assert result['trunk'] == trunk and {part['device'] for part in result['placement']} == set(result['devices'])
   assert ', '.join(result['devices']) in stdout
   assert result['cross_entropy'] == pytest.approx(alone['cross_entropy'], rel=1e-6)
   for name in ('accuracy', 'top5_accuracy', 'confusion', 'groups', 'parameters', 'flops', 'errors_across_groups'):
     assert result[name] == alone[name], name
-
-
-def test_a_branch_stands_on_each_device():
-  config = resnet_split.Config(k=1, num_residual_units=1, ngroups1=3, ngroups2=2, ngroups3=1)
-  depths = resnet_split.wide_resnet(config).depths
-  dealt = resnet_split.place(depths, ['/CPU:0', '/CPU:1', '/CPU:2'])
-  assert {device for devices in dealt.values() for device in devices} == {'/CPU:0', '/CPU:1', '/CPU:2'}
-  assert dealt['trunk'] == ['/CPU:0']
 
 
 # --- what is refused --------------------------------------------------------------------------------------------
@@ -268,6 +260,17 @@ REFUSED = {
   'test_iter': (['--checkpoint', 'RUNS/split', '--test_iter', '-1'], 1, ["--test_iter is '-1'"]),
   'precision': (['--checkpoint', 'RUNS/split', '--precision', 'float16'], 1, ["'float16'", 'bfloat16']),
   'gpu_fraction': (['--checkpoint', 'RUNS/split', '--gpu_fraction', '1.5'], 1, ["'1.5'"]),
+  'trunk': (['--checkpoint', 'RUNS/split', '--trunk', 'last'], 1, ["'last'", 'replicate or first']),
+  'in_flight': (['--checkpoint', 'RUNS/split', '--in_flight', '0'], 1, ["'0'", 'in 1 to 64']),
+  'worker_timeout': (['--checkpoint', 'RUNS/split', '--worker_timeout', '0'], 1, ["'0.0'", 'above 0']),
+  'no worker': (['--checkpoint', 'RUNS/split', '--workers', ' , '], 1, ['--workers', 'host:port']),
+  'worker without port': (['--checkpoint', 'RUNS/split', '--workers', 'a:1,b'], 1, ["'b'", 'host:port']),
+  'no such port': (['--checkpoint', 'RUNS/split', '--workers', 'a:65536'], 1, ["'a:65536'", 'host:port']),
+  'worker twice': (['--checkpoint', 'RUNS/split', '--workers', 'a:1,b:2,a:1'], 1, ["'a:1' twice"]),
+  'workers and devices': (
+    ['--checkpoint', 'RUNS/split', '--workers', 'a:1', '--devices', '/CPU:0'], 1, ['--devices', '--workers']
+  ),
+  'retry alone': (['--checkpoint', 'RUNS/split', '--retry'], 1, ['--retry', '--workers']),
   'harden baseline': (['--checkpoint', 'RUNS/baseline', '--harden'], 1, ['RUNS/baseline', 'baseline checkpoint']),
   'harden split': (['--checkpoint', 'RUNS/split', '--harden'], 1, ['RUNS/split', 'split checkpoint']),
   'no data': (['--checkpoint', 'RUNS/split', '--data_dir', 'RUNS/none'], 1, ['RUNS/none', 'download_cifar100.py']),
