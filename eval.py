@@ -10,6 +10,10 @@ import os
 import sys
 import time
 
+# What TensorFlow logs when a worker dies comes as an exception, too. It reads this once, when it is imported.
+if any(argument.startswith('--workers') for argument in sys.argv) and os.environ.get('TF_CPP_MIN_LOG_LEVEL') != '0':
+  os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+
 import quiet  # noqa: F401 - before TensorFlow
 
 import numpy as np

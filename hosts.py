@@ -96,8 +96,6 @@ class Workers:
       UserError: where one does not answer, or with `retry` none.
     """
     self._timeout, self._retry = timeout, retry
-    if os.environ.get('TF_CPP_MIN_LOG_LEVEL') == '2':
-      os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'  # what it logs when a worker dies comes as an exception, too
     self._left = [Worker(task, address, []) for task, address in enumerate(addresses)]
     self._lose_all(missing(addresses, timeout))
     self._left = [Worker(task, worker.address, []) for task, worker in enumerate(self._left)]

@@ -160,17 +160,16 @@ class Spread:
     # Where a part waits for another's features, more batches are under way, so that it has some to compute meanwhile.
     self._batches = in_flight * len({part.source for part in self.parts})
     self._lanes = Lanes(self.devices, in_flight, patience)
-    self._classes = {}
-    self._steps = {}
+    self._functions, self._steps, self._classes = {}, {}, {}  # by the part's number
     self._readers = collections.defaultdict(list)
     for i, part in enumerate(self.parts):
       self._readers[part.source].append(i)
       self._lanes.call(part.device, i, self._build, part, jit_compile)
     for _ in self.parts:
-      i, (self._steps[i], self._classes[i]) = self._lanes.next()
+      i, (self._functions[i], self._steps[i], self._classes[i]) = self._lanes.next()
 
   def _build(self, part, jit_compile):
-    """A part's function and the classes of its logits, None where it has none."""
+    """A part's function, how it is called, and the classes of its logits (None where it has none)."""
     spec = tf.TensorSpec([None, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3], tf.uint8)
     if part.source is not None:
       spec = output_spec(self._network, part.source)
@@ -183,12 +182,14 @@ class Spread:
       with tf.device(part.device):
         return network(cifar100.whiten(x) if part.source is None else x)
 
-    def compute(x):
+    function = step.get_concrete_function()
+
+    def call(x):
       with tf.device(part.device):
-        y = step(x)
+        y = function(x)
       return y if leaves is None else y.numpy()
 
-    return compute, leaves
+    return function, call, leaves
 
   def run(self, batches):
     """Computes the logits of batches, several at once.

@@ -65,7 +65,7 @@ def free_port(host, port):
 
 
 def serve(flags):
-  """Starts the server; returns where it listens, 'host:port'."""
+  """Starts the server; returns (it, the 'host:port' where it listens)."""
   devices.configure(flags.gpu_fraction)
   address, port = free_port(flags.host, flags.port)
   where = '%s:%d' % (address, port)
@@ -91,12 +91,16 @@ def serve(flags):
 
 
 def run(flags):
-  """Serves until it is told to end."""
-  signal.signal(signal.SIGTERM, signal.default_int_handler)
+  """Serves until a signal ends it."""
   server, where = serve(flags)
+  for number in (signal.SIGINT, signal.SIGTERM):  # a script's background jobs ignore the first unless told
+    signal.signal(number, signal.default_int_handler)
   print('worker: ready at %s' % where, flush=True)
-  while server:
-    signal.pause()
+  try:
+    while server:
+      signal.pause()
+  except KeyboardInterrupt:
+    os._exit(130)  # TensorFlow's server does not end otherwise
 
 
 def main(argv=None):
@@ -105,7 +109,4 @@ def main(argv=None):
 
 
 if __name__ == '__main__':
-  code = main()
-  sys.stdout.flush()
-  sys.stderr.flush()
-  os._exit(code)  # TensorFlow's server cannot be ended otherwise
+  sys.exit(main())
