@@ -115,6 +115,7 @@ class Workers:
     def connect():
       try:
         tf.config.experimental_connect_to_cluster(tf.train.ClusterSpec(cluster), job_name='client')
+        tf.config.list_logical_devices()  # connects now rather than when first used
       except Exception as e:
         failed.append(_first_line(e))
 
