@@ -20,6 +20,7 @@ import cifar100
 import devices
 import eval as evaluation
 import grouping
+import inference
 import keras_wrn
 import resnet_split
 import train
@@ -130,10 +131,11 @@ class Evaluation:
   """eval.py's way through images: images a second in batches, and the time of one image alone."""
 
   def __init__(self, config, mode, batch_size, precision):
-    self._network = resnet_split.Network(
+    network = resnet_split.Network(
       config, groups=even_groups(config) if mode == 'split' else None, dtype=tf.dtypes.as_dtype(precision)
     )
-    self._batch_size, self.flops = batch_size, flops(self._network)
+    self._network = inference.Folded(network)
+    self._batch_size, self.flops = batch_size, flops(network)
     self._images = random_images(max(EVALUATION_IMAGES, 4 * batch_size), config.num_classes)
     self._rates = {batch_size: 0.0, 1: 0.0}
 
@@ -143,7 +145,7 @@ class Evaluation:
       self._run(batch_size, 2)
 
   def _run(self, batch_size, batches):
-    self._rates[batch_size] = evaluation.predict(self._network, self._images, batch_size, batches)[1]
+    self._rates[batch_size] = evaluation.predict(self._network, self._images, batch_size, batches)[1].images_per_second
 
   def measure(self, seconds):
     """Images a second over about so many seconds, and milliseconds of one image over a quarter of them."""
