@@ -97,6 +97,8 @@ def parse_flags(argv):
       raise UserError("--%s is '%s'; it must be %s" % (name, getattr(flags, name), what))
   if flags.workers:
     flags.workers = hosts.parse(flags.workers)
+    if flags.jit_compile:
+      raise UserError('--jit_compile True compiles for one device of this machine, not for --workers')
     for name, empty in (('devices', ''), ('num_logical_devices', 1)):
       if getattr(flags, name) != empty:
         raise UserError("--%s is about this machine's devices, but --workers computes on those of the workers" % name)

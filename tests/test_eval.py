@@ -270,6 +270,9 @@ REFUSED = {
   'workers and devices': (
     ['--checkpoint', 'RUNS/split', '--workers', 'a:1', '--devices', '/CPU:0'], 1, ['--devices', '--workers']
   ),
+  'workers and XLA': (
+    ['--checkpoint', 'RUNS/split', '--workers', 'a:1', '--jit_compile', 'True'], 1, ['--jit_compile', '--workers']
+  ),
   'retry alone': (['--checkpoint', 'RUNS/split', '--retry'], 1, ['--retry', '--workers']),
   'harden baseline': (['--checkpoint', 'RUNS/baseline', '--harden'], 1, ['RUNS/baseline', 'baseline checkpoint']),
   'harden split': (['--checkpoint', 'RUNS/split', '--harden'], 1, ['RUNS/split', 'split checkpoint']),
