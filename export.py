@@ -316,7 +316,7 @@ def run(flags):
       "'%s' has %d classes, but the data in '%s' has %d"
       % (stored.path, stored.config.num_classes, flags.data_dir, len(names.fine))
     )
-  network = evaluation.load_network(stored, flags.harden, tf.dtypes.as_dtype(flags.precision), None)
+  network = evaluation.load_network(stored, flags.harden, tf.dtypes.as_dtype(flags.precision))
   if flags.branches and (network.groups is None or stored.config.ngroups1 == 1):
     way_out = 'add --harden' if evaluation.class_groups(stored) is not None else 'leave --branches out'
     raise UserError("--branches: '%s' holds a network without branches: %s" % (stored.path, way_out))

@@ -87,7 +87,7 @@ def networks(runs):
   """Networks by the name of their export."""
   networks = {name: test_inference.make(**tree) for name, tree in TREES.items()}
   networks['split'] = checkpoints.load_network(checkpoints.read(runs['split']))
-  networks['hardened'] = evaluation.load_network(checkpoints.read(runs['group']), True, tf.float32, None)
+  networks['hardened'] = evaluation.load_network(checkpoints.read(runs['group']), True, tf.float32)
   networks['baseline'] = checkpoints.load_network(checkpoints.read(runs['baseline']))
   return networks
 
