@@ -7,6 +7,8 @@ import argparse
 import json
 import sys
 
+import quiet  # noqa: F401 - before TensorFlow
+
 import numpy as np
 
 from utils import UserError, run_program, superclass_agreement
