@@ -509,7 +509,8 @@ def check_resume(configuration, before, train_dir):
     for name in new:
       was = old.get(name, parser.get_default(name))  # a flag that is younger than the run
       free = name in FREE_ON_RESUME and not (name == 'max_steps' and new.get('lr_schedule') == 'cosine')
-      moved = name in CHECKPOINT_FLAGS and new[name + '_digest'] and new[name + '_digest'] == old.get(name + '_digest')
+      digest = new.get(name + '_digest') if name in CHECKPOINT_FLAGS else None
+      moved = digest and digest == old.get(name + '_digest')
       if free or moved or was == new[name]:
         continue
       flag = name.removesuffix('_digest')

@@ -10,6 +10,7 @@ import os
 import signal
 import socket
 import sys
+import time
 
 import quiet  # noqa: F401 - before TensorFlow
 
@@ -92,13 +93,13 @@ def serve(flags):
 
 def run(flags):
   """Serves until a signal ends it."""
-  server, where = serve(flags)
   for number in (signal.SIGINT, signal.SIGTERM):  # a script's background jobs ignore the first unless told
     signal.signal(number, signal.default_int_handler)
-  print('worker: ready at %s' % where, flush=True)
   try:
+    server, where = serve(flags)
+    print('worker: ready at %s' % where, flush=True)
     while server:
-      signal.pause()
+      time.sleep(0.5)  # signal.pause() would miss one that comes just before it
   except KeyboardInterrupt:
     os._exit(130)  # TensorFlow's server does not end otherwise
 

@@ -8,6 +8,7 @@ import tensorflow as tf
 from tensorflow.python.eager import context
 
 import inference
+import placement
 import resnet_split
 
 DENSE = dict(ngroups1=1, ngroups2=1, ngroups3=1)
@@ -144,7 +145,7 @@ def test_in_bfloat16_only_what_convolutions_use_is_rounded(images):
 
 def test_the_constants_stand_on_the_devices_of_their_branches():
   folded = inference.Folded(make())
-  folded._placement = resnet_split.place(folded.plan.depths, ['/CPU:0', '/CPU:1'])
+  folded._placement = placement.place(folded.depths, folded.costs(), ['/CPU:0', '/CPU:1'])
   step = tf.function(folded.__call__, input_signature=[tf.TensorSpec([None, 32, 32, 3])])
   nodes = step.get_concrete_function().graph.as_graph_def().node
   placed = collections.Counter(n.device[-1] for n in nodes if n.op == 'Const' and n.attr['dtype'].type == 1)  # floats
