@@ -198,8 +198,8 @@ def make_parser():
     'devices',
     str,
     None,
-    'split: devices for the branches instead, such as /GPU:0,/GPU:1: the trunk is on the first, branch i on the i-th, '
-    'round robin [the branches stay together]',
+    'split: devices for the branches instead, such as /GPU:0,/GPU:1: the trunk is on the first, the '
+    'branches are dealt so that the busiest device has the fewest FLOPs [the branches stay together]',
   )
   add(
     g,

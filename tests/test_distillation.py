@@ -18,16 +18,6 @@ import train
 CONFIG = resnet_split.Config(k=1, num_residual_units=1, ngroups1=3, ngroups2=2, ngroups3=1)
 
 
-@pytest.fixture(scope='session')
-def runs(tmp_path_factory):
-  return tiny_data.stages(tmp_path_factory)
-
-
-@pytest.fixture(scope='session')
-def data(tmp_path_factory):
-  return tiny_data.data(tmp_path_factory)
-
-
 def log_softmax(x):
   x = np.asarray(x, np.float64)
   return x - np.log(np.exp(x).sum(-1, keepdims=True))

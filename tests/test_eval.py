@@ -14,17 +14,6 @@ import cifar100
 import eval as evaluation
 import utils
 
-
-@pytest.fixture(scope='session')
-def runs(tmp_path_factory):
-  return tiny_data.stages(tmp_path_factory)
-
-
-@pytest.fixture(scope='session')
-def data(tmp_path_factory):
-  return tiny_data.data(tmp_path_factory)
-
-
 # --- measure ----------------------------------------------------------------------------------------------------
 
 NAMES = cifar100.Names(list('abcdef'), ['x', 'y', 'z'], np.array([0, 1, 0, 2, 1, 2]), {})

@@ -60,16 +60,6 @@ TREES = {
 
 
 @pytest.fixture(scope='module')
-def runs(tmp_path_factory):
-  return tiny_data.stages(tmp_path_factory)
-
-
-@pytest.fixture(scope='module')
-def data(tmp_path_factory):
-  return tiny_data.data(tmp_path_factory)
-
-
-@pytest.fixture(scope='module')
 def images(data):
   return cifar100.load(data, 'test').images[:7]
 

@@ -23,16 +23,6 @@ import utils
 from stage import lr_scales
 
 
-@pytest.fixture(scope='session')
-def runs(tmp_path_factory):
-  return tiny_data.stages(tmp_path_factory)
-
-
-@pytest.fixture(scope='session')
-def data(tmp_path_factory):
-  return tiny_data.data(tmp_path_factory)
-
-
 def read(*path):
   with open(os.path.join(*path)) as f:
     return f.read()
