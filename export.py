@@ -89,11 +89,11 @@ class _Recorded(inference.Folded):
     super().__init__(network)
     self.inputs, self.outputs = {}, {}
 
-  def _take(self, state, units, below, depth, branch):
-    taken = super()._take(state, units, below, depth, branch)
+  def _inputs(self, state, units, below, depth):
+    inputs = super()._inputs(state, units, below, depth)
     if below != depth:
-      self.inputs[depth, branch] = taken
-    return taken
+      self.inputs.update({(depth, branch): x for branch, x in inputs.items()})
+    return inputs
 
   def _linear(self, layer, branch, x):
     self.outputs[branch] = super()._linear(layer, branch, x)

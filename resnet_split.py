@@ -428,10 +428,9 @@ class Network(tf.Module):
       state = {self._source(): images}
     for block in self.plan.blocks:
       if held[block.depth]:
+        inputs = self._inputs(state, units, depth, block.depth)
         state = {
-          branch: self._block(
-            block, by_name, branch, self._take(state, units, depth, block.depth, branch), training, drop, share
-          )
+          branch: self._block(block, by_name, branch, inputs[branch], training, drop, share)
           for branch in held[block.depth]
         }
       units, depth = by_name[block.conv_2].output, block.depth
@@ -443,10 +442,10 @@ class Network(tf.Module):
     if not held['logits']:
       (features,) = features.values()
       return features
-    logits = []
+    logits, inputs = [], self._inputs(features, units, depth, 'logits')
     for branch in held['logits']:
       with self._on('logits', branch):
-        x = self._take(features, units, depth, 'logits', branch)
+        x = inputs[branch]
         if self.plan.depths['logits'] > 1:
           x = drop(x)
         logits.append(self._linear(by_name['logits/fc'], branch, x))
@@ -473,15 +472,15 @@ class Network(tf.Module):
       raise AssertionError('the units of %s are not in group order' % units.name)
     return parent, slice(None) if len(held) == len(wanted) else slice(start, start + len(wanted))
 
-  def _take(self, state, units, below, depth, branch):
-    """A branch's input: its parent's output, or its own contiguous run of channels of it."""
-    parent, channels = self.taken(units, below, depth, branch)
-    if channels == slice(None):
-      return state[parent]
-    # tf.slice, as the gradient of an index is an operation many times slower on CPUs.
-    x, others = state[parent], len(state[parent].shape) - 1
-    with self._on(depth, branch):
-      return tf.slice(x, [0] * others + [channels.start], [-1] * others + [channels.stop - channels.start])
+  def _inputs(self, state, units, below, depth):
+    """What each held branch at a depth reads of the outputs below: dict from branch to tensor."""
+    inputs = {}
+    for parent, x in state.items():
+      taken = {branch: self.taken(units, below, depth, branch) for branch in self.held[depth]}
+      runs = {branch: channels for branch, (source, channels) in taken.items() if source == parent}
+      with self._on(below, parent):
+        inputs.update(_divided(x, runs))
+    return inputs
 
   def _block(self, block, by_name, branch, x, training, drop, share):
     """Pre-activation residual block: x + conv_2(relu(bn_2(conv_1(relu(bn_1(x)))))), a first block as released."""
@@ -609,6 +608,22 @@ def _shared_batch_norm(x, scale, offset, shift, share):
   variance = square - tf.square(mean)
   y = tf.nn.batch_normalization(difference, mean, variance, offset, scale, BATCH_NORM_EPSILON)
   return tf.cast(y, x.dtype), shift + mean, variance
+
+
+def _divided(x, runs):
+  """Runs of x's channels: dict from a key to tensor; runs: dict from a key to a slice of the channels."""
+  ends = [0, *(run.stop for run in runs.values())]
+  if all(run == slice(None) for run in runs.values()):
+    return dict.fromkeys(runs, x)
+  if [*(run.start for run in runs.values()), x.shape[-1]] == ends:
+    # One operation, whose gradient writes all channels once; that of a slice writes zeros beside it, to be summed.
+    return dict(zip(runs, tf.split(x, np.diff(ends), -1)))
+  # tf.slice, as the gradient of an index is an operation many times slower on CPUs.
+  others = len(x.shape) - 1
+  return {
+    key: x if run == slice(None) else tf.slice(x, [0] * others + [run.start], [-1] * others + [run.stop - run.start])
+    for key, run in runs.items()
+  }
 
 
 def layer_weights(layer, prefix=None):
