@@ -4,7 +4,11 @@ A mask needs one random bit a value where half are kept, not a random float32; r
 factor that inverted dropout multiplies by goes into the batch normalisation below the relu, which has one anyway.
 """
 
+import numpy as np
 import tensorflow as tf
+
+# The eight zeros and ones that a byte stands for: looking them up is faster than comparing and casting each.
+BITS = np.arange(256)[:, None] >> np.arange(8) & 1
 
 
 class Dropout:
@@ -47,14 +51,31 @@ class Dropout:
   def _mask(self, x):
     """A new mask of zeros and ones, of x's shape and type."""
     self._drawn += 1
-    seed = tf.stack([self._seed[0] + self._drawn * 1000003, self._seed[1]])
+    if self._kept == 2 ** (8 * self._type.size - 1):
+      return self._of_bits(x)
     channels, parts = x.shape[-1], 4 // self._type.size
     words = -(-channels // parts)
     shape = tf.shape(x)[:-1]
-    whole = tf.concat([[self._share.batch], shape[1:]], 0) if self._share else shape
-    bits = tf.random.stateless_uniform(tf.concat([whole, [words]], 0), seed, None, None, tf.uint32)
-    bits = self._share.take(bits) if self._share else bits
-    bits = tf.reshape(tf.bitcast(bits, self._type), tf.concat([shape, [words * parts]], 0))
+    bits = tf.reshape(
+      tf.bitcast(self._words(x, tf.concat([shape[1:], [words]], 0)), self._type),
+      tf.concat([shape, [words * parts]], 0),
+    )
     if words * parts != channels:
       bits = bits[..., :channels]
     return tf.cast(bits < tf.constant(self._kept, self._type), x.dtype)
+
+  def _of_bits(self, x):
+    """A mask that keeps half, a random bit each."""
+    shape = tf.shape(x)
+    values = tf.reduce_prod(shape[1:])
+    words = -(-values // 32)
+    random = tf.cast(tf.bitcast(self._words(x, [words]), tf.uint8), tf.int32)
+    mask = tf.reshape(tf.gather(tf.constant(BITS, x.dtype), random), [shape[0], 32 * words])
+    return tf.reshape(mask[:, :values], shape)
+
+  def _words(self, x, shape):
+    """New random words for each image of x: uint32 [images, *shape]."""
+    seed = tf.stack([self._seed[0] + self._drawn * 1000003, self._seed[1]])
+    images = self._share.batch if self._share else tf.shape(x)[0]
+    words = tf.random.stateless_uniform(tf.concat([[images], shape], 0), seed, None, None, tf.uint32)
+    return self._share.take(words) if self._share else words
