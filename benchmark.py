@@ -30,17 +30,25 @@ import quiet  # noqa: F401 - before TensorFlow
 import tensorflow as tf
 
 import checkpoints
+import devices
 import tables
 from flags import Parser, add
 from utils import UserError, run_program
 
 # A row: its name for --only, what the tables call it, its workload (workloads.py), that workload's arguments.
 Row = collections.namedtuple('Row', 'name text workload arguments')
+XLA = not devices.use_xla('auto')  # the other way than train.py's default, which has to be the faster one
 TRAINING = [
   Row('baseline', 'dense', 'training', dict(mode='baseline')),
   Row('group', 'grouping, dropout as grouping has it', 'training', dict(mode='group')),
   Row('group_alone', 'grouping without dropout', 'training', dict(mode='group', more=['--dropout_keep_prob', '1'])),
   Row('split', 'split', 'training', dict(mode='split')),
+  Row(
+    'xla',
+    'dense, with%s XLA' % ('' if XLA else 'out'),
+    'training',
+    dict(mode='baseline', more=['--jit_compile', str(XLA)]),
+  ),
   Row('keras', 'dense, plain Keras', 'keras', {}),
 ]
 EVALUATION = [
