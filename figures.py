@@ -24,6 +24,7 @@ import eval as evaluation
 import pictures
 import report
 import resnet_split
+import start
 import train
 import utils
 from utils import UserError
@@ -268,9 +269,11 @@ def is_done(folder, arguments):
   if before is None or not steps:
     return False
   asked = {name: value for name, value in vars(wanted).items() if value is not None and name != 'mode'}
-  network = {name: asked.pop(name) for name in train.NETWORK_FLAGS if name in asked}
+  network = {name: asked.pop(name) for name in start.NETWORK_FLAGS if name in asked}
   try:
-    train.check_resume({'network': network, 'settings': asked, 'data': {}}, before, folder)
+    start.check_resume(
+      {'network': network, 'settings': asked, 'data': {}}, before, folder, train.make_parser().get_default
+    )
   except UserError as e:
     raise UserError(str(e).replace('--train_dir', '--out')) from e
   if steps[-1] > wanted.max_steps:

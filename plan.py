@@ -23,6 +23,7 @@ import checkpoints
 import cifar100
 import devices
 import experiments
+import start
 import tables
 import train
 import utils
@@ -92,8 +93,8 @@ def measure(arguments, batch_size, steps):
   """Trains a few steps on generated images, in this process; see `measured_apart`."""
   flags = train.parse_flags([*arguments, '--batch_size', str(batch_size)])
   devices.configure()
-  config = train.resolve_network(flags, {}, 'the flags')
-  network = train.build_network(flags, config, None, None)
+  config = start.resolve_network(flags, {}, 'the flags')
+  network = start.build_network(flags, config, None, None)
   stage = train.Stage(flags, network, tables.TRAIN_IMAGES / batch_size)
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (max(256, batch_size), 32, 32, 3)).astype(np.uint8)

@@ -10,6 +10,7 @@ import cifar100
 import grouping
 import report
 import resnet_split
+import start
 import train
 import utils
 from utils import UserError
@@ -189,7 +190,7 @@ def test_split_from_scratch_builds_the_groups_that_were_asked_for(kind, names, t
   path = tmp_path / 'mine.json'
   path.write_text(json.dumps([names.fine[:50], names.fine[50:]]))
   flags = train.parse_flags(['--mode', 'split', '--k', '1', '--grouping', str(path) if kind == 'file' else kind])
-  network = train.build_network(flags, resnet_split.Config(k=1), None, names)
+  network = start.build_network(flags, resnet_split.Config(k=1), None, names)
   expected = {
     'semantic': grouping.semantic(names, 2), 'random': grouping.random(100, 2, 0), 'file': np.repeat([0, 1], 50),
   }[kind]  # fmt: skip
@@ -204,7 +205,7 @@ def test_given_groups_split_a_baseline_and_keep_its_weights(kind, names, tmp_pat
   values = {name: v.numpy() for name, v in dense.weights.items()}
   base = checkpoints.Stored('baseline', config.dense(), None, values, None, 'a baseline')
   arguments = ['--mode', 'split', '--grouping', kind, '--grouping_start', 'basemodel', '--basemodel', 'b']
-  network = train.build_network(train.parse_flags(arguments), config, base, names)
+  network = start.build_network(train.parse_flags(arguments), config, base, names)
   # It computes what the baseline computes without the weights between the groups.
   for layer in network.plan.layers:
     if layer.kind != 'batch_norm':
