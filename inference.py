@@ -61,9 +61,9 @@ class Folded(resnet_split.Network):
     return super().__call__(images, **keywords)
 
   def _conv(self, layer, branch, x):
-    name = self.prefix(layer, branch)
-    x = tf.nn.conv2d(x, self.weights[name + '/kernel'], layer.stride, 'SAME')
-    return tf.nn.bias_add(x, self.weights[name + '/bias']) if name + '/bias' in self.weights else x
+    x = super()._conv(layer, branch, x)
+    bias = self.weights.get(self.prefix(layer, branch) + '/bias')
+    return x if bias is None else tf.nn.bias_add(x, resnet_split.lengthened(bias, {0: x.shape[-1] - len(bias)}))
 
   def _batch_norm(self, layer, branch, x, training, share=None, factor=1.0):
     if self.prefix(layer, branch) + '/gamma' not in self.weights:

@@ -26,6 +26,9 @@ from dropout import Dropout
 BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_DECAY = 0.9
 ASSIGNMENT_STDDEV = 0.01
+# Learned groups have odd sizes, for which processors' batch normalisations and convolutions are up to four times
+# slower. So what branches compute has channels of zeros at the end, up to a multiple of this.
+CHANNEL_MULTIPLE = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -434,14 +437,16 @@ class Network(tf.Module):
           for branch in held[block.depth]
         }
       units, depth = by_name[block.conv_2].output, block.depth
-    features = state if not held[depth] else {}
+    features = {}
     for branch in held[depth]:
       with self._on(depth, branch):
         x = tf.nn.relu(self._batch_norm(by_name['unit_last/bn'], branch, state[branch], training, share))
-        features[branch] = tf.reduce_mean(tf.cast(x, tf.float32), (1, 2))
+        x = tf.reduce_mean(tf.cast(x, tf.float32), (1, 2))
+        features[branch] = shortened(x, len(self.members(units, depth, branch)))
     if not held['logits']:
-      (features,) = features.values()
-      return features
+      (output,) = features.values() if features else [self._output(state)]
+      return output
+    features = features or state
     logits, inputs = [], self._inputs(features, units, depth, 'logits')
     for branch in held['logits']:
       with self._on('logits', branch):
@@ -452,6 +457,13 @@ class Network(tf.Module):
     with self._on('trunk', 0):
       logits = logits[0] if len(logits) == 1 else tf.concat(logits, 1)
       return logits if self._class_order is None else tf.gather(logits, self._class_order, axis=1)
+
+  def _output(self, state):
+    """What a part without logits or pooled features hands to those above it: its highest branch's own channels."""
+    block = [block for block in self.plan.blocks if self.held[block.depth]][-1]
+    layer = next(layer for layer in self.plan.layers if layer.name == block.conv_2)
+    ((branch, x),) = state.items()
+    return shortened(x, len(self.members(layer.output, block.depth, branch)))
 
   def _source(self):
     """The branch whose output a part without the trunk reads, at the depth below its lowest."""
@@ -486,6 +498,7 @@ class Network(tf.Module):
     """Pre-activation residual block: x + conv_2(relu(bn_2(conv_1(relu(bn_1(x)))))), a first block as released."""
     drop = drop if self.plan.depths[block.depth] > 1 else Dropout(None, 1.0)
     with self._on(block.depth, branch):
+      x = lengthened(x, {-1: -x.shape[-1] % CHANNEL_MULTIPLE})
       a = drop.relu(self._batch_norm(by_name[block.bn_1], branch, x, training, share, drop.factor))
       first = block.name.endswith('_0')
       residual = self._conv(by_name[block.shortcut], branch, a) if block.shortcut else (a if first else x)
@@ -494,8 +507,10 @@ class Network(tf.Module):
       return residual + self._conv(by_name[block.conv_2], branch, a)
 
   def _conv(self, layer, branch, x):
-    kernel = tf.cast(self.weights[self.prefix(layer, branch) + '/kernel'], self.dtype)
-    return tf.nn.conv2d(x, kernel, layer.stride, 'SAME')
+    kernel = self.weights[self.prefix(layer, branch) + '/kernel']
+    inputs, outputs = kernel.shape[-2:]
+    kernel = lengthened(kernel, {-2: x.shape[-1] - inputs, -1: -outputs % CHANNEL_MULTIPLE})
+    return tf.nn.conv2d(x, tf.cast(kernel, self.dtype), layer.stride, 'SAME')
 
   def _linear(self, layer, branch, x):
     name = self.prefix(layer, branch)
@@ -507,22 +522,20 @@ class Network(tf.Module):
     The result is multiplied by `factor`, which costs nothing here.
     """
     name = self.prefix(layer, branch)
-    offset, scale = self.weights[name + '/beta'], self.weights[name + '/gamma']
+    moving_mean, moving_variance = self.weights[name + '/mu'], self.weights[name + '/sigma']
+    channels = moving_mean.shape[0]
+    offset, scale, shift, spread = (
+      lengthened(self.weights[name + part], {0: x.shape[-1] - channels})
+      for part in ('/beta', '/gamma', '/mu', '/sigma')
+    )
     if factor != 1.0:
       offset, scale = offset * factor, scale * factor
-    moving_mean, moving_variance = self.weights[name + '/mu'], self.weights[name + '/sigma']
     if not training:
       return tf.raw_ops.FusedBatchNormV3(
-        x=x,
-        scale=scale,
-        offset=offset,
-        mean=moving_mean,
-        variance=moving_variance,
-        epsilon=BATCH_NORM_EPSILON,
-        is_training=False,
+        x=x, scale=scale, offset=offset, mean=shift, variance=spread, epsilon=BATCH_NORM_EPSILON, is_training=False
       ).y
     if share:
-      y, mean, variance = _shared_batch_norm(x, scale, offset, moving_mean, share)
+      y, mean, variance = _shared_batch_norm(x, scale, offset, shift, share)
     else:
       batch = tf.raw_ops.FusedBatchNormV3(
         x=x,
@@ -536,8 +549,8 @@ class Network(tf.Module):
       values = tf.cast(tf.size(x) // x.shape[-1], tf.float32)  # per channel
       # The kernel reports the unbiased variance; the released code averages the biased one.
       y, mean, variance = batch.y, batch.batch_mean, batch.batch_variance * ((values - 1.0) / values)
-    moving_mean.assign_sub((1.0 - BATCH_NORM_DECAY) * (moving_mean - mean))
-    moving_variance.assign_sub((1.0 - BATCH_NORM_DECAY) * (moving_variance - variance))
+    moving_mean.assign_sub((1.0 - BATCH_NORM_DECAY) * (moving_mean - shortened(mean, channels)))
+    moving_variance.assign_sub((1.0 - BATCH_NORM_DECAY) * (moving_variance - shortened(variance, channels)))
     return y
 
   # What training needs.
@@ -610,14 +623,32 @@ def _shared_batch_norm(x, scale, offset, shift, share):
   return tf.cast(y, x.dtype), shift + mean, variance
 
 
+def lengthened(value, by):
+  """A tensor or array with zeros at the end of some axes; by: dict from axis to how many."""
+  if not any(by.values()):
+    return value
+  rank = len(value.shape)
+  amounts = [[0, 0] for _ in range(rank)]
+  for axis, amount in by.items():
+    amounts[axis][1] = amount
+  return (np if isinstance(value, np.ndarray) else tf).pad(value, amounts)
+
+
+def shortened(x, channels):
+  """The first channels (last axis) of a tensor."""
+  return x if x.shape[-1] == channels else tf.slice(x, [0] * len(x.shape), [-1] * (len(x.shape) - 1) + [channels])
+
+
 def _divided(x, runs):
   """Runs of x's channels: dict from a key to tensor; runs: dict from a key to a slice of the channels."""
-  ends = [0, *(run.stop for run in runs.values())]
   if all(run == slice(None) for run in runs.values()):
     return dict.fromkeys(runs, x)
-  if [*(run.start for run in runs.values()), x.shape[-1]] == ends:
+  ends = [0, *(run.stop for run in runs.values())]
+  left = x.shape[-1] - (ends[-1] or 0)
+  if [run.start for run in runs.values()] == ends[:-1] and left < CHANNEL_MULTIPLE:
     # One operation, whose gradient writes all channels once; that of a slice writes zeros beside it, to be summed.
-    return dict(zip(runs, tf.split(x, np.diff(ends), -1)))
+    sizes = np.diff(ends).tolist()
+    return dict(zip(runs, tf.split(x, [*sizes, left] if left else sizes, -1)))
   # tf.slice, as the gradient of an index is an operation many times slower on CPUs.
   others = len(x.shape) - 1
   return {

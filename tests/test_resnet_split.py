@@ -171,8 +171,9 @@ def test_percentages_are_the_papers(split):
 
 
 @pytest.mark.parametrize('split, branch_input', [('1-1-1', 'group'), ('1-2-2', 'all'), ('2-3-5', 'group')])
-def test_counts_are_what_the_graph_computes(split, branch_input):
+def test_counts_are_what_the_graph_computes(split, branch_input, monkeypatch):
   """Multiply-adds read off the traced convolutions and products, whatever the code believes its layers to be."""
+  monkeypatch.setattr(resnet_split, 'CHANNEL_MULTIPLE', 1)  # those with the zeros beside odd groups are not counted
   config = config_of(split, branch_input=branch_input)
   network = Network(config, groups=None if split == '1-1-1' else random_groups(resnet_split.wide_resnet(config)))
   traced = tf.function(network).get_concrete_function(tf.TensorSpec([1, 32, 32, 3]))
@@ -488,6 +489,41 @@ def test_logits_do_not_depend_on_the_placement():
     assert unit_3 == expected['unit_3'], (split, count)
     assert on == sorted({name for names in expected.values() for name in names}), (split, count)
     assert len(on) == min(count, int(split[-1]))
+
+
+# --- channels of zeros beside odd groups ---------------------------------------------------------------------------
+
+
+def trained_once(network):
+  """What a network of odd groups computes: logits in evaluation and training, gradients, moving averages."""
+  found = {'evaluation': network(images())}
+  with tf.GradientTape() as tape:
+    found['training'] = network(images(), training=True)
+    loss = tf.reduce_sum(found['training'] * tf.random.stateless_normal([1, network.config.num_classes], [5, 6]))
+  found.update(zip(network.trained, tape.gradient(loss, list(network.trained.values()))))
+  found.update({name: v for name, v in network.weights.items() if name.endswith(('/mu', '/sigma'))})
+  return {name: np.asarray(value) for name, value in found.items()}
+
+
+@pytest.mark.parametrize('split, branch_input', [('2-2-2', 'group'), ('1-2-2', 'all'), ('2-3-5', 'group')])
+def test_channels_of_zeros_change_nothing_but_rounding(split, branch_input, monkeypatch):
+  config = config_of(split, branch_input=branch_input)
+  groups = random_groups(resnet_split.wide_resnet(config))
+  widths = {}
+
+  def computed(multiple):
+    monkeypatch.setattr(resnet_split, 'CHANNEL_MULTIPLE', multiple)
+    network = Network(config, groups=groups)
+    graph = tf.function(network).get_concrete_function(tf.TensorSpec([1, 32, 32, 3])).graph
+    widths[multiple] = {op.outputs[0].shape[-1] for op in graph.get_operations() if op.type == 'Conv2D'}
+    return trained_once(network)
+
+  plain, longer = computed(1), computed(16)
+  assert any(width % 16 for width in widths[1]) and not any(width % 16 for width in widths[16])
+  assert plain.keys() == longer.keys()
+  for name, value in plain.items():
+    assert longer[name].shape == value.shape
+    assert np.abs(longer[name] - value).max() <= 1e-4 * np.abs(value).max() + 1e-6, name
 
 
 # --- precision, dropout, batch norm, variables ---------------------------------------------------------------------
