@@ -43,6 +43,7 @@ TRAINING = [
   Row('group', 'grouping, dropout as grouping has it', 'training', dict(mode='group')),
   Row('group_alone', 'grouping without dropout', 'training', dict(mode='group', more=['--dropout_keep_prob', '1'])),
   Row('split', 'split', 'training', dict(mode='split')),
+  Row('split_uneven', 'split, uneven groups', 'training', dict(mode='split', uneven=True)),
   Row(
     'xla',
     'dense, with%s XLA' % ('' if XLA else 'out'),
@@ -54,6 +55,7 @@ TRAINING = [
 EVALUATION = [
   Row('eval_dense', 'dense', 'evaluation', dict(mode='baseline')),
   Row('eval_split', 'split', 'evaluation', dict(mode='split')),
+  Row('eval_split_uneven', 'split, uneven groups', 'evaluation', dict(mode='split', uneven=True)),
 ]
 PIPELINE = Row('pipeline', 'input pipeline', 'pipeline', {})
 CEILING = Row('ceiling', 'ceiling', 'ceiling', {})
@@ -356,7 +358,7 @@ def cells(line, split):
     '%.2f%s' % (size / 1e9, '' if kind == 'host' else ' ' + kind) for kind, size in (line.get('memory') or {}).items()
   ]
   return {
-    'network': 'split ' + split if line.get('text') == 'split' else line.get('text'),
+    'network': re.sub('^split', 'split ' + split, line.get('text', '')),
     'k': '%d' % line['k'],
     'precision': line['precision'],
     'batch': '%d' % line['batch_size'],

@@ -36,10 +36,20 @@ def random_images(count, classes):
   return cifar100.Split(images, rng.integers(0, classes, count).astype(np.int32))
 
 
-def even_groups(config):
-  """Hard groups of a split network that was not trained: features divided evenly, classes at random."""
-  groups = grouping.random(config.num_classes, config.ngroups1, seed=0)
-  return grouping.even_features(resnet_split.wide_resnet(config), groups)
+def groups_of(config, uneven=False):
+  """Hard groups of a split network that was not trained: features divided evenly, classes at random.
+
+  `uneven`: then a twentieth of the features of each first group, at least one, go to the last, so that the sizes are
+  about as odd as those of learned groups.
+  """
+  plan = resnet_split.wide_resnet(config)
+  groups = grouping.even_features(plan, grouping.random(config.num_classes, config.ngroups1, seed=0))
+  if uneven:
+    for name, units in plan.units.items():
+      first = np.flatnonzero(groups[name] == 0)
+      if units.groups > 1 and name != 'split_q1' and len(first) > 1:
+        groups[name][first[: max(1, len(first) // 20 | 1)]] = units.groups - 1
+  return groups
 
 
 def dense_flops(config):
@@ -70,12 +80,12 @@ def steps_in(seconds, step_seconds):
 class Training:
   """One of train.py's stages: several steps a call, as its loop runs them."""
 
-  def __init__(self, config, mode, batch_size, precision, more=()):
+  def __init__(self, config, mode, batch_size, precision, more=(), uneven=False):
     arguments = ['--mode', mode, '--batch_size', str(batch_size), '--precision', precision, *more]
     settings = train.parse_flags(arguments + (['--grouping', 'random'] if mode == 'split' else []))
     split = random_images(max(TRAINING_IMAGES, batch_size), config.num_classes)
     network = resnet_split.Network(
-      config, groups=even_groups(config) if mode == 'split' else None, with_assignments=mode == 'group',
+      config, groups=groups_of(config, uneven) if mode == 'split' else None, with_assignments=mode == 'group',
       dtype=tf.dtypes.as_dtype(precision),
     )  # fmt: skip
     self._batch_size, self.flops = batch_size, flops(network)
@@ -130,9 +140,9 @@ class KerasTraining:
 class Evaluation:
   """eval.py's way through images: images a second in batches, and the time of one image alone."""
 
-  def __init__(self, config, mode, batch_size, precision):
+  def __init__(self, config, mode, batch_size, precision, uneven=False):
     network = resnet_split.Network(
-      config, groups=even_groups(config) if mode == 'split' else None, dtype=tf.dtypes.as_dtype(precision)
+      config, groups=groups_of(config, uneven) if mode == 'split' else None, dtype=tf.dtypes.as_dtype(precision)
     )
     self._network = inference.Folded(network)
     self._batch_size, self.flops = batch_size, flops(network)

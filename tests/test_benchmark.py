@@ -163,7 +163,8 @@ def test_ratios_are_medians_of_the_turns():
 def test_what_was_not_measured_is_left_out():
   found = {'eval_dense': process([], failed='out of memory'), 'eval_split': process([8.0], 50, latency=1.25)}
   settings = {'k': 1, 'precision': 'bfloat16', 'batch_size': 100}
-  lines = benchmark.summarise('evaluation', benchmark.EVALUATION, found, settings)
+  rows = [row for row in benchmark.EVALUATION if row.name in found]
+  lines = benchmark.summarise('evaluation', rows, found, settings)
   dense, split = tables_of(benchmark.markdown(lines, '2-2-2'))['Evaluation']
   assert 'against dense' not in split and 'of the ceiling' not in split and 'first step (s)' not in split
   assert dense['images/s'] == '' and dense['remark'] == 'failed: out of memory'
@@ -190,6 +191,21 @@ def test_training_trains(few_images, mode):
   assert int(workload._stage.step) >= 2
   assert any(name.startswith('group/') for name in before) == (mode == 'group')
   assert (workload.flops < workloads.dense_flops(CONFIG)) == (mode == 'split')
+
+
+@pytest.mark.parametrize('split', ['1-1-4', '2-2-2', '2-4-4'])
+def test_uneven_groups_are_odd_and_none_is_empty(split):
+  config = resnet_split.Config(k=8, **dict(zip(('ngroups3', 'ngroups2', 'ngroups1'), map(int, split.split('-')))))
+  plan = resnet_split.wide_resnet(config)
+  even, uneven = workloads.groups_of(config), workloads.groups_of(config, uneven=True)
+  for name, units in plan.units.items():
+    sizes = [np.bincount(groups[name], minlength=units.groups) for groups in (even, uneven)]
+    assert sizes[1].min() > 0 and sizes[1].sum() == units.size
+    if units.groups > 1 and name != 'split_q1':
+      assert not any(sizes[0] % 2) and sizes[1][0] % 2 and sizes[1][-1] % 2
+      assert abs(sizes[1] - sizes[0]).max() <= sizes[0].max() / 10
+    else:
+      assert np.array_equal(*sizes)
 
 
 def test_evaluation_goes_eval_pys_way(few_images, monkeypatch):
