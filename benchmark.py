@@ -96,7 +96,7 @@ def parse_flags(argv):
     UserError: where a value is out of range.
   """
   parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-  add(parser, 'only', one_of(NAMES), ','.join(NAMES), 'which rows: some of %(default)s [all]')
+  add(parser, 'only', one_of(NAMES), ', '.join(NAMES), 'which rows: some of %(default)s [all]')
   add(parser, 'k', numbers, '1,2,8', 'width multipliers [%(default)s]')
   add(parser, 'precision', one_of(['float32', 'bfloat16']), 'float32,bfloat16', 'of the convolutions [%(default)s]')
   more = ',256,1024' if tf.config.list_physical_devices('GPU') else ''
