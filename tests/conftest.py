@@ -6,9 +6,6 @@ import sys
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..')
 sys.path.insert(0, os.path.normpath(ROOT))
 
-# Results are compared with those of Eigen's kernels (see check_reference.py), by all tests alike.
-os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
-
 import quiet  # noqa: E402, F401 - before any test imports TensorFlow
 
 import pytest  # noqa: E402

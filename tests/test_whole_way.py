@@ -13,7 +13,7 @@ PROJECT = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..')
 
 def script(name, *arguments, folder, **variables):
   """Runs a script in a folder; returns what it printed. The scripts find this Python where there is no .venv."""
-  variables = {'TF_ENABLE_ONEDNN_OPTS': '1', **variables}  # TensorFlow's default on users' machines; see conftest.py
+  variables = {'TF_ENABLE_ONEDNN_OPTS': '1', **variables}  # as users have it; check_reference.py turns it off
   path = os.path.dirname(sys.executable) + os.pathsep + os.environ['PATH']
   result = subprocess.run(
     [os.path.join(PROJECT, name), *map(str, arguments)],
