@@ -442,7 +442,7 @@ class Network(tf.Module):
       with self._on(depth, branch):
         x = tf.nn.relu(self._batch_norm(by_name['unit_last/bn'], branch, state[branch], training, share))
         x = tf.reduce_mean(tf.cast(x, tf.float32), (1, 2))
-        features[branch] = shortened(x, len(self.members(units, depth, branch)))
+        features[branch] = shortened(x, self.written(depth, branch))
     if not held['logits']:
       (output,) = features.values() if features else [self._output(state)]
       return output
@@ -458,12 +458,17 @@ class Network(tf.Module):
       logits = logits[0] if len(logits) == 1 else tf.concat(logits, 1)
       return logits if self._class_order is None else tf.gather(logits, self._class_order, axis=1)
 
+  def written(self, depth, branch):
+    """How many channels a branch of the trunk, unit_2 or unit_3 hands to those above it, without zeros beside them."""
+    last = [block for block in self.plan.blocks if block.depth == depth][-1]
+    layer = next(layer for layer in self.plan.layers if layer.name == last.conv_2)
+    return len(self.members(layer.output, depth, branch))
+
   def _output(self, state):
     """What a part without logits or pooled features hands to those above it: its highest branch's own channels."""
-    block = [block for block in self.plan.blocks if self.held[block.depth]][-1]
-    layer = next(layer for layer in self.plan.layers if layer.name == block.conv_2)
+    depth = [block.depth for block in self.plan.blocks if self.held[block.depth]][-1]
     ((branch, x),) = state.items()
-    return shortened(x, len(self.members(layer.output, block.depth, branch)))
+    return shortened(x, self.written(depth, branch))
 
   def _source(self):
     """The branch whose output a part without the trunk reads, at the depth below its lowest."""
@@ -487,8 +492,8 @@ class Network(tf.Module):
   def _inputs(self, state, units, below, depth):
     """What each held branch at a depth reads of the outputs below: dict from branch to tensor."""
     inputs = {}
+    taken = {branch: self.taken(units, below, depth, branch) for branch in self.held[depth]}
     for parent, x in state.items():
-      taken = {branch: self.taken(units, below, depth, branch) for branch in self.held[depth]}
       runs = {branch: channels for branch, (source, channels) in taken.items() if source == parent}
       with self._on(below, parent):
         inputs.update(_divided(x, runs))

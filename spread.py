@@ -126,7 +126,7 @@ def output_spec(network, node):
   depth, branch = node
   last = [block for block in network.plan.blocks if block.depth == depth][-1]
   layer = next(layer for layer in network.plan.layers if layer.name == last.conv_2)
-  channels = len(network.members(layer.output, depth, branch))
+  channels = network.written(depth, branch)
   if last is network.plan.blocks[-1]:
     return tf.TensorSpec([None, channels], tf.float32)
   return tf.TensorSpec([None, layer.output_size, layer.output_size, channels], network.dtype)

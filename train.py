@@ -470,9 +470,8 @@ def run(flags, replicas, placed):
     )
 
   if not resumed:
-    if (
-      start.starts_trained(flags) or not flags.max_steps
-    ):  # what a basemodel is worth here; random weights only cost time
+    # Tells what a basemodel is worth here; of random weights it would cost time and say 1 %.
+    if start.starts_trained(flags) or not flags.max_steps:
       validate()
     log.groups(step, network)
     save()

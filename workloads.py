@@ -39,8 +39,8 @@ def random_images(count, classes):
 def groups_of(config, uneven=False):
   """Hard groups of a split network that was not trained: features divided evenly, classes at random.
 
-  `uneven`: then a twentieth of the features of each first group, at least one, go to the last, so that the sizes are
-  about as odd as those of learned groups.
+  `uneven`: then an odd number of the features of each first group, about a twentieth, go to the last, as the sizes of
+  learned groups are odd.
   """
   plan = resnet_split.wide_resnet(config)
   groups = grouping.even_features(plan, grouping.random(config.num_classes, config.ngroups1, seed=0))
@@ -48,7 +48,7 @@ def groups_of(config, uneven=False):
     for name, units in plan.units.items():
       first = np.flatnonzero(groups[name] == 0)
       if units.groups > 1 and name != 'split_q1' and len(first) > 1:
-        groups[name][first[: max(1, len(first) // 20 | 1)]] = units.groups - 1
+        groups[name][first[: len(first) // 20 | 1]] = units.groups - 1
   return groups
 
 
