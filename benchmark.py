@@ -142,7 +142,7 @@ def check_output(path):
 
 
 def config_of(flags, k):
-  """The resnet_split.Config of a width."""
+  """The architecture.Config of a width."""
   config = tables.split_config(flags.split, k, flags.branch_input)
   return dataclasses.replace(config, num_residual_units=flags.num_residual_units)
 
@@ -210,7 +210,7 @@ def measure(rows, config, arguments, flags, label):
   """Measures rows in turns, each in a process of its own that is there all the while.
 
   Args:
-    rows: list of Row; config: a resnet_split.Config; arguments: of every row's workload, a dict.
+    rows: list of Row; config: an architecture.Config; arguments: of every row's workload, a dict.
     flags: the parsed flags; label: what the lines on stderr begin with.
 
   Returns:

@@ -19,12 +19,13 @@ import re
 import numpy as np
 import tensorflow as tf
 
+import architecture
 import resnet_split
 from utils import UserError
 
 CONFIG = 'config.json'
 
-# What a checkpoint is: its mode ('baseline', 'group', 'split' or 'released'), its resnet_split.Config, its hard groups
+# What a checkpoint is: its mode ('baseline', 'group', 'split' or 'released'), its architecture.Config, its hard groups
 # by units name (or None), its values by variable name, its whole configuration, and the path of the checkpoint itself.
 Stored = collections.namedtuple('Stored', 'mode config groups values configuration path')
 
@@ -73,7 +74,7 @@ def read_configuration(folder):
       configuration = json.load(f)
     config, groups = network_config(configuration), hard_groups(configuration)
     if groups is not None:
-      resnet_split.check_groups(resnet_split.wide_resnet(config), groups)
+      architecture.check_groups(architecture.wide_resnet(config), groups)
     configuration['mode'], configuration['settings'], configuration['data']
     return configuration
   except (ValueError, KeyError, TypeError, AttributeError, UserError) as e:
@@ -81,8 +82,8 @@ def read_configuration(folder):
 
 
 def network_config(configuration):
-  """The resnet_split.Config in a stored configuration."""
-  return resnet_split.Config(**configuration['network'])
+  """The architecture.Config in a stored configuration."""
+  return architecture.Config(**configuration['network'])
 
 
 def hard_groups(configuration):
@@ -185,7 +186,7 @@ def config_from_shapes(values, path):
     return next((len(values['group/%s/alpha' % n]) for n in names if 'group/%s/alpha' % n in values), 1)
 
   try:
-    return resnet_split.Config(
+    return architecture.Config(
       k=values['unit_1_0/conv_1/kernel'].shape[-1] // 16,
       num_residual_units=1 + max(int(m.group(1)) for m in (re.match(r'unit_1_(\d+)/', n) for n in values) if m),
       num_classes=values['logits/fc/biases'].shape[0],

@@ -20,6 +20,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+import architecture
 import checkpoints
 import cifar100
 import devices
@@ -135,7 +136,7 @@ def load_network(stored, harden, dtype):
     raise UserError(
       "--harden: '%s' is a %s checkpoint; only a grouping one can be hardened" % (stored.path, stored.mode)
     )
-  resnet_split.check_groups(resnet_split.wide_resnet(stored.config), groups)
+  architecture.check_groups(architecture.wide_resnet(stored.config), groups)
   return resnet_split.split_by(stored.config, groups, stored.values, dtype=dtype)
 
 
@@ -147,7 +148,7 @@ def class_groups(stored, all_units=False):
   if stored.groups is not None:
     groups = stored.groups
   else:
-    plan = resnet_split.wide_resnet(stored.config)
+    plan = architecture.wide_resnet(stored.config)
     learned = any(name.startswith('group/') for name in stored.values)
     if not learned:
       return None
@@ -287,6 +288,8 @@ def print_result(result, names):
   row('cross-entropy', '%.4f' % result['cross_entropy'])
   row('parameters', '{:,}'.format(result['parameters']))
   row('FLOPs per image', '{:,}'.format(result['flops']))
+  if result['hardened']:
+    row('dropped by hardening', architecture.describe_dropped(architecture.Dropped(**result['dropped'])))
   if len(result['placement']) > 1:
     loads = collections.Counter()
     for part in result['placement']:
@@ -373,6 +376,8 @@ def run(flags):
     'hardened': flags.harden,
     'precision': flags.precision,
   }
+  if flags.harden:
+    result['dropped'] = architecture.dropped_weights(network.plan, network.groups, stored.values)._asdict()
   result.update(measure(logits, split.labels[: len(logits)], names, groups))
   print_result(result, names)
   if flags.output_file:

@@ -18,12 +18,12 @@ import quiet  # noqa: F401 - before TensorFlow
 
 import numpy as np
 
+import architecture
 import checkpoints
 import cifar100
 import eval as evaluation
 import pictures
 import report
-import resnet_split
 import start
 import train
 import utils
@@ -174,7 +174,7 @@ def chosen_layers(plan, text):
 def share_within(plan, layer, kernel, groups):
   """How much of a layer's squared weight hardening keeps: number in [0, 1]."""
   squares = np.square(kernel).sum(tuple(range(kernel.ndim - 2)))
-  return float(squares[resnet_split.kept_weights(plan, layer, groups)].sum() / max(squares.sum(), 1e-20))
+  return float(squares[architecture.kept_weights(plan, layer, groups)].sum() / max(squares.sum(), 1e-20))
 
 
 def figure_3(flags):
@@ -199,11 +199,11 @@ def figure_3(flags):
     )
   steps = evenly(steps, flags.moments)
   moments = [checkpoints.read(os.path.join(flags.run, 'ckpt-%d' % step)) for step in steps]
-  plan = resnet_split.wide_resnet(moments[-1].config)
+  plan = architecture.wide_resnet(moments[-1].config)
   groups = evaluation.class_groups(moments[-1], all_units=True)
   rows, shares = [], {}
   for layer in chosen_layers(plan, flags.layers):
-    kernels = [stored.values[resnet_split.layer_weights(layer)] for stored in moments]
+    kernels = [stored.values[architecture.layer_weights(layer)] for stored in moments]
     shares[layer.name] = [share_within(plan, layer, kernel, groups) for kernel in kernels]
     rows.append(
       (

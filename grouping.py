@@ -80,7 +80,7 @@ def clustering(weights, plan, seed=0):
 
   Args:
     weights: [features, classes].
-    plan: a resnet_split.Plan.
+    plan: an architecture.Plan.
     seed: of the clustering.
 
   Returns:
@@ -146,7 +146,7 @@ def read_file(path, names, config):
   For 1-2-2 or 2-2-2: [["apple", ...], ["bed", ...]]; for 2-4-4: [[["apple", ...], ["bed", ...]], [[...], [...]]].
 
   Args:
-    path: of the file; names: a cifar100.Names; config: a resnet_split.Config.
+    path: of the file; names: a cifar100.Names; config: an architecture.Config.
 
   Returns:
     int array [classes].
@@ -193,7 +193,7 @@ def even_features(plan, class_groups):
   """A grouping of all units: the classes as given, every other set of units divided evenly.
 
   Args:
-    plan: a resnet_split.Plan; class_groups: int array [classes].
+    plan: an architecture.Plan; class_groups: int array [classes].
 
   Returns:
     Dict from units name to int array.
@@ -211,7 +211,7 @@ def carried_down(plan, values, class_groups):
   From the logits down, each set of units goes to the groups that take most of its squared weight, with even sizes.
 
   Args:
-    plan: a resnet_split.Plan.
+    plan: an architecture.Plan.
     values: dict from the dense network's variable names to arrays.
     class_groups: int array [classes].
 
@@ -244,7 +244,7 @@ def spectral_start(plan, values, seed=0):
   """Where grouping can start from a trained dense network: the structure of its weights, carried down level by level.
 
   Args:
-    plan: a resnet_split.Plan.
+    plan: an architecture.Plan.
     values: dict from the dense network's variable names to arrays.
     seed: of the clustering.
 

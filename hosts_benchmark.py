@@ -21,6 +21,7 @@ import quiet  # noqa: F401 - before TensorFlow
 
 import numpy as np
 
+import architecture
 import grouping
 import hosts
 import placement
@@ -86,7 +87,7 @@ def network_of(row, flags):
   if row.split == tables.DENSE:
     return resnet_split.Network(config)
   classes = grouping.random(config.num_classes, config.ngroups1, seed=0)
-  return resnet_split.Network(config, groups=grouping.even_features(resnet_split.wide_resnet(config), classes))
+  return resnet_split.Network(config, groups=grouping.even_features(architecture.wide_resnet(config), classes))
 
 
 def busiest(network, parts):

@@ -21,6 +21,7 @@ batch normalisation) that reads a sum which something else reads too, hence the 
 import numpy as np
 import tensorflow as tf
 
+import architecture
 import resnet_split
 
 # A stream is shifted by at most so many of a channel's deviations, or it would lose digits in bfloat16, which has 8.
@@ -141,7 +142,7 @@ def _fold_into_stream(network, values, writer, norm, readers):
         for above in range(network.branches(reader)):
           below, rows = network.taken(norm.output, norm.depth, reader.depth, above)
           if below == branch:
-            values[resnet_split.layer_weights(reader, network.prefix(reader, above))] *= scale[rows][:, None]
+            values[architecture.layer_weights(reader, network.prefix(reader, above))] *= scale[rows][:, None]
     else:
       if read.index((parent, channels)) == branch:  # the first of those that read the same
         shifts[parent][channels] = -own['/mu']

@@ -15,7 +15,7 @@ def build(config, precision='float32', l2_weight=0.0005):
   """The model: whitened images [batch, 32, 32, 3] to logits [batch, classes], not compiled.
 
   Args:
-    config: a resnet_split.Config; its groups do not matter.
+    config: an architecture.Config; its groups do not matter.
     precision: 'float32' or 'bfloat16' for the layers; weights and logits are float32.
     l2_weight: weight decay: times half the sum of squares of every kernel.
   """

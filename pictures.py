@@ -8,7 +8,7 @@ matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
 
-import resnet_split
+import architecture
 import utils
 
 
@@ -31,7 +31,7 @@ def ordered_weights(network):
   for layer in plan.layers:
     if layer.kind == 'batch_norm' or layer.branches == 1:
       continue
-    kernel = network.weights[resnet_split.layer_weights(layer)].numpy()
+    kernel = network.weights[architecture.layer_weights(layer)].numpy()
     images[layer.name] = order_weights(layer, kernel, hard)
   return images
 
@@ -40,7 +40,7 @@ def order_weights(layer, kernel, groups):
   """One layer's entry of `ordered_weights`.
 
   Args:
-    layer: a resnet_split.Layer; kernel: its weights in the dense network, array.
+    layer: an architecture.Layer; kernel: its weights in the dense network, array.
     groups: the hard groups to order by, dict from units name to int array.
   """
   size = np.sqrt(np.square(kernel).mean(tuple(range(kernel.ndim - 2))))

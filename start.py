@@ -4,6 +4,7 @@ import dataclasses
 
 import tensorflow as tf
 
+import architecture
 import checkpoints
 import grouping
 import resnet_split
@@ -18,11 +19,11 @@ FREE_ON_RESUME = {
 }  # fmt: skip
 CHECKPOINT_FLAGS = ('basemodel', 'teacher')  # known by their content, so that a run and they may be moved
 
-NETWORK_FLAGS = [field.name for field in dataclasses.fields(resnet_split.Config)]
+NETWORK_FLAGS = [field.name for field in dataclasses.fields(architecture.Config)]
 
 
 def resolve_network(flags, stored, source):
-  """The resnet_split.Config: what a checkpoint says, what the flags say, and the defaults, in that order.
+  """The architecture.Config: what a checkpoint says, what the flags say, and the defaults, in that order.
 
   Args:
     flags: the parsed flags.
@@ -43,7 +44,7 @@ def resolve_network(flags, stored, source):
         % (name, value, source, name, stored[name])
       )
     chosen[name] = value
-  config = resnet_split.Config(**chosen)
+  config = architecture.Config(**chosen)
   if flags.mode == 'group' and config.ngroups1 == 1:
     raise UserError('--ngroups1 is 1, so there is nothing to group: give at least 2, or train with --mode baseline')
   return config
@@ -79,7 +80,7 @@ def build_network(flags, config, base, names, placed=None):
   """The network of this stage, with the basemodel's weights and the groups that the flags ask for.
 
   Args:
-    flags, config: the flags and the resnet_split.Config.
+    flags, config: the flags and the architecture.Config.
     base: the basemodel, a checkpoints.Stored, or None.
     names: a cifar100.Names.
     placed: the devices for the branches, or None.
@@ -87,7 +88,7 @@ def build_network(flags, config, base, names, placed=None):
   keywords = dict(dtype=tf.dtypes.as_dtype(flags.precision), devices=placed)
   where = base and "the basemodel '%s'" % base.path
   if flags.mode == 'split' and flags.grouping != 'learned':
-    plan = resnet_split.wide_resnet(config)
+    plan = architecture.wide_resnet(config)
     if flags.grouping == 'semantic':
       class_groups = grouping.semantic(names, config.ngroups1)
     elif flags.grouping == 'random':

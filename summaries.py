@@ -7,6 +7,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+import architecture
 import pictures
 import resnet_split
 import utils
@@ -27,14 +28,16 @@ def size_lines(network):
 
 
 def hardened_line(network):
-  """One line with the counts of the network that the present assignments would harden into, beside the dense ones."""
+  """What the present assignments would harden into, in one line: its counts beside the dense ones, and what is lost."""
   try:
     hardened = utils.total_count(resnet_split.hardened_counts(network))
   except utils.UserError as e:
     return 'cannot be hardened now: %s' % e
   dense = utils.total_count(network.counts)
   shares = ['{:,} of {:,} ({:.1f} %)'.format(part, whole, 100 * part / whole) for part, whole in zip(hardened, dense)]
-  return 'hardened now: %s parameters, %s FLOPs per image' % tuple(shares)
+  values = {name: variable.numpy() for name, variable in network.weights.items()}
+  dropped = architecture.dropped_weights(network.plan, resnet_split.present_groups(network), values)
+  return 'hardened now: %s parameters, %s FLOPs per image; drops %s' % (*shares, architecture.describe_dropped(dropped))
 
 
 class Log:

@@ -26,6 +26,7 @@ import quiet  # noqa: F401 - before TensorFlow
 import numpy as np
 import tensorflow as tf
 
+import architecture
 import cifar100
 import devices
 import grouping
@@ -156,7 +157,7 @@ def build(row, config, dense, placed, dtype):
   """A row's network on the devices: a function from whitened images to logits.
 
   Args:
-    row: a Row; config: its resnet_split.Config; dense: the dense resnet_split.Network.
+    row: a Row; config: its architecture.Config; dense: the dense resnet_split.Network.
     placed: names of the devices, as many as the row has.
     dtype: of the convolutions.
   """
@@ -165,7 +166,7 @@ def build(row, config, dense, placed, dtype):
   if row.split == tables.DENSE:
     return dense
   # The classes of a learned group are in no order, so that the logits have to be put in order, as they are here.
-  plan = resnet_split.wide_resnet(config)
+  plan = architecture.wide_resnet(config)
   groups = grouping.even_features(plan, grouping.random(config.num_classes, config.ngroups1, seed=0))
   return resnet_split.Network(config, groups=groups, dtype=dtype, devices=placed)
 

@@ -25,6 +25,7 @@ import quiet  # noqa: F401 - before TensorFlow
 import numpy as np
 import tensorflow as tf
 
+import architecture
 import cifar100
 import experiments
 import group_table
@@ -185,12 +186,12 @@ def parse_flags(argv):
 
 
 def split_config(split, k, branch_input):
-  """The resnet_split.Config of a split's name, such as '2-4-4' or 'dense'."""
+  """The architecture.Config of a split's name, such as '2-4-4' or 'dense'."""
   match = re.fullmatch(r'(\d+)-(\d+)-(\d+)', DENSE if split == 'dense' else split)
   if not match:
     raise UserError("--per_layer is '%s'; it must be dense, or groups as in 2-4-4" % split)
   ngroups3, ngroups2, ngroups1 = map(int, match.groups())
-  return resnet_split.Config(k=k, ngroups1=ngroups1, ngroups2=ngroups2, ngroups3=ngroups3, branch_input=branch_input)
+  return architecture.Config(k=k, ngroups1=ngroups1, ngroups2=ngroups2, ngroups3=ngroups3, branch_input=branch_input)
 
 
 def built_counts(split, k, branch_input='group'):
@@ -199,7 +200,7 @@ def built_counts(split, k, branch_input='group'):
   groups = None
   if config.split != DENSE:
     classes = grouping.random(config.num_classes, config.ngroups1, seed=0)
-    groups = grouping.even_features(resnet_split.wide_resnet(config), classes)
+    groups = grouping.even_features(architecture.wide_resnet(config), classes)
   return resnet_split.Network(config, groups=groups).counts
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+import architecture
 import checkpoints
 import cifar100
 import devices
@@ -46,7 +47,7 @@ STAGE_DEFAULTS = {
 
 
 def make_parser():
-  """The flags, grouped; None stands for what the stage, the basemodel or resnet_split.Config decides."""
+  """The flags, grouped; None stands for what the stage, the basemodel or architecture.Config decides."""
   parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
   parser.add_argument('--mode', required=True, choices=sorted(STAGE_DEFAULTS), help='which stage to train')
 
@@ -65,7 +66,7 @@ def make_parser():
     "baseline or grouping one for group, a baseline for baseline; the released code's checkpoints are read too",
   )
   g = parser.add_argument_group("network (default: the basemodel's, else the value in brackets)")
-  config = resnet_split.Config()
+  config = architecture.Config()
   add(g, 'k', int, None, 'width multiplier [%d]' % config.k)
   add(g, 'num_residual_units', int, None, 'residual blocks per stage [%d]' % config.num_residual_units)
   add(g, 'num_classes', int, None, 'classes [%d]' % config.num_classes)
@@ -255,7 +256,7 @@ def parse_flags(argv):
   lr_boundaries(flags.lr_step_epoch)
   flags.jit_compile = devices.use_xla(flags.jit_compile)
   given = {name: getattr(flags, name) for name in start.NETWORK_FLAGS if getattr(flags, name) is not None}
-  resnet_split.Config(**{**_widest(given), **given})
+  architecture.Config(**{**_widest(given), **given})
   need('grouping_start', lambda v: v in ('scratch', 'basemodel'), 'scratch or basemodel')
   if flags.grouping_start == 'basemodel' and flags.grouping == 'learned':
     raise UserError(

@@ -16,6 +16,7 @@ import quiet  # noqa: F401 - before TensorFlow
 import numpy as np
 import tensorflow as tf
 
+import architecture
 import cifar100
 import devices
 import eval as evaluation
@@ -42,7 +43,7 @@ def groups_of(config, uneven=False):
   `uneven`: then an odd number of the features of each first group, about a twentieth, go to the last, as the sizes of
   learned groups are odd.
   """
-  plan = resnet_split.wide_resnet(config)
+  plan = architecture.wide_resnet(config)
   groups = grouping.even_features(plan, grouping.random(config.num_classes, config.ngroups1, seed=0))
   if uneven:
     for name, units in plan.units.items():
@@ -68,7 +69,7 @@ def scatter(network):
 def dense_flops(config):
   """FLOPs for one image of the dense network, at 2 per multiply-add."""
   total = 0
-  for layer in resnet_split.wide_resnet(config).layers:
+  for layer in architecture.wide_resnet(config).layers:
     if layer.kind == 'conv':
       sizes = layer.kernel_size, layer.input.size, layer.output.size, layer.output_size
       total += utils.count_convolution(layer.name, *sizes).flops
@@ -219,7 +220,7 @@ class Ceiling:
     self._programs, self.flops = {}, dense_flops(config)
     shapes = {
       (layer.input.size, layer.output.size, layer.output_size, layer.stride)
-      for layer in resnet_split.wide_resnet(config).layers
+      for layer in architecture.wide_resnet(config).layers
       if layer.kernel_size == 3
     }
     for inputs, outputs, size, stride in sorted(shapes):
@@ -318,7 +319,7 @@ def answer(values):
 def serve(request):
   """Makes the workload that a request names, then measures it as often as it is asked to."""
   devices.configure()
-  config = resnet_split.Config(**request['config'])
+  config = architecture.Config(**request['config'])
   workload = WORKLOADS[request['workload']](config, **request['arguments'])
   workload.step()
   first = time.time() - request['started']

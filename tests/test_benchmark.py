@@ -12,13 +12,14 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 
+import architecture
 import benchmark
 import keras_wrn
 import resnet_split
 import utils
 import workloads
 
-CONFIG = resnet_split.Config(k=1, num_residual_units=1)
+CONFIG = architecture.Config(k=1, num_residual_units=1)
 TINY = ['--k', '1', '--num_residual_units', '1', '--precision', 'float32', '--train_batch', '6', '--seconds', '0.01']
 
 
@@ -195,8 +196,8 @@ def test_training_trains(few_images, mode):
 
 @pytest.mark.parametrize('split', ['1-1-4', '2-2-2', '2-4-4'])
 def test_uneven_groups_are_odd_and_none_is_empty(split):
-  config = resnet_split.Config(k=8, **dict(zip(('ngroups3', 'ngroups2', 'ngroups1'), map(int, split.split('-')))))
-  plan = resnet_split.wide_resnet(config)
+  config = architecture.Config(k=8, **dict(zip(('ngroups3', 'ngroups2', 'ngroups1'), map(int, split.split('-')))))
+  plan = architecture.wide_resnet(config)
   even, uneven = workloads.groups_of(config), workloads.groups_of(config, uneven=True)
   for name, units in plan.units.items():
     sizes = [np.bincount(groups[name], minlength=units.groups) for groups in (even, uneven)]
@@ -240,7 +241,7 @@ def test_the_ceiling_measures_the_networks_shapes():
 
 def test_flops_are_the_built_networks():
   for k in (1, 2):
-    config = resnet_split.Config(k=k)
+    config = architecture.Config(k=k)
     network = resnet_split.Network(config.dense())
     assert workloads.dense_flops(config) == workloads.flops(network)
     counted = utils.total_count(network.counts)[1]
@@ -252,7 +253,7 @@ def test_flops_are_the_built_networks():
 
 @pytest.mark.parametrize('k, units, bn_no_scale', [(1, 2, True), (2, 1, False)])
 def test_the_keras_network_computes_what_the_dense_network_computes(k, units, bn_no_scale):
-  config = resnet_split.Config(k=k, num_residual_units=units, bn_no_scale=bn_no_scale)
+  config = architecture.Config(k=k, num_residual_units=units, bn_no_scale=bn_no_scale)
   ours = resnet_split.Network(config.dense(), seed=1)
   rng = np.random.default_rng(0)
   for variable in ours.weights.values():

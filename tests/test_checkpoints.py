@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+import architecture
 import checkpoints
 import resnet_split
 from utils import UserError
 
 DATA = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data')
 RELEASED = os.path.join(DATA, 'original_checkpoint', 'model.ckpt-0')
-SMALL = resnet_split.Config(k=1, num_residual_units=1, num_classes=10, ngroups1=4, ngroups2=2, ngroups3=2)
+SMALL = architecture.Config(k=1, num_residual_units=1, num_classes=10, ngroups1=4, ngroups2=2, ngroups3=2)
 
 
 def one_sentence(error):
@@ -31,7 +32,7 @@ def images():
 def split_network():
   """A small split network whose every variable is random, and which no seed would build again."""
   rng = np.random.RandomState(1)
-  plan = resnet_split.wide_resnet(SMALL)
+  plan = architecture.wide_resnet(SMALL)
   groups = {name: rng.permutation(np.arange(units.size) % units.groups) for name, units in plan.units.items()}
   network = resnet_split.Network(SMALL, groups=groups)
   for v in network.weights.values():
@@ -88,7 +89,7 @@ def test_released_checkpoint_is_trained():
 ])  # fmt: skip
 def test_configuration_is_read_off_shapes(split, k, num_residual_units, num_classes):
   ngroups3, ngroups2, ngroups1 = (int(part) for part in split.split('-'))
-  config = resnet_split.Config(k, num_residual_units, num_classes, ngroups1, ngroups2, ngroups3)
+  config = architecture.Config(k, num_residual_units, num_classes, ngroups1, ngroups2, ngroups3)
   values = {name: v.numpy() for name, v in resnet_split.Network(config, with_assignments=True).weights.items()}
   assert checkpoints.config_from_shapes(values, 'here') == config
   # Without assignments it is dense.
@@ -272,7 +273,7 @@ def test_going_on_from_a_damaged_checkpoint_is_one_sentence(folder):
 
 def test_a_configuration_of_another_network_is_one_sentence(folder):
   config = dataclasses.replace(SMALL, num_residual_units=2)
-  plan = resnet_split.wide_resnet(config)
+  plan = architecture.wide_resnet(config)
   other = resnet_split.Network(config, groups={n: np.arange(u.size) % u.groups for n, u in plan.units.items()})
   checkpoints.write_json(str(folder / 'config.json'), checkpoints.describe('split', other, {}, {}))
   with pytest.raises(UserError, match='has no variable') as error:

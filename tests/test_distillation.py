@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 import tiny_data
 
+import architecture
 import checkpoints
 import cifar100
 import objective
@@ -16,7 +17,7 @@ import resnet_split
 import start
 import train
 
-CONFIG = resnet_split.Config(k=1, num_residual_units=1, ngroups1=3, ngroups2=2, ngroups3=1)
+CONFIG = architecture.Config(k=1, num_residual_units=1, ngroups1=3, ngroups2=2, ngroups3=1)
 
 
 def log_softmax(x):
@@ -182,7 +183,7 @@ def test_a_mistake_is_one_sentence_and_leaves_no_trace(runs, data, tmp_path, tmp
   more, words = MISTAKES[case]
   other = tmp_path_factory.mktemp('other')
   if case == 'other classes':
-    network = resnet_split.Network(resnet_split.Config(k=1, num_residual_units=1, num_classes=7))
+    network = resnet_split.Network(architecture.Config(k=1, num_residual_units=1, num_classes=7))
     configuration = checkpoints.describe('baseline', network, {}, {})
     checkpoints.Saver(str(other), configuration, 1, weights=network.weights, step=tf.Variable(0)).save(0)
 

@@ -9,6 +9,7 @@ import tensorflow as tf
 import tiny_data
 from PIL import Image
 
+import architecture
 import checkpoints
 import cifar100
 import eval as evaluation
@@ -187,6 +188,8 @@ def test_hardening_while_evaluating_is_what_split_mode_starts_from(tmp_path_fact
   assert result['groups'] == plain['groups']
   assert result['parameters'] < plain['parameters']
   assert result['cross_entropy'] != plain['cross_entropy']
+  assert 'dropped' not in plain
+  assert result['dropped'] == architecture.dropped_weights(hardened.plan, first.groups, grouping.values)._asdict()
 
 
 def test_a_released_checkpoint_evaluates_dense_and_hardened(data, tmp_path):

@@ -45,7 +45,7 @@ for folder in sys.argv[2:]:
       for key, value in tensors.items():
         value = value.numpy().astype('S') if value.dtype == tf.string else value.numpy()
         answers['%s|%d|%s|%s' % (os.path.basename(folder), size, name, key)] = value
-assert not {'resnet_split', 'export', 'inference', 'cifar100', 'utils'} & set(sys.modules), sys.modules
+assert not {'resnet_split', 'architecture', 'export', 'inference', 'cifar100', 'utils'} & set(sys.modules), sys.modules
 np.savez('answers.npz', **answers)
 """
 

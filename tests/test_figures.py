@@ -9,13 +9,14 @@ import tensorflow as tf
 import tiny_data
 from PIL import Image
 
+import architecture
 import checkpoints
 import figures
 import pictures
 import resnet_split
 import train
 
-CONFIG = resnet_split.Config(k=1, num_residual_units=1, ngroups1=4, ngroups2=2, ngroups3=2)
+CONFIG = architecture.Config(k=1, num_residual_units=1, ngroups1=4, ngroups2=2, ngroups3=2)
 
 
 @pytest.fixture(scope='module')
@@ -49,7 +50,7 @@ def alphas_of(plan, groups):
 
 def class_run(folder, groups, ngroups, step=7, settings=None):
   """A grouping run's folder, of an FC split into `ngroups` with these groups of the classes."""
-  config = resnet_split.Config(k=1, num_residual_units=1, ngroups1=ngroups, ngroups2=1, ngroups3=1)
+  config = architecture.Config(k=1, num_residual_units=1, ngroups1=ngroups, ngroups2=1, ngroups3=1)
   values = {'group/split_q1/alpha': np.eye(ngroups)[groups].T}
   return save(folder, 'group', {step: values}, config, settings=settings)
 
@@ -81,7 +82,7 @@ STEPS = [0, 5, 10, 100]  # 100 after 10: ordered as numbers
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   """(folder of a run whose weights between the final groups vanish, the values by step, the final groups)."""
-  plan, rng = resnet_split.wide_resnet(CONFIG), np.random.default_rng(0)
+  plan, rng = architecture.wide_resnet(CONFIG), np.random.default_rng(0)
   final, first = (
     {name: rng.permutation(np.arange(units.size) % units.groups) for name, units in plan.units.items()} for _ in 'ab'
   )
@@ -91,8 +92,8 @@ def run(tmp_path_factory):
     values[step] = alphas_of(plan, final if step == 100 else first)
     for layer in plan.layers:
       if layer.cut > 1 and layer.kind != 'batch_norm':
-        name = resnet_split.layer_weights(layer)
-        kept = resnet_split.kept_weights(plan, layer, final)
+        name = architecture.layer_weights(layer)
+        kept = architecture.kept_weights(plan, layer, final)
         values[step][name] = fresh.weights[name].numpy() * np.where(kept, 1, rest)
   return save(tmp_path_factory.mktemp('run'), 'group', values), values, final
 
@@ -154,7 +155,7 @@ def test_figure_3_draws_chosen_layers_and_few_moments(run, tmp_path, capsys):
   ],
 )
 def test_one_representative_layer_a_depth(config, layers):
-  plan = resnet_split.wide_resnet(resnet_split.Config(**config))
+  plan = architecture.wide_resnet(architecture.Config(**config))
   assert [layer.name for layer in figures.representative_layers(plan)] == layers
 
 
@@ -168,7 +169,7 @@ def test_figure_3_refuses_with_a_sentence(run, tmp_path, capsys):
   def answer(*arguments):
     return tiny_data.call(figures, ['3', *arguments, '--output', tmp_path / 'a.png'], capsys)
 
-  plan = resnet_split.wide_resnet(CONFIG)
+  plan = architecture.wide_resnet(CONFIG)
   groups = {name: np.arange(units.size) % units.groups for name, units in plan.units.items()}
   one = save(tmp_path / 'one', 'group', {30: {}})
   assert_sentence(answer('--run', one), 'only the checkpoint of step 30', '--max_to_keep 100')
@@ -277,7 +278,7 @@ def test_figure_5_counts_classes_of_superclasses(data, tmp_path, capsys):
 
 
 def test_figure_5_takes_split_networks(data, tmp_path, capsys):
-  plan, rng = resnet_split.wide_resnet(CONFIG), np.random.default_rng(1)
+  plan, rng = architecture.wide_resnet(CONFIG), np.random.default_rng(1)
   groups = {name: rng.permutation(np.arange(units.size) % units.groups) for name, units in plan.units.items()}
   folder, path = save(tmp_path / 'run', 'split', {1: {}}, groups=groups), str(tmp_path / 'a.png')
   flags = figures.make_parser().parse_args(['5', '--checkpoint', folder, '--data_dir', data, '--output', path])
@@ -302,7 +303,7 @@ def test_figure_5_refuses_with_a_sentence(data, tmp_path, capsys):
     return tiny_data.call(figures, arguments, capsys)
 
   baseline = save(tmp_path / 'baseline', 'baseline', {3: {}}, CONFIG.dense())
-  few = resnet_split.Config(k=1, num_residual_units=1, num_classes=10)
+  few = architecture.Config(k=1, num_residual_units=1, num_classes=10)
   assert_sentence(answer(baseline), 'baseline checkpoint, without groups')
   assert_sentence(answer(tmp_path / 'missing'), 'there is no checkpoint')
   assert_sentence(answer(baseline, tmp_path / 'missing'), 'there is no CIFAR-100')

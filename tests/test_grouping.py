@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+import architecture
 import checkpoints
 import cifar100
 import grouping
@@ -20,8 +21,8 @@ SPLITS = {'1-1-4': (4, 1, 1), '2-2-2': (2, 2, 2), '2-4-4': (4, 4, 2), '2-3-5': (
 
 def plan_of(split, k=1, branch_input='group'):
   ngroups1, ngroups2, ngroups3 = SPLITS[split]
-  config = resnet_split.Config(k=k, ngroups1=ngroups1, ngroups2=ngroups2, ngroups3=ngroups3, branch_input=branch_input)
-  return config, resnet_split.wide_resnet(config)
+  config = architecture.Config(k=k, ngroups1=ngroups1, ngroups2=ngroups2, ngroups3=ngroups3, branch_input=branch_input)
+  return config, architecture.wide_resnet(config)
 
 
 @pytest.fixture(scope='module')
@@ -126,7 +127,7 @@ def test_spectral_start_finds_the_groups_of_a_network_that_is_split_already(spli
   truth['split_q1'] = leaves
   for layer in plan.layers:
     if layer.kind != 'batch_norm':
-      values[resnet_split.layer_weights(layer)] *= resnet_split.kept_weights(plan, layer, truth)
+      values[architecture.layer_weights(layer)] *= architecture.kept_weights(plan, layer, truth)
   # Classes of a trained network that are alike have a direction in common; random ones would not.
   values['logits/fc/weights'] = np.abs(values['logits/fc/weights'])
   found = {name: utils.hard_groups(alpha) for name, alpha in grouping.spectral_start(plan, values).items()}
@@ -146,7 +147,7 @@ def test_even_features_keeps_the_classes_and_divides_the_rest(names):
   for name, units in plan.units.items():
     if name != 'split_q1':
       assert len(set(utils.group_sizes(groups[name], units.groups))) == 1
-  resnet_split.check_groups(plan, groups)
+  architecture.check_groups(plan, groups)
 
 
 def test_a_users_grouping_is_read_as_its_tree(names, tmp_path):
@@ -190,7 +191,7 @@ def test_split_from_scratch_builds_the_groups_that_were_asked_for(kind, names, t
   path = tmp_path / 'mine.json'
   path.write_text(json.dumps([names.fine[:50], names.fine[50:]]))
   flags = train.parse_flags(['--mode', 'split', '--k', '1', '--grouping', str(path) if kind == 'file' else kind])
-  network = start.build_network(flags, resnet_split.Config(k=1), None, names)
+  network = start.build_network(flags, architecture.Config(k=1), None, names)
   expected = {
     'semantic': grouping.semantic(names, 2), 'random': grouping.random(100, 2, 0), 'file': np.repeat([0, 1], 50),
   }[kind]  # fmt: skip
@@ -209,8 +210,8 @@ def test_given_groups_split_a_baseline_and_keep_its_weights(kind, names, tmp_pat
   # It computes what the baseline computes without the weights between the groups.
   for layer in network.plan.layers:
     if layer.kind != 'batch_norm':
-      kept = resnet_split.kept_weights(network.plan, layer, network.groups)
-      weights = dense.weights[resnet_split.layer_weights(layer)]
+      kept = architecture.kept_weights(network.plan, layer, network.groups)
+      weights = dense.weights[architecture.layer_weights(layer)]
       weights.assign(weights * kept)
   images = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
   np.testing.assert_allclose(network(images), dense(images), atol=1e-4)
@@ -220,7 +221,7 @@ def test_given_groups_split_a_baseline_and_keep_its_weights(kind, names, tmp_pat
 
 def test_gamma2_rises_over_its_epochs(names):
   flags = train.parse_flags(['--mode', 'group', '--k', '1', '--gamma2', '8', '--gamma2_ramp_epoch', '2'])
-  config = resnet_split.Config(k=1, num_residual_units=1)
+  config = architecture.Config(k=1, num_residual_units=1)
   stage = train.Stage(flags, resnet_split.Network(config, with_assignments=True), steps_per_epoch=10)
   found = [float(stage._objective(step).gamma2) for step in (0, 5, 10, 20, 1000)]
   assert found == [0, 2, 4, 8, 8]

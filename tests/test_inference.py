@@ -7,6 +7,7 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.eager import context
 
+import architecture
 import inference
 import placement
 import resnet_split
@@ -27,9 +28,9 @@ TREES = {
 
 def make(seed=0, negative=False, dtype=tf.float32, **config):
   """A network whose batch normalisations have seen something; with `negative`, a tenth of their scales are below 0."""
-  config = resnet_split.Config(**dict(dict(k=1), **config))
+  config = architecture.Config(**dict(dict(k=1), **config))
   rng = np.random.default_rng(seed)
-  groups = {n: rng.permutation(np.arange(u.size) % u.groups) for n, u in resnet_split.wide_resnet(config).units.items()}
+  groups = {n: rng.permutation(np.arange(u.size) % u.groups) for n, u in architecture.wide_resnet(config).units.items()}
   network = resnet_split.Network(config, groups=groups if config.ngroups1 > 1 else None, dtype=dtype)
   for name, variable in network.weights.items():
     if name.endswith(('/mu', '/beta', '/biases')):
@@ -125,7 +126,7 @@ def test_the_original_is_left_as_it_was_and_can_go_on(images):
 
 
 def test_a_grouping_network_folds_without_its_assignments(images):
-  network = resnet_split.Network(resnet_split.Config(k=1, num_residual_units=1), with_assignments=True)
+  network = resnet_split.Network(architecture.Config(k=1, num_residual_units=1), with_assignments=True)
   folded = inference.Folded(network)
   assert not any(name.startswith('group/') for name in folded.weights)
   assert_close(folded(images).numpy(), network(images).numpy())

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny_data
 
+import architecture
 import checkpoints
 import experiments
 import plan
@@ -174,7 +175,7 @@ def test_a_run_that_goes_on_tells_how_far_it_is(tmp_path, monkeypatch, capsys):
 
 def test_a_real_checkpoint_of_the_papers_width_is_small_enough_to_move(tmp_path, capsys):
   """The largest state is that of the hierarchical split's grouping network: weights, assignments and momentum."""
-  config = resnet_split.Config(k=8, ngroups1=4, ngroups2=4, ngroups3=2)
+  config = architecture.Config(k=8, ngroups1=4, ngroups2=4, ngroups3=2)
   network = resnet_split.Network(config, with_assignments=True)
   flags = train.parse_flags(['--mode', 'group'])
   sizes = plan.checkpoint_sizes(train.Stage(flags, network, 500.0), 'group')

@@ -6,6 +6,7 @@ import itertools
 import numpy as np
 import pytest
 
+import architecture
 import placement
 import resnet_split
 
@@ -161,8 +162,8 @@ def test_place_puts_each_node_on_the_device_of_its_first_leaf():
 
 
 def test_costs_are_the_networks_flops():
-  config = resnet_split.Config(k=1, num_residual_units=1, num_classes=8, ngroups1=4, ngroups2=4, ngroups3=2)
-  plan = resnet_split.wide_resnet(config)
+  config = architecture.Config(k=1, num_residual_units=1, num_classes=8, ngroups1=4, ngroups2=4, ngroups3=2)
+  plan = architecture.wide_resnet(config)
   groups = {name: np.arange(u.size) * u.groups // u.size for name, u in plan.units.items()}
   network = resnet_split.Network(config, groups=groups)
   costs = network.costs()

@@ -1,6 +1,5 @@
 """Tests of resnet_split.py: the network, what hardening drops and keeps, counting, placing."""
 
-import dataclasses
 import functools
 import json
 import os
@@ -12,20 +11,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from conftest import ROOT
+from test_architecture import SPLITS, config_of, even_groups, random_groups, weighted
 
+import architecture
 import dropout
 import resnet_split
 import utils
-from resnet_split import Config, Network
-
-# a-b-c = ngroups3-ngroups2-ngroups1. 2-3-5 merges unevenly twice, 3-3-3 has three ways from the bottom.
-SPLITS = ['1-1-4', '1-2-2', '2-2-2', '2-4-4', '2-3-5', '3-3-3']
-
-
-def config_of(split, **keywords):
-  ngroups3, ngroups2, ngroups1 = (int(part) for part in split.split('-'))
-  keywords = {'k': 1, 'num_residual_units': 2, 'num_classes': 20, **keywords}
-  return Config(ngroups1=ngroups1, ngroups2=ngroups2, ngroups3=ngroups3, **keywords)
+from resnet_split import Network
 
 
 def images(batch=4, size=16, seed=0):
@@ -54,70 +46,10 @@ def grouping(config, seed=0):
   return scramble(Network(config, with_assignments=True, seed=seed), seed)
 
 
-def weighted(plan):
-  """The layers that have weights."""
-  return [layer for layer in plan.layers if layer.kind != 'batch_norm']
-
-
-def even_groups(config):
-  """Hard groups of equal size (as nearly as it goes) at every set of units, in order."""
-  plan = resnet_split.wide_resnet(config)
-  return {name: np.arange(units.size) * units.groups // units.size for name, units in plan.units.items()}
-
-
-def random_groups(plan, seed=0):
-  """Hard groups in no order and of no even size, none empty."""
-  rng = np.random.RandomState(seed)
-  return {
-    name: rng.permutation(np.append(np.arange(units.groups), rng.randint(units.groups, size=units.size - units.groups)))
-    for name, units in plan.units.items()
-  }
-
-
 def drop_between_groups(dense, groups):
   for layer in weighted(dense.plan):
-    kernel = dense.weights[resnet_split.layer_weights(layer)]
-    kernel.assign(kernel * resnet_split.kept_weights(dense.plan, layer, groups))
-
-
-# --- the configuration ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-  'given, words',
-  [
-    (dict(k=0), ['--k is 0']),
-    (dict(num_residual_units=0), ['--num_residual_units is 0']),
-    (dict(num_classes=0), ['--num_classes is 0']),
-    (dict(ngroups3=0), ['--ngroups3 is 0']),
-    (dict(ngroups1=2, ngroups2=3, ngroups3=2), ['--ngroups2 is 3', '--ngroups1', 'only 2', 'unit_3']),
-    (dict(ngroups1=4, ngroups2=2, ngroups3=3), ['--ngroups3 is 3', '--ngroups2', 'only 2', 'unit_2']),
-    (dict(ngroups1=11, num_classes=10), ['--ngroups1 is 11', '10 classes']),
-    (dict(ngroups1=20, ngroups2=20, ngroups3=17, k=1), ['--ngroups3 is 17', '16 channels']),
-    (dict(branch_input='some'), ['--branch_input', "'some'", 'group or all']),
-  ],
-)
-def test_a_configuration_that_cannot_be_is_one_sentence(given, words):
-  with pytest.raises(utils.UserError) as error:
-    Config(**given)
-  assert all(word in str(error.value) for word in words), error.value
-  assert '\n' not in str(error.value)
-
-
-@pytest.mark.parametrize('given, name', [
-  (dict(ngroups1=40, ngroups2=40, ngroups3=1), 'ngroups2'),  # unit_2 has 32 channels for unit_3's 40 groups
-  (dict(ngroups1=80, ngroups2=1, ngroups3=1), 'ngroups1'),  # unit_3 has 64 channels for the logits' 80 groups
-])  # fmt: skip
-def test_more_groups_than_channels_is_one_sentence(given, name):
-  # Some group would stay empty for ever: better said at the start than when hardening.
-  with pytest.raises(utils.UserError, match='--%s is %d' % (name, given[name])):
-    Config(k=1, num_classes=100, **given)
-
-
-def test_names_of_splits():
-  assert config_of('2-3-5').split == '2-3-5'
-  assert config_of('2-4-4').dense().split == '1-1-1'
-  assert config_of('2-4-4', k=3).dense() == dataclasses.replace(config_of('1-1-1'), k=3)
+    kernel = dense.weights[architecture.layer_weights(layer)]
+    kernel.assign(kernel * architecture.kept_weights(dense.plan, layer, groups))
 
 
 # --- counting ------------------------------------------------------------------------------------------------------
@@ -175,7 +107,7 @@ def test_counts_are_what_the_graph_computes(split, branch_input, monkeypatch):
   """Multiply-adds read off the traced convolutions and products, whatever the code believes its layers to be."""
   monkeypatch.setattr(resnet_split, 'CHANNEL_MULTIPLE', 1)  # those with the zeros beside odd groups are not counted
   config = config_of(split, branch_input=branch_input)
-  network = Network(config, groups=None if split == '1-1-1' else random_groups(resnet_split.wide_resnet(config)))
+  network = Network(config, groups=None if split == '1-1-1' else random_groups(architecture.wide_resnet(config)))
   traced = tf.function(network).get_concrete_function(tf.TensorSpec([1, 32, 32, 3]))
   flops = 0
   for op in traced.graph.get_operations():
@@ -190,51 +122,6 @@ def test_counts_are_what_the_graph_computes(split, branch_input, monkeypatch):
 
 
 # --- which units a branch holds ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize('branch_input', ['group', 'all'])
-@pytest.mark.parametrize('split', SPLITS)
-def test_members_divide_the_units_along_the_tree(split, branch_input):
-  plan = resnet_split.wide_resnet(config_of(split, branch_input=branch_input))
-  groups_of = random_groups(plan)
-  depths = list(plan.depths)
-
-  def ancestor(branch, depth, below):
-    """The branch at a lower depth that a branch grows from, one depth at a time."""
-    for upper, lower in reversed(list(zip(depths[1:], depths))[depths.index(below) : depths.index(depth)]):
-      branch = utils.parents(plan.depths[upper], plan.depths[lower])[branch]
-    return branch
-
-  for layer in plan.layers:
-    for units in (layer.input, layer.output):
-      groups = groups_of[units.name]
-      # The depth whose branches the assignment's groups are: below its own where children read all of their parent's.
-      downwards = reversed(depths[: depths.index(units.depth) + 1])
-      owner = next(depth for depth in downwards if plan.depths[depth] == units.groups)
-      for branch in range(layer.branches):
-        if depths.index(owner) >= depths.index(layer.depth):
-          expected = [u for g in range(units.groups) for u in range(units.size)
-                      if groups[u] == g and ancestor(g, owner, layer.depth) == branch]  # fmt: skip
-        else:
-          wanted = ancestor(branch, layer.depth, owner)
-          expected = [u for u in range(units.size) if groups[u] == wanted]
-        ours = resnet_split.members(units, groups, branch, layer.branches)
-        assert ours.tolist() == expected, (layer.name, units.name, branch)
-
-
-@pytest.mark.parametrize('branch_input', ['group', 'all'])
-@pytest.mark.parametrize('split', SPLITS)
-def test_kept_weights_are_those_of_the_branches(split, branch_input):
-  plan = resnet_split.wide_resnet(config_of(split, branch_input=branch_input))
-  groups = random_groups(plan)
-  for layer in weighted(plan):
-    in_branches = np.zeros((layer.input.size, layer.output.size), bool)
-    for branch in range(layer.branches):
-      held = [resnet_split.members(u, groups[u.name], branch, layer.branches) for u in (layer.input, layer.output)]
-      in_branches[np.ix_(*held)] = True
-    kept = resnet_split.kept_weights(plan, layer, groups)
-    assert np.array_equal(kept, in_branches), layer.name
-    assert kept.all() == (layer.cut == 1), layer.name
 
 
 # --- hardening preserves the function ------------------------------------------------------------------------------
@@ -295,7 +182,7 @@ def test_hardening_preserves_the_gradients(branch_input):
 
   theirs, ours = gradients(dense), gradients(hard)
   for layer in weighted(dense.plan):
-    name = resnet_split.layer_weights(layer)
+    name = architecture.layer_weights(layer)
     for branch in range(layer.branches):
       inputs = hard.members(layer.input, layer.depth, branch)
       outputs = hard.members(layer.output, layer.depth, branch)
@@ -345,7 +232,7 @@ def shuffling_ops(network):
 @pytest.mark.parametrize('split, branch_input', [('1-1-4', 'group'), ('1-2-2', 'all'), ('2-3-5', 'group')])
 def test_a_split_network_only_reorders_its_logits(split, branch_input):
   config = config_of(split, branch_input=branch_input)
-  found = shuffling_ops(Network(config, groups=random_groups(resnet_split.wide_resnet(config))))
+  found = shuffling_ops(Network(config, groups=random_groups(architecture.wide_resnet(config))))
   assert len(found) == 1 and found[0].op.startswith('Gather'), [node.op for node in found]
   shape = found[0].attr['_output_shapes'].list.shape[0]
   assert [d.size for d in shape.dim] == [4, config.num_classes]
@@ -379,15 +266,15 @@ def saturate(network):
 def test_the_weight_split_sees_exactly_what_hardening_drops(split, branch_input):
   network = saturate(grouping(config_of(split, branch_input=branch_input)))
   alphas = {name: network.weights['group/%s/alpha' % name] for name in network.soft_assignments()}
-  groups = resnet_split.hard_groups_of(network.plan, alphas)
+  groups = architecture.hard_groups_of(network.plan, alphas)
   with tf.GradientTape() as tape:
     terms = utils.regularisers(network.split_layers())['weight_split_terms']
     total = tf.add_n(list(terms.values()))
   layers = [layer for layer in weighted(network.plan) if layer.branches > 1]
-  kernels = [network.weights[resnet_split.layer_weights(layer)] for layer in layers]
+  kernels = [network.weights[architecture.layer_weights(layer)] for layer in layers]
   gradients = tape.gradient(total, kernels)
   for layer, gradient in zip(layers, gradients):
-    dropped = ~resnet_split.kept_weights(network.plan, layer, groups)
+    dropped = ~architecture.kept_weights(network.plan, layer, groups)
     # Nothing dropped, no term: such as a branching whose children read all channels.
     assert (layer.name in terms) == dropped.any(), layer.name
     if not dropped.any():
@@ -508,7 +395,7 @@ def trained_once(network):
 @pytest.mark.parametrize('split, branch_input', [('2-2-2', 'group'), ('1-2-2', 'all'), ('2-3-5', 'group')])
 def test_channels_of_zeros_change_nothing_but_rounding(split, branch_input, monkeypatch):
   config = config_of(split, branch_input=branch_input)
-  groups = random_groups(resnet_split.wide_resnet(config))
+  groups = random_groups(architecture.wide_resnet(config))
   widths = {}
 
   def computed(multiple):
@@ -660,7 +547,7 @@ def test_which_variables_are_trained_and_decayed(bn_no_scale):
   alphas = ['p1', 'p2', 'p3', 'q1', 'r21', 'r22', 'r31', 'r32']
   assert sorted(n for n in network.trained if n.startswith('group/')) == ['group/split_%s/alpha' % a for a in alphas]
   decayed = {name for name, v in network.weights.items() if any(v is d for d in network.decayed)}
-  assert decayed == {resnet_split.layer_weights(layer) for layer in weighted(network.plan)}
+  assert decayed == {architecture.layer_weights(layer) for layer in weighted(network.plan)}
 
 
 def test_initial_values():

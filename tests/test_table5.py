@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
+import architecture
 import partition
 import resnet_split
 import table5
@@ -80,7 +81,7 @@ def partitioned():
 
 
 def plan_of(units):
-  return resnet_split.wide_resnet(resnet_split.Config(k=1, num_residual_units=units, num_classes=20))
+  return architecture.wide_resnet(architecture.Config(k=1, num_residual_units=units, num_classes=20))
 
 
 CASES = list(itertools.product((1, 2), (1, 2, 3)))
@@ -137,7 +138,7 @@ def test_weights_are_where_they_are_used(partitioned, spread, units, count):
 def test_vertical_cuts_where_the_busiest_device_has_least(partitioned, units, count):
   found = partitioned[0]['vertical', units, count]
   plan = plan_of(units)
-  network = resnet_split.Network(resnet_split.Config(k=1, num_residual_units=units, num_classes=20))
+  network = resnet_split.Network(architecture.Config(k=1, num_residual_units=units, num_classes=20))
   where = [int(device) for layer in plan.layers for device in found['devices'][layer.name]]
   assert len(where) == len(plan.layers)
   assert where == sorted(where) and set(where) == set(range(count))
@@ -182,8 +183,8 @@ def test_what_cannot_be_partitioned():
   for costs, parts in (([1, 2], 3), ([1, 2], 0)):
     with pytest.raises(ValueError, match='cannot cut 2 pieces into %d parts' % parts):
       partition.balanced_cut(costs, parts)
-  config = resnet_split.Config(k=1, num_residual_units=1, num_classes=20)
-  groups = {name: np.arange(u.size) * u.groups // u.size for name, u in resnet_split.wide_resnet(config).units.items()}
+  config = architecture.Config(k=1, num_residual_units=1, num_classes=20)
+  groups = {name: np.arange(u.size) * u.groups // u.size for name, u in architecture.wide_resnet(config).units.items()}
   with pytest.raises(ValueError, match='only a dense network'):
     partition.horizontal(resnet_split.Network(config, groups=groups), ['/CPU:0'])
 

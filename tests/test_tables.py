@@ -12,9 +12,9 @@ import pytest
 import tensorflow as tf
 import tiny_data
 
+import architecture
 import eval as evaluation
 import experiments
-import resnet_split
 import tables
 import train
 import utils
@@ -102,7 +102,7 @@ def test_the_program_prints_counts(capsys):
 
 @pytest.mark.parametrize('split', list(tables.SPLITS))
 def test_split_depths_are_the_networks(split):
-  plan = resnet_split.wide_resnet(tables.split_config(split, 1, 'group'))
+  plan = architecture.wide_resnet(tables.split_config(split, 1, 'group'))
   split_layers = [layer for layer in plan.layers if layer.kind != 'batch_norm' and layer.branches > 1]
   assert str(len(split_layers)) == tables.SPLITS[split][1]
 
@@ -233,7 +233,7 @@ def test_every_command_is_one_that_the_programs_take(recipe, tmp_path):
     assert parsed.grouping == (name.split('-')[4] if name.startswith(('scratch', 'given')) else 'learned')
     assert bool(parsed.basemodel) == (run.base is not None)
     if not name.startswith('baseline'):
-      config = resnet_split.Config(ngroups1=parsed.ngroups1, ngroups2=parsed.ngroups2, ngroups3=parsed.ngroups3)
+      config = architecture.Config(ngroups1=parsed.ngroups1, ngroups2=parsed.ngroups2, ngroups3=parsed.ngroups3)
       assert config.split in name and parsed.branch_input == 'all'
     checked = evaluation.parse_flags(evaluated[2:])
     assert checked.harden == name.startswith('group') and checked.output_file == run.evaluation

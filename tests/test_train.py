@@ -14,6 +14,7 @@ import tiny_data
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import architecture
 import checkpoints
 import cifar100
 import objective
@@ -37,7 +38,7 @@ def validations(text):
 def make_stage(more, mode='group', config=None, groups=None, steps_per_epoch=4.0, seed=0):
   """A Stage as train.py makes it, from a few flags."""
   flags = train.parse_flags(['--mode', mode, '--seed', str(seed), '--batch_size', '20'] + [str(m) for m in more])
-  config = config or resnet_split.Config(k=1, num_residual_units=1, ngroups1=3, ngroups2=2, ngroups3=1)
+  config = config or architecture.Config(k=1, num_residual_units=1, ngroups1=3, ngroups2=2, ngroups3=1)
   network = resnet_split.Network(config, groups=groups, with_assignments=mode == 'group', seed=seed)
   return train.Stage(flags, network, steps_per_epoch)
 
@@ -105,7 +106,7 @@ def test_the_log_tells_each_stages_start_and_end(runs, data):
 
 
 def test_every_layer_is_listed_with_its_size_and_they_add_up():
-  network = resnet_split.Network(resnet_split.Config(k=1, num_residual_units=1))
+  network = resnet_split.Network(architecture.Config(k=1, num_residual_units=1))
   _, *layers, total = train.summaries.size_lines(network)
   numbers = [[int(word.replace(',', '')) for word in line.split()[1:3]] for line in layers]
   counted = [not line.endswith('(not counted)') for line in layers]
@@ -125,6 +126,8 @@ def test_grouping_tells_what_it_would_harden_into_beside_the_dense_network(runs)
     runs['group'], 'train.log'))[-1]  # fmt: skip
   assert [int(said[i].replace(',', '')) for i in (0, 1, 3, 4)] == [hardened[0], dense[0], hardened[1], dense[1]]
   assert float(said[2]) == pytest.approx(100 * hardened[0] / dense[0], abs=0.06)
+  dropped = architecture.dropped_weights(network.plan, resnet_split.present_groups(network), last.values)
+  assert read(runs['group'], 'train.log').count('; drops ' + architecture.describe_dropped(dropped)) >= 1
   alpha = network.weights['group/split_q1/alpha']
   alpha.assign(np.arange(alpha.shape[0])[:, None] * np.ones(alpha.shape))  # all in the last group
   assert train.summaries.hardened_line(network).startswith('cannot be hardened now: assignment split_q1')
@@ -274,7 +277,7 @@ def test_a_released_checkpoint_is_gone_on_from(data, tmp_path, mode):
   folder = str(tmp_path / mode)
   assert train.main(tiny_data.flags(mode, data, folder, '--basemodel', tiny_data.RELEASED, '--max_steps', 1)) == 0
   first, released = checkpoints.read(os.path.join(folder, 'ckpt-0')), checkpoints.read(tiny_data.RELEASED)
-  assert first.config == resnet_split.Config(k=1, num_residual_units=2)  # 2-2-2
+  assert first.config == architecture.Config(k=1, num_residual_units=2)  # 2-2-2
   if mode == 'group':
     tiny_data.assert_same({n: first.values[n] for n in released.values}, released.values)
   else:
@@ -458,8 +461,8 @@ def test_compiled_with_xla_a_step_is_the_same(data, mode):
   for compiled in (False, True):
     groups = None
     if mode == 'split':
-      plan = resnet_split.wide_resnet(
-        resnet_split.Config(k=1, num_residual_units=1, ngroups1=3, ngroups2=2, ngroups3=1)
+      plan = architecture.wide_resnet(
+        architecture.Config(k=1, num_residual_units=1, ngroups1=3, ngroups2=2, ngroups3=1)
       )
       groups = {name: np.arange(units.size) % units.groups for name, units in plan.units.items()}
     more = ['--jit_compile', compiled, '--initial_lr', 0.01] + (['--grouping', 'random'] if mode == 'split' else [])
@@ -497,7 +500,7 @@ def test_bfloat16_trains_with_float32_weights(runs, data, tmp_path):
 
 
 def test_the_objective_follows_its_weights():
-  config = resnet_split.Config(k=1, num_residual_units=1, ngroups1=3, ngroups2=2, ngroups3=1)
+  config = architecture.Config(k=1, num_residual_units=1, ngroups1=3, ngroups2=2, ngroups3=1)
   network = resnet_split.Network(config, with_assignments=True)
   logits, labels = tf.random.stateless_normal([5, 100], [0, 0]), tf.range(5)
   terms = objective.objective(network, logits, labels, objective.Objective(0.01, 2.0, 3.0, 5.0, False))
