@@ -298,10 +298,14 @@ def dropped_weights(plan, groups, values):
 
 
 def describe_dropped(dropped):
-  """A Dropped in words."""
-  return "%.2g %% of the squared weights of split layers; of one unit's at most %.2g %% (%s, output %d)" % (
-    100 * dropped.share,
-    100 * dropped.largest,
+  """A Dropped in words; percentages have two digits and no exponent, which %g would give to 100."""
+  share, largest = (
+    np.format_float_positional(100 * value, precision=2, unique=False, fractional=False, trim='-')
+    for value in (dropped.share, dropped.largest)
+  )
+  return "%s %% of the squared weights of split layers; of one unit's at most %s %% (%s, output %d)" % (
+    share,
+    largest,
     dropped.layer,
     dropped.unit,
   )

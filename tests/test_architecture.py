@@ -155,3 +155,6 @@ def test_what_hardening_drops_is_what_the_branches_lack(split, branch_input):
 def test_what_hardening_drops_in_words():
   said = architecture.describe_dropped(architecture.Dropped(2.9e-6, 0.00532, 'unit_3_0/conv_1', 51))
   assert said.startswith('0.00029 % of the squared weights') and '0.53 % (unit_3_0/conv_1, output 51)' in said
+  said = architecture.describe_dropped(architecture.Dropped(0.5, 0.9996, 'logits/fc', 3))
+  assert said.startswith('50 % of') and 'at most 100 % (logits/fc' in said
+  assert architecture.describe_dropped(architecture.Dropped(0.0, 0.0, 'logits/fc', 3)).startswith('0 % of')
