@@ -62,6 +62,15 @@ class Run:
     return [run for run in (self.base, self.teacher) if run]
 
   @property
+  def steps_in_all(self):
+    """The training steps of the network from its first weights on: this run's, and those of the run it starts from.
+
+    From a base that only clusters the classes (train.py's --grouping_start scratch) it takes no weights.
+    """
+    starts = 'grouping' not in self.train or self.train.get('grouping_start') == 'basemodel'
+    return self.train['max_steps'] + (self.base.steps_in_all if self.base and starts else 0)
+
+  @property
   def evaluation(self):
     """Path of what eval.py writes; its being there means that the run is done."""
     return os.path.join(self.folder, 'eval.json')
@@ -168,7 +177,9 @@ def read_run(run, data):
     kept = {name: result[name] for name in ('accuracy', 'parameters', 'flops')}
     kept.update(agreement=result.get('agreement'), group_sizes=[len(group) for group in result.get('groups', [])])
     kept.update(data=stored['data'], folder=run.folder, seed=run.train['seed'], grouped_accuracy=None)
-    kept.update(steps=run.train['max_steps'], batch_size=run.train['batch_size'], cost=run.cost)
+    kept.update(
+      steps=run.train['max_steps'], steps_in_all=run.steps_in_all, batch_size=run.train['batch_size'], cost=run.cost
+    )
     if os.path.exists(run.grouped_evaluation):
       path = run.grouped_evaluation
       with open(path) as f:

@@ -3,7 +3,7 @@
 A row is one run: the learned groups, from a spectral start and from undecided noise, beside groups that are given:
 semantic (S, the yardstick), clustering (C) and random (R, the floor). All start from the same trained baseline; given
 groups split it at once and are fine-tuned as the learned ones are, or (long) for as many steps as learning and
-fine-tuning take together.
+fine-tuning take together. The dense rows are that baseline, and (long) the same trained on, unsplit, for these steps.
 """
 
 import os
@@ -25,8 +25,11 @@ KINDS = {
   'random-long': 'R, long',
 }
 
+DENSE_KINDS = {'baseline': 'baseline', 'long': 'baseline, long'}  # run 'baseline' or 'baseline-long'
+
 # What is shown of a run: the column's name, the key in `row_of`'s dict, and how a number is written.
 COLUMNS = [
+  ('steps in all', 'steps', '%.0f'),
   ('agreement', 'agreement', '%.2f'),
   ('largest group / mean', 'largest', '%.2f'),
   ('least confidence', 'confidence', '%.3f'),
@@ -75,11 +78,11 @@ def row_of(result, grouping=None):
   """What is shown of one run: a dict of numbers, None where there is none.
 
   Args:
-    result: of tables.read_run, of the split network.
+    result: of experiments.read_run, of a split network or a dense one.
     grouping: of the grouping run that it was hardened from; None where its groups were not learned.
   """
   sizes = result['group_sizes']
-  row = {'agreement': result['agreement'], 'accuracy': 100 * result['accuracy']}
+  row = {'steps': result['steps_in_all'], 'agreement': result['agreement'], 'accuracy': 100 * result['accuracy']}
   if sizes:
     row['largest'] = max(sizes) * len(sizes) / sum(sizes)
   if grouping:
@@ -92,7 +95,9 @@ def row_of(result, grouping=None):
 
 
 def run_name(split, kind):
-  """The name of the run of a split network with groups of one of KINDS."""
+  """The name of the run of a split network with groups of one of KINDS, or of 'dense' of one of DENSE_KINDS."""
+  if split == 'dense':
+    return kind if kind == 'baseline' else 'baseline-' + kind
   learned = {'splitnet': 'split-' + split, 'noise': 'split-%s-noise' % split}
   return learned.get(kind) or 'given-%s-%s' % (split, kind)
 
@@ -106,8 +111,8 @@ def table(results, splits):
   """
   header = ['split', 'groups', 'seed'] + [name for name, _, _ in COLUMNS]
   rows = []
-  for split in splits:
-    for column, kind in KINDS.items():
+  for split in ['dense', *splits]:
+    for column, kind in (DENSE_KINDS if split == 'dense' else KINDS).items():
       name = run_name(split, column)
       grouping_name = name.replace('split-', 'group-', 1) if kind.startswith('learned') else None
       groupings = {result['seed']: result for result in results.get(grouping_name, [])}

@@ -4,7 +4,7 @@
   python tables.py 1        Table 1: the learned groups against semantic, clustered and random ones
   python tables.py 2        Table 2: parameters, FLOPs and test error
   python tables.py all      every run of both, the deep split first, with a list of the runs
-  python tables.py groups   how semantic the learned groups are, what hardening costs, against S, C and R
+  python tables.py groups   how semantic the learned groups are, what hardening costs, against S, C, R and dense
 
 Each cell of a table is a run in a folder of its own, OUT/k<k>/seed<seed>/<name>. What is done is not run again, what
 was broken off goes on; the table is printed and written (OUT/k<k>/table1.md and .csv, or groups.md) after every
@@ -286,9 +286,13 @@ def make_runs(flags, seed):
   def add(name, stage, mode, **more):
     train = dict(mode=mode, k=flags.k, seed=seed, **settings_of(flags, stage))
     train.update(more)
+    train = {key: value for key, value in train.items() if value is not None}  # None takes a recipe's setting away
     base, teacher = (runs.get(train.pop(need, None)) for need in ('basemodel', 'teacher'))
     folder = os.path.join(flags.out, 'k%d' % flags.k, 'seed%d' % seed, name)
     runs[name] = Run(folder, base, train, teacher, machine)
+
+  # As many steps as grouping and fine-tuning take together, for what is compared with them.
+  both = settings_of(flags, 'group')['max_steps'] + settings_of(flags, 'split')['max_steps']
 
   def groups(split):
     config = split_config(split, flags.k, flags.branch_input)
@@ -296,6 +300,9 @@ def make_runs(flags, seed):
 
   add('baseline', 'baseline', 'baseline')
   dropped = {name: value for name, value in groups('2-2-2').items() if name != 'branch_input'}
+  # Trained on as the split networks are; only those can have a teacher.
+  untaught = dict(teacher=None, distill_weight=None, distill_temperature=None)
+  add('baseline-long', 'split', 'baseline', basemodel='baseline', max_steps=both, **untaught)
   add('baseline-dropout', 'baseline', 'baseline', dropout_keep_prob=DENSE_DROPOUT, **dropped)
   for split in SPLITS:
     dropout = {} if split in DROPOUT_SPLITS else dict(dropout_keep_prob=1)
@@ -309,8 +316,6 @@ def make_runs(flags, seed):
       base = dict(basemodel='baseline') if kind == 'clustering' else {}
       add('scratch-%s-%s' % (split, kind), 'scratch', 'split', **groups(split), grouping=kind, **base)
       start = dict(grouping=kind, grouping_start='basemodel', basemodel='baseline')
-      # Fine-tuned as the learned groups are, or for as many steps as learning and fine-tuning them take.
-      both = settings_of(flags, 'group')['max_steps'] + settings_of(flags, 'split')['max_steps']
       add('given-%s-%s' % (split, kind), 'split', 'split', **groups(split), **start)
       add('given-%s-%s-long' % (split, kind), 'split', 'split', **groups(split), **start, max_steps=both)
   return runs
@@ -324,7 +329,9 @@ def run_name(split, column):
 def cells(table):
   """A table's cells: dict from 'row' or 'row/column' to the run's name."""
   if table == 'groups':
-    return {'%s/%s' % (s, c): group_table.run_name(s, c) for s in SPLITS for c in group_table.KINDS}
+    dense = [('dense', kind) for kind in group_table.DENSE_KINDS]
+    split = [(split, kind) for split in SPLITS for kind in group_table.KINDS]
+    return {'%s/%s' % cell: group_table.run_name(*cell) for cell in dense + split}
   if table == '2':
     return {'baseline': 'baseline', **{split + '/splitnet': run_name(split, 'splitnet') for split in SPLITS}}
   if table == 'all':
@@ -442,7 +449,8 @@ def caption(flags, table, results):
       'Groups and accuracy %s. Agreement: share of the classes in the group that holds most of their superclass. '
       'Converged: every assignment at least %g confident from this step of grouping on. All start from the same '
       'baseline of their seed; S, C and R split it at once and are fine-tuned with the same steps, or (long) with as '
-      'many as grouping and fine-tuning have together. Mean ± standard deviation.\n\n' % (common, group_table.CONVERGED)
+      'many as grouping and fine-tuning have together, for which the dense network (long) is trained on too. Steps in '
+      'all count from the first weights on. Mean ± standard deviation.\n\n' % (common, group_table.CONVERGED)
     )
   return (
     'Table %s %s, the checkpoint of the best validation accuracy. Several seeds: mean ± standard deviation of the '

@@ -192,19 +192,49 @@ def test_the_table_of_groups_has_each_seed_and_the_means(tmp_path, capsys):
     # All are confident at 200, one not any more at 300: converged is 400.
     p = {100: 0.5, 200: 0.995, 300: 0.98, 400: 0.992}
     write_confidences(runs['group-2-2-2'], {'split_p1': p, 'split_q1': dict.fromkeys(p, 0.999)})
-  finish(tables.make_runs(flags, 0)['given-2-2-2-random'], 0.45, agreement=0.68, groups=[['x'] * 50] * 2)
+  runs = tables.make_runs(flags, 0)
+  finish(runs['given-2-2-2-random'], 0.45, agreement=0.68, groups=[['x'] * 50] * 2)
+  finish(runs['given-2-2-2-random-long'], 0.46, agreement=0.68, groups=[['x'] * 50] * 2)
+  finish(runs['baseline'], 0.42)
+  finish(runs['baseline-long'], 0.44)
   tables.show(flags, DATA, (1000, 10**7))
   rows = rows_of(capsys.readouterr().out)
   assert rows[0] == ['split', 'groups', 'seed', *[name for name, _, _ in tables.group_table.COLUMNS]]
   learned = ['2-2-2', 'learned']
+  # Steps of the recipe: baseline 2000, group 700, split 1000.
   assert rows[1:] == [
-    [*learned, '0', '0.90', '1.00', '0.992', '400', '41.00', '40.00', '50.00'],
-    [*learned, '1', '0.92', '1.20', '0.992', '400', '41.00', '40.00', '52.00'],
-    [*learned, 'mean', '0.91 ± 0.01', '1.10 ± 0.14', '0.992 ± 0.000', '400 ± 0', '41.00 ± 0.00', '40.00 ± 0.00',
-     '51.00 ± 1.41'],
-    ['2-2-2', 'R, random', '0', '0.68', '1.00', '', '', '', '', '45.00'],
+    ['dense', 'baseline', '0', '2000', '', '', '', '', '', '', '42.00'],
+    ['dense', 'baseline, long', '0', '3700', '', '', '', '', '', '', '44.00'],
+    [*learned, '0', '3700', '0.90', '1.00', '0.992', '400', '41.00', '40.00', '50.00'],
+    [*learned, '1', '3700', '0.92', '1.20', '0.992', '400', '41.00', '40.00', '52.00'],
+    [*learned, 'mean', '3700 ± 0', '0.91 ± 0.01', '1.10 ± 0.14', '0.992 ± 0.000', '400 ± 0', '41.00 ± 0.00',
+     '40.00 ± 0.00', '51.00 ± 1.41'],
+    ['2-2-2', 'R, random', '0', '3000', '0.68', '1.00', '', '', '', '', '45.00'],
+    ['2-2-2', 'R, long', '0', '3700', '0.68', '1.00', '', '', '', '', '46.00'],
   ]  # fmt: skip
   assert (tmp_path / 'k1' / 'groups.md').exists()
+
+
+def test_the_dense_network_is_trained_on_for_the_steps_that_the_split_one_has_had_more(tmp_path):
+  for recipe in tables.RECIPES:
+    runs = tables.make_runs(parse('groups', '--recipe', recipe, '--out', tmp_path), 0)
+    long, fine_tuned = runs['baseline-long'], runs['split-2-2-2']
+    assert (long.train['mode'], long.base, long.teacher) == ('baseline', runs['baseline'], None)
+    different = {'mode', 'max_steps', 'ngroups1', 'ngroups2', 'ngroups3', 'branch_input'}
+    different |= {'distill_weight', 'distill_temperature'}
+    for name in (long.train.keys() | fine_tuned.train.keys()) - different:
+      assert long.train[name] == fine_tuned.train[name], (recipe, name)
+    assert long.train['max_steps'] == fine_tuned.train['max_steps'] + runs['group-2-2-2'].train['max_steps']
+    # All three ways of spending the steps end with as many, where grouping starts from the baseline.
+    if runs['group-2-2-2'].base:
+      assert long.steps_in_all == fine_tuned.steps_in_all == runs['given-2-2-2-semantic-long'].steps_in_all
+
+
+def test_steps_of_a_base_that_only_clusters_the_classes_are_not_counted(tmp_path):
+  runs = tables.make_runs(parse('1', '--out', tmp_path), 0)
+  assert runs['scratch-2-2-2-clustering'].base is runs['baseline']
+  assert runs['scratch-2-2-2-clustering'].steps_in_all == 1000
+  assert runs['given-2-2-2-clustering'].steps_in_all == 3000
 
 
 def test_groups_that_never_converge_say_so():
@@ -224,7 +254,7 @@ def flag(arguments, name):
 def test_every_command_is_one_that_the_programs_take(recipe, tmp_path):
   flags = parse(1, '--recipe', recipe, '--out', tmp_path, '--branch_input', 'all')
   runs = tables.make_runs(flags, 3)
-  assert len(runs) == 2 + 4 * (11 if recipe == 'paper' else 13)
+  assert len(runs) == 3 + 4 * (11 if recipe == 'paper' else 13)
   for name, run in runs.items():
     trained, *grouped, evaluated = run.commands('data', 45000)
     parsed = train.parse_flags(trained[2:])
