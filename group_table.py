@@ -1,7 +1,8 @@
 """How good groups are, from the runs of tables.py: agreement with the superclasses, sizes, and what they cost.
 
-A row is one run: the learned groups, from a spectral start and from undecided noise, beside groups that are given:
-semantic (S, the yardstick), clustering (C) and random (R, the floor). All start from the same trained baseline; given
+A row is one run: the learned groups, from a spectral start (and again, fine-tuned with the dense network for a teacher)
+and from undecided noise, beside groups that are given: semantic (S, the yardstick), clustering (C) and random (R, the
+floor). All start from the same trained baseline; given
 groups split it at once and are fine-tuned as the learned ones are, or (long) for as many steps as learning and
 fine-tuning take together. The dense rows are that baseline, and (long) the same trained on, unsplit, for these steps.
 """
@@ -16,6 +17,7 @@ CONVERGED = 0.99  # every assignment's mean confidence
 
 KINDS = {
   'splitnet': 'learned',
+  'taught': 'learned, taught',
   'noise': 'learned, noise start',
   'semantic': 'S, semantic',
   'clustering': 'C, clustering',
@@ -23,6 +25,13 @@ KINDS = {
   'semantic-long': 'S, long',
   'clustering-long': 'C, long',
   'random-long': 'R, long',
+}
+
+# Of those that are learned: the run that groups, and the one that fine-tunes.
+LEARNED = {
+  'splitnet': ('group-%s', 'split-%s'),
+  'taught': ('group-%s', 'split-%s-taught'),
+  'noise': ('group-%s-noise', 'split-%s-noise'),
 }
 
 DENSE_KINDS = {'baseline': 'baseline', 'long': 'baseline, long'}  # run 'baseline' or 'baseline-long'
@@ -98,8 +107,12 @@ def run_name(split, kind):
   """The name of the run of a split network with groups of one of KINDS, or of 'dense' of one of DENSE_KINDS."""
   if split == 'dense':
     return kind if kind == 'baseline' else 'baseline-' + kind
-  learned = {'splitnet': 'split-' + split, 'noise': 'split-%s-noise' % split}
-  return learned.get(kind) or 'given-%s-%s' % (split, kind)
+  return LEARNED[kind][1] % split if kind in LEARNED else 'given-%s-%s' % (split, kind)
+
+
+def grouping_name(split, kind):
+  """The name of the grouping run that such a network was hardened from; None where its groups are given."""
+  return LEARNED[kind][0] % split if kind in LEARNED else None
 
 
 def table(results, splits):
@@ -113,11 +126,9 @@ def table(results, splits):
   rows = []
   for split in ['dense', *splits]:
     for column, kind in (DENSE_KINDS if split == 'dense' else KINDS).items():
-      name = run_name(split, column)
-      grouping_name = name.replace('split-', 'group-', 1) if kind.startswith('learned') else None
-      groupings = {result['seed']: result for result in results.get(grouping_name, [])}
+      groupings = {result['seed']: result for result in results.get(grouping_name(split, column), [])}
       numbers = {}
-      for result in results.get(name, []):
+      for result in results.get(run_name(split, column), []):
         numbers[result['seed']] = row_of(result, groupings.get(result['seed']))
       for seed, row in numbers.items():
         rows.append([split, kind, '%d' % seed] + [write(row[key], form) for _, key, form in COLUMNS])

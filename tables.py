@@ -38,6 +38,8 @@ from utils import UserError
 
 TRAIN_IMAGES = 45000  # the paper's, by which a recipe's epochs are counted
 
+TEACHING = dict(distill_weight=0.7, distill_temperature=2)  # where the dense network teaches the split one
+
 # The settings of each stage: train.py's flags, those of experiments.SHARES, and instead of max_steps also epochs.
 # 'baseline', 'group' (the learned groups), 'split' (fine-tuning them), 'scratch' (a split network from scratch: columns
 # S, C and R); 'all' is for each.
@@ -90,12 +92,10 @@ RECIPES = {
       gamma2=20, ramp_at=0.5, gamma3=30, assignment_lr_scale=20, dropout_keep_prob=1,
     ),
     'split': dict(
-      epochs=100, initial_lr=0.2, warmup_at=0.05, l2_weight=0.0005, teacher='baseline', distill_weight=0.7,
-      distill_temperature=2,
+      epochs=100, initial_lr=0.2, warmup_at=0.05, l2_weight=0.0005, teacher='baseline', **TEACHING,
     ),
     'scratch': dict(
-      epochs=240, initial_lr=0.2, warmup_at=0.05, l2_weight=0.0005, teacher='baseline', distill_weight=0.7,
-      distill_temperature=2,
+      epochs=240, initial_lr=0.2, warmup_at=0.05, l2_weight=0.0005, teacher='baseline', **TEACHING,
     ),
   },
 }  # fmt: skip
@@ -301,13 +301,16 @@ def make_runs(flags, seed):
   add('baseline', 'baseline', 'baseline')
   dropped = {name: value for name, value in groups('2-2-2').items() if name != 'branch_input'}
   # Trained on as the split networks are; only those can have a teacher.
-  untaught = dict(teacher=None, distill_weight=None, distill_temperature=None)
+  untaught = dict.fromkeys(['teacher', *TEACHING])
   add('baseline-long', 'split', 'baseline', basemodel='baseline', max_steps=both, **untaught)
   add('baseline-dropout', 'baseline', 'baseline', dropout_keep_prob=DENSE_DROPOUT, **dropped)
   for split in SPLITS:
     dropout = {} if split in DROPOUT_SPLITS else dict(dropout_keep_prob=1)
     add('group-' + split, 'group', 'group', **groups(split), **dropout)
     add('split-' + split, 'split', 'split', **groups(split), basemodel='group-' + split)
+    if 'teacher' not in recipe['split']:
+      teaching = dict(basemodel='group-' + split, teacher='baseline-long', **TEACHING)
+      add('split-%s-taught' % split, 'split', 'split', **groups(split), **teaching)
     if recipe['group'].get('assignment_start') == 'spectral':  # what the start gives, for the table of groups
       name = split + '-noise'
       add('group-' + name, 'group', 'group', **groups(split), **dropout, assignment_start='noise')
@@ -341,13 +344,22 @@ def cells(table):
   return {**chosen, **{'%s/%s' % (s, c): run_name(s, c) for s in SPLITS for c in COLUMNS}}
 
 
-def chosen_cells(table, only):
-  """The names of the runs that --only asks for, in order."""
-  found = cells(table)
+def chosen_cells(table, only, runs):
+  """The names of the runs that --only asks for, in order.
+
+  Args:
+    table: as on the command line.
+    only: the flag's text, '' for all.
+    runs: `make_runs`'s; a recipe that starts from noise or has a teacher does not have these cells once more.
+
+  Raises:
+    UserError: where it names none.
+  """
+  found = {cell: run for cell, run in cells(table).items() if run in runs}
   wanted = [word.strip() for word in only.split(',') if word.strip()]
   for word in wanted:
     if not any(word in (cell, *cell.split('/')) for cell in found):
-      raise UserError("--only names '%s'; table %s has %s" % (word, table, ', '.join(found)))
+      raise UserError("--only names '%s'; table %s of this recipe has %s" % (word, table, ', '.join(found)))
   return [run for cell, run in found.items() if not wanted or {cell, *cell.split('/')} & set(wanted)]
 
 
@@ -449,8 +461,9 @@ def caption(flags, table, results):
       'Groups and accuracy %s. Agreement: share of the classes in the group that holds most of their superclass. '
       'Converged: every assignment at least %g confident from this step of grouping on. All start from the same '
       'baseline of their seed; S, C and R split it at once and are fine-tuned with the same steps, or (long) with as '
-      'many as grouping and fine-tuning have together, for which the dense network (long) is trained on too. Steps in '
-      'all count from the first weights on. Mean ± standard deviation.\n\n' % (common, group_table.CONVERGED)
+      'many as grouping and fine-tuning have together, for which the dense network (long) is trained on too; that '
+      'network teaches the taught ones. Steps in all count from the first weights on. Mean ± standard deviation.\n\n'
+      % (common, group_table.CONVERGED)
     )
   return (
     'Table %s %s, the checkpoint of the best validation accuracy. Several seeds: mean ± standard deviation of the '
@@ -493,7 +506,7 @@ def show_one(flags, table, note, header, rows):
 
 def run_table(flags):
   """The program's `1` and `2`: runs what is left to run, and shows the table after every run."""
-  names = chosen_cells(flags.table, flags.only)
+  names = chosen_cells(flags.table, flags.only, make_runs(flags, 0))
   dense = utils.total_count(built_counts(DENSE, flags.k))
   if flags.print_only:
     show(flags, None, dense)

@@ -39,7 +39,7 @@ def value(arguments, name):
 
 def test_the_deep_split_comes_first_then_table_2_then_table_1(tmp_path):
   runs = runs_of(tmp_path, '--recipe', 'paper')
-  ordered = tables.with_needs([runs[name] for name in tables.chosen_cells('all', '')])
+  ordered = tables.with_needs([runs[name] for name in tables.chosen_cells('all', '', runs)])
   names = [os.path.basename(run.folder) for run in ordered]
   assert names[:3] == ['baseline', 'group-2-2-2', 'split-2-2-2']
   assert sorted(names[3:9]) == sorted(s + '-' + n for s in ('group', 'split') for n in ('1-1-4', '1-2-2', '2-4-4'))

@@ -193,6 +193,7 @@ def test_the_table_of_groups_has_each_seed_and_the_means(tmp_path, capsys):
     p = {100: 0.5, 200: 0.995, 300: 0.98, 400: 0.992}
     write_confidences(runs['group-2-2-2'], {'split_p1': p, 'split_q1': dict.fromkeys(p, 0.999)})
   runs = tables.make_runs(flags, 0)
+  finish(runs['split-2-2-2-taught'], 0.53, agreement=0.9, groups=[['x'] * 50] * 2)
   finish(runs['given-2-2-2-random'], 0.45, agreement=0.68, groups=[['x'] * 50] * 2)
   finish(runs['given-2-2-2-random-long'], 0.46, agreement=0.68, groups=[['x'] * 50] * 2)
   finish(runs['baseline'], 0.42)
@@ -209,6 +210,7 @@ def test_the_table_of_groups_has_each_seed_and_the_means(tmp_path, capsys):
     [*learned, '1', '3700', '0.92', '1.20', '0.992', '400', '41.00', '40.00', '52.00'],
     [*learned, 'mean', '3700 ± 0', '0.91 ± 0.01', '1.10 ± 0.14', '0.992 ± 0.000', '400 ± 0', '41.00 ± 0.00',
      '40.00 ± 0.00', '51.00 ± 1.41'],
+    ['2-2-2', 'learned, taught', '0', '3700', '0.90', '1.00', '0.992', '400', '41.00', '40.00', '53.00'],
     ['2-2-2', 'R, random', '0', '3000', '0.68', '1.00', '', '', '', '', '45.00'],
     ['2-2-2', 'R, long', '0', '3700', '0.68', '1.00', '', '', '', '', '46.00'],
   ]  # fmt: skip
@@ -221,13 +223,24 @@ def test_the_dense_network_is_trained_on_for_the_steps_that_the_split_one_has_ha
     long, fine_tuned = runs['baseline-long'], runs['split-2-2-2']
     assert (long.train['mode'], long.base, long.teacher) == ('baseline', runs['baseline'], None)
     different = {'mode', 'max_steps', 'ngroups1', 'ngroups2', 'ngroups3', 'branch_input'}
-    different |= {'distill_weight', 'distill_temperature'}
+    different |= tables.TEACHING.keys()
     for name in (long.train.keys() | fine_tuned.train.keys()) - different:
       assert long.train[name] == fine_tuned.train[name], (recipe, name)
     assert long.train['max_steps'] == fine_tuned.train['max_steps'] + runs['group-2-2-2'].train['max_steps']
     # All three ways of spending the steps end with as many, where grouping starts from the baseline.
     if runs['group-2-2-2'].base:
       assert long.steps_in_all == fine_tuned.steps_in_all == runs['given-2-2-2-semantic-long'].steps_in_all
+
+
+def test_the_dense_network_teaches_one_run_where_the_recipe_has_no_teacher(tmp_path):
+  for recipe in tables.RECIPES:
+    runs = tables.make_runs(parse('groups', '--recipe', recipe, '--out', tmp_path), 0)
+    assert ('split-2-2-2-taught' in runs) == (recipe != 'better')
+    taught = runs.get('split-2-2-2-taught')
+    if taught:
+      alone = runs['split-2-2-2']
+      assert taught.needs == [alone.base, runs['baseline-long']] and taught.teacher is runs['baseline-long']
+      assert taught.train == {**alone.train, **tables.TEACHING}
 
 
 def test_steps_of_a_base_that_only_clusters_the_classes_are_not_counted(tmp_path):
@@ -254,7 +267,7 @@ def flag(arguments, name):
 def test_every_command_is_one_that_the_programs_take(recipe, tmp_path):
   flags = parse(1, '--recipe', recipe, '--out', tmp_path, '--branch_input', 'all')
   runs = tables.make_runs(flags, 3)
-  assert len(runs) == 3 + 4 * (11 if recipe == 'paper' else 13)
+  assert len(runs) == 3 + 4 * {'paper': 12, 'better': 13}.get(recipe, 14)
   for name, run in runs.items():
     trained, *grouped, evaluated = run.commands('data', 45000)
     parsed = train.parse_flags(trained[2:])
@@ -303,13 +316,29 @@ def test_shares_of_the_steps_become_epochs(tmp_path):
   assert not {'--drop_at', '--ramp_at'} & set(trained)
 
 
-def test_only_chooses_cells_rows_and_columns():
-  assert tables.chosen_cells('1', 'baseline, 2-2-2/semantic') == ['baseline', 'scratch-2-2-2-semantic']
-  assert tables.chosen_cells('1', '1-1-4')[-1] == 'split-1-1-4' and len(tables.chosen_cells('1', '1-1-4')) == 4
-  assert tables.chosen_cells('1', 'random') == ['scratch-%s-random' % split for split in tables.SPLITS]
-  assert len(tables.chosen_cells('1', '')) == 2 + 16 and len(tables.chosen_cells('2', '')) == 5
-  with pytest.raises(utils.UserError, match="--only names '3-3-3'; table 2 has baseline, 1-1-4/splitnet"):
-    tables.chosen_cells('2', '3-3-3')
+def test_only_chooses_cells_rows_and_columns(tmp_path):
+  runs = tables.make_runs(parse(1, '--out', tmp_path), 0)
+
+  def chosen(table, only):
+    return tables.chosen_cells(table, only, runs)
+
+  assert chosen('1', 'baseline, 2-2-2/semantic') == ['baseline', 'scratch-2-2-2-semantic']
+  assert chosen('1', '1-1-4')[-1] == 'split-1-1-4' and len(chosen('1', '1-1-4')) == 4
+  assert chosen('1', 'random') == ['scratch-%s-random' % split for split in tables.SPLITS]
+  assert len(chosen('1', '')) == 2 + 16 and len(chosen('2', '')) == 5
+  assert chosen('groups', 'dense') == ['baseline', 'baseline-long'] and len(chosen('groups', '')) == 2 + 4 * 9
+  with pytest.raises(
+    utils.UserError, match="--only names '3-3-3'; table 2 of this recipe has baseline, 1-1-4/splitnet"
+  ):
+    chosen('2', '3-3-3')
+
+
+@pytest.mark.parametrize('recipe, cell', [('paper', '2-2-2/noise'), ('better', '2-2-2/taught')])
+def test_cells_that_a_recipe_does_not_have_are_left_out_and_refused_by_name(recipe, cell, tmp_path):
+  runs = tables.make_runs(parse('groups', '--recipe', recipe, '--out', tmp_path), 0)
+  assert set(tables.chosen_cells('groups', '', runs)) < set(runs)
+  with pytest.raises(utils.UserError, match="--only names '%s'; table groups of this recipe has dense" % cell):
+    tables.chosen_cells('groups', cell, runs)
 
 
 # --- running ------------------------------------------------------------------------------------------------------
