@@ -102,7 +102,7 @@ def training_batches(split, batch_size, seed, first_step=0):
     images, labels = tf.constant(split.images), tf.constant(split.labels)
 
   def permutation(epoch):
-    # The second number keeps these seeds apart from those of the augmentation.
+    # Known from the epoch alone, so that a run that goes on has the order of the one that was stopped.
     order = tf.random.experimental.stateless_shuffle(tf.range(size), seed=[seed, tf.cast(epoch, tf.int32)])
     return tf.data.Dataset.from_tensor_slices(order)
 

@@ -1,5 +1,6 @@
 """Which devices TensorFlow uses and how much of them; called before anything runs on one."""
 
+import os
 import subprocess
 
 import tensorflow as tf
@@ -35,10 +36,11 @@ def prepare(gpu_fraction=1.0, num_logical_devices=1, log_device_placement=False)
       if tf.config.experimental.get_memory_growth(gpu) != (gpu_fraction == 1.0):
         tf.config.experimental.set_memory_growth(gpu, gpu_fraction == 1.0)
     if gpus and (gpu_fraction < 1.0 or num_logical_devices > 1):
-      for i, (gpu, memory) in enumerate(zip(gpus, _gpu_memory())):
+      memory = _gpu_memory()
+      for i, gpu in enumerate(gpus):
         parts = num_logical_devices if i == 0 else 1
         # A tenth stays free for CUDA's own contexts where the whole GPU is cut up.
-        limit = int(memory * min(gpu_fraction, 0.9) / parts)
+        limit = int(memory[int(gpu.name.rsplit(':', 1)[1])] * min(gpu_fraction, 0.9) / parts)
         tf.config.experimental.set_memory_growth(gpu, False)
         tf.config.set_logical_device_configuration(
           gpu, [tf.config.LogicalDeviceConfiguration(memory_limit=limit)] * parts
@@ -59,13 +61,17 @@ def names():
   return ['/CPU:0']
 
 
-def use_xla(choice):
+def use_xla(choice, count=1):
   """Whether to compile with XLA: as chosen, or where 'auto' was, on one GPU.
+
+  Args:
+    choice: True, False or 'auto'.
+    count: how many devices compute together.
 
   XLA fuses what lies between the convolutions, which a GPU waits for; on CPUs its convolutions are slower than
   TensorFlow's own (benchmark.py --only baseline,xla: a step takes 1.6 times as long in float32, more in bfloat16).
   """
-  return len(tf.config.get_visible_devices('GPU')) == 1 if choice == 'auto' else choice
+  return count == 1 and bool(tf.config.get_visible_devices('GPU')) if choice == 'auto' else choice
 
 
 def parse(text, available):
@@ -90,14 +96,21 @@ def parse(text, available):
 
 
 def _gpu_memory():
-  """Memory of each GPU, MiB, as the driver reports it."""
+  """Memory of each GPU that CUDA shows, MiB, as the driver reports it.
+
+  nvidia-smi lists those too that CUDA_VISIBLE_DEVICES (numbers or UUIDs, in any order) hides.
+  """
   try:
     output = subprocess.run(
-      ['nvidia-smi', '--query-gpu=memory.total', '--format=csv,noheader,nounits'],
+      ['nvidia-smi', '--query-gpu=index,uuid,memory.total', '--format=csv,noheader,nounits'],
       check=True,
       capture_output=True,
       text=True,
     ).stdout
-    return [int(line) for line in output.split()]
-  except (OSError, ValueError, subprocess.CalledProcessError) as e:
+    rows = [[cell.strip() for cell in line.split(',')] for line in output.splitlines() if line.strip()]
+    shown = os.environ.get('CUDA_VISIBLE_DEVICES')
+    chosen = [index for index, _, _ in rows] if shown is None else [word.strip() for word in shown.split(',')]
+    found = [[int(memory) for index, uuid, memory in rows if index == word or uuid.startswith(word)] for word in chosen]
+    return [memory[0] for memory in found]
+  except (OSError, ValueError, IndexError, subprocess.CalledProcessError) as e:
     raise UserError('nvidia-smi does not tell how much memory the GPU has (%s): leave --gpu_fraction at 1' % e) from e

@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 import cifar100
+import devices
 import strategy
 from objective import Momentum, Objective, objective
 from utils import UserError
@@ -69,7 +70,8 @@ class Stage:
       self._step = functools.partial(self._replicas.run, self._train_step)
       self._count = functools.partial(self._replicas.run, self._count_correct)
     else:
-      self._step = tf.function(self._train_step, jit_compile=flags.jit_compile)
+      compiled = devices.use_xla(flags.jit_compile)
+      self._step = tf.function(self._train_step, jit_compile=compiled)
       self._count = self._count_correct
 
   def learning_rate(self, step):

@@ -160,7 +160,7 @@ def parse_flags(argv):
     steps = ', '.join('%s %d' % (name, steps_of(recipe, stage)) for name, recipe in RECIPES.items())
     add('--%s_steps' % stage, type=int, metavar='STEPS', help="steps of a %s run [the recipe's: %s]" % (stage, steps))
   add('--precision', choices=['float32', 'bfloat16'], help="of the convolutions [the recipe's, as a rule float32]")
-  add('--jit_compile', type=boolean, help='compile the step with XLA: True or False [True where there is a GPU]')
+  add('--jit_compile', type=boolean, help='compile the step with XLA: True or False [on one GPU]')
   add('--only', default='', help='run only these cells, rows or columns, such as baseline,2-2-2/semantic [all]')
   add('--print', action='store_true', dest='print_only', help='print the table of what has been run; run nothing')
   add('--per_layer', metavar='SPLIT', help='counts: each layer of dense or of a split such as 2-2-2')
@@ -174,8 +174,6 @@ def parse_flags(argv):
       raise UserError('--%s_steps is %d; it must be from 1 to %d' % (stage, steps, 2**31 - 2))
   if flags.batch_size is not None and not 1 <= flags.batch_size <= TRAIN_IMAGES:
     raise UserError('--batch_size is %d; it must be from 1 to %d' % (flags.batch_size, TRAIN_IMAGES))
-  if flags.jit_compile is None:
-    flags.jit_compile = bool(tf.config.list_physical_devices('GPU'))
   if not re.fullmatch(r'\d{1,9}(,\d{1,9})*', flags.seeds):
     raise UserError("--seeds is '%s'; it must be numbers separated by commas, such as 0,1,2" % flags.seeds)
   flags.seeds = sorted({int(seed) for seed in flags.seeds.split(',')})
@@ -281,7 +279,7 @@ def settings_of(flags, stage):
 def make_runs(flags, seed):
   """All runs of both tables for one seed: dict from name to Run."""
   recipe, runs = RECIPES[flags.recipe], {}
-  machine = {'jit_compile': True} if flags.jit_compile else {}
+  machine = {} if flags.jit_compile is None else {'jit_compile': flags.jit_compile}
 
   def add(name, stage, mode, **more):
     train = dict(mode=mode, k=flags.k, seed=seed, **settings_of(flags, stage))
