@@ -7,7 +7,8 @@ runs=$project/runs
 # Makes .venv and installs the given requirements files into it; each is installed again only when it has changed.
 make_venv() {
   local file candidate found=
-  if [ ! -x "$venv/bin/python" ]; then
+  # Where Debian's python3-venv is missing, what breaks off leaves a Python without pip behind.
+  if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -c 'import pip' 2>/dev/null; then
     for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10}; do
       if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
         found=$candidate
@@ -32,9 +33,12 @@ make_venv() {
   done
 }
 
-# Sets $python: the project's .venv, else a Python with TensorFlow that is on the path, else a new .venv.
+# Sets $python: the project's .venv, else a Python on the path that has all of requirements.txt, else a new .venv.
 find_python() {
-  if [ ! -x "$venv/bin/python" ] && python3 -c 'import importlib.util as u, sys; sys.exit(not u.find_spec("tensorflow"))' 2>/dev/null; then
+  local found='import importlib.util, sys
+wanted = "tensorflow numpy six tqdm matplotlib tensorboard sklearn".split()
+sys.exit(sys.version_info < (3, 10) or not all(map(importlib.util.find_spec, wanted)))'
+  if [ ! -x "$venv/bin/python" ] && python3 -c "$found" 2>/dev/null; then
     python=python3
     return
   fi

@@ -1,18 +1,19 @@
 #!/usr/bin/env bash
 # Evaluates what split.sh made, at its best validation accuracy, on all 10,000 test images; one device a branch where
-# there are several. The results go to runs/split/eval.json; those of another checkpoint where --output_file says, if
-# anywhere. Further arguments are eval.py's and win over these:
+# there are several. The results go to runs/split/eval.json; those of another checkpoint, of other images or in another
+# precision where --output_file says, if anywhere. Further arguments are eval.py's and win over these:
 #   ./eval.sh --checkpoint runs/group --output_file runs/group/eval.json
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 find_python
 need_data "$@"
 output=(--output_file "$runs/split/eval.json")
-case " $* " in *' --checkpoint '* | *' --checkpoint='*) output=() ;; esac
+for argument in "$@"; do
+  case ${argument%%=*} in --checkpoint | --split | --test_iter | --precision) output=() ;; esac
+done
 exec "$python" "$project/eval.py" \
   --data_dir "$data" \
   --checkpoint "$runs/split/best" \
   --batch_size 100 \
-  --test_iter 100 \
   ${output[@]+"${output[@]}"} \
   "$@"

@@ -24,7 +24,7 @@ def read(argument):
   try:
     with open(path) as f:
       result = json.load(f)
-    result['accuracy'], result['parameters'], result['flops']
+    result['accuracy'], result['parameters'], result['flops'], result['images'], result['split']
     return name, result
   except OSError as e:
     raise UserError("'%s': %s; give NAME=FILE, a file that eval.py --output_file wrote" % (argument, e.strerror)) from e
@@ -53,7 +53,9 @@ def table(results):
         100 * result['flops'] / first['flops'],
       )
     )
-  return lines
+    if (result['images'], result['split']) != (first['images'], first['split']):
+      lines[-1] += '  of {:,} images ({})'.format(result['images'], result['split'])
+  return [*lines, '{:,} images ({})'.format(first['images'], first['split'])]
 
 
 def random_agreement(sizes, superclass_of_classes, draws=1000, seed=0):

@@ -237,7 +237,8 @@ def test_random_agreement_is_that_of_the_paper():
 
 def test_report_shows_stages_beside_each_other_and_the_groups(tmp_path, capsys):
   def write(name, accuracy, parameters, **more):
-    result = dict(accuracy=accuracy, top5_accuracy=0.9, parameters=parameters, flops=10 * parameters, **more)
+    result = dict(accuracy=accuracy, top5_accuracy=0.9, parameters=parameters, flops=10 * parameters)
+    result.update(dict(images=10000, split='test'), **more)
     (tmp_path / name).write_text(json.dumps(result))
     return '%s=%s' % (name, tmp_path / name)
 
@@ -247,8 +248,13 @@ def test_report_shows_stages_beside_each_other_and_the_groups(tmp_path, capsys):
   )
   assert report.main([write('dense', 0.5, 1000), write('split', 0.25, 500, **groups)]) == 0
   output = capsys.readouterr().out
+  assert '\n10,000 images (test)\n' in output
   assert '50.00 %' in output and '500 ( 50 %)' in output and '5,000 ( 50 %)' in output
   assert 'group 1 (2 classes)' in output and 'agreement with the superclasses: 0.50' in output and 'x.png' in output
+  # Accuracies on other images do not stand beside each other as if they were on the same.
+  assert report.main([write('dense', 0.5, 1000), write('other', 0.25, 500, images=5000, split='val')]) == 0
+  other = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('other'))
+  assert other.endswith('of 5,000 images (val)')
 
 
 @pytest.mark.parametrize('content', [None, 'nonsense', '[]', '{}'])
