@@ -2,6 +2,7 @@
 
   DIR/config.json        mode, network, hard groups of a split network, data, settings
   DIR/ckpt-STEP.*        the last checkpoints, weights and optimiser
+  DIR/lock               held by the process that trains there
   DIR/best/              the one that was best on the validation images, with a config.json of its own
 
 A folder stands for its last checkpoint, 'DIR/best' for the best one, 'DIR/ckpt-STEP' for that one. Checkpoints of
@@ -10,7 +11,9 @@ they hold.
 """
 
 import collections
+import contextlib
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -24,6 +27,9 @@ import resnet_split
 from utils import UserError
 
 CONFIG = 'config.json'
+LOCK = 'lock'  # held by the process that trains
+
+YOUNGER = ['validated']  # of a run's state: what its first checkpoints did not hold
 
 # What a checkpoint is: its mode ('baseline', 'group', 'split' or 'released'), its architecture.Config, its hard groups
 # by units name (or None), its values by variable name, its whole configuration, and the path of the checkpoint itself.
@@ -39,6 +45,28 @@ def write_json(path, content):
     f.flush()
     os.fsync(f.fileno())
   os.replace(temporary, path)
+
+
+@contextlib.contextmanager
+def locked(folder):
+  """Makes a run's folder and keeps it for this process, as long as the context lasts.
+
+  Raises:
+    UserError: where another process has it, or it cannot be written.
+  """
+  try:
+    os.makedirs(folder, exist_ok=True)
+    lock = open(os.path.join(folder, LOCK), 'w')
+  except OSError as e:
+    raise UserError("cannot write to the folder '%s' (%s): give another --train_dir" % (folder, e.strerror)) from e
+  with lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+      raise UserError("another process trains in '%s': wait for it, or give another --train_dir" % folder) from e
+    except OSError:
+      pass  # a file system without locks
+    yield
 
 
 def describe(mode, network, data, settings):
@@ -254,6 +282,7 @@ class Saver:
         write_json(os.path.join(path, CONFIG), configuration)
     except OSError as e:
       raise UserError("cannot write to the folder '%s' (%s): give another --train_dir" % (folder, e.strerror)) from e
+    self._state = state
     checkpoint = tf.train.Checkpoint(**state)
     self._last = tf.train.CheckpointManager(checkpoint, folder, max_to_keep)
     # Evaluating needs no optimiser, so the best one is a third smaller without it.
@@ -266,7 +295,12 @@ class Saver:
     path = latest(self._folder)
     if path:
       try:
-        self._last.checkpoint.restore(path).assert_consumed()
+        names = tf.train.load_checkpoint(path).get_variable_to_shape_map()
+        older = [name for name in YOUNGER if not any(key.startswith(name + '/') for key in names)]
+        checkpoint = self._last.checkpoint
+        if older:
+          checkpoint = tf.train.Checkpoint(**{name: value for name, value in self._state.items() if name not in older})
+        checkpoint.restore(path).assert_consumed()
       except Exception as e:
         raise UserError(
           "the checkpoint '%s' cannot be restored (%s): remove it, to go on from the one before, or give another "

@@ -151,15 +151,24 @@ def note_digests(flags, before):
     flags: the parsed flags.
     before: None, or the configuration of the run that is gone on with. It needs its basemodel no more, so one that has
       changed or is not there is as it was.
+
+  Returns:
+    A sentence where the basemodel has changed, since whoever made it anew may expect to start from it; else None.
   """
-  old = before['settings'] if before else {}
+  old, changed = before['settings'] if before else {}, None
   for name in CHECKPOINT_FLAGS:
     path, digest = getattr(flags, name), None
     if before and name == 'basemodel' and (not path or path == old.get(name) or not checkpoints.exists(path)):
       flags.basemodel, digest = old.get(name), old.get(name + '_digest')
+      if path and digest and checkpoints.exists(path) and checkpoints.digest(path) != digest:
+        changed = (
+          "'%s' has changed since this run started from it, which changes nothing here: to start from what it holds "
+          'now, give another --train_dir' % path
+        )
     elif path:
       digest = checkpoints.digest(path)
     setattr(flags, name + '_digest', digest)
+  return changed
 
 
 def check_resume(configuration, before, train_dir, default):

@@ -128,6 +128,11 @@ class Silence:
     pass
 
 
+def least_confidence(network):
+  """The mean confidence of the assignment that is the least decided, in (0, 1]."""
+  return min(confidence for confidence, _ in assignment_states(network).values())
+
+
 def assignment_states(network):
   """Dict from assignment name to (mean confidence, group sizes int array)."""
   states = {}

@@ -5,11 +5,12 @@
                     together with the weights
   --mode split      hardens a grouping checkpoint (--basemodel) into a tree of branches and fine-tunes it
 
-The same command again goes on from the last checkpoint in --train_dir. baseline.sh, group.sh and split.sh hold the
-paper's settings. Flag names are those of the authors' released code.
+The same command again goes on from the last checkpoint in --train_dir. baseline.sh, group.sh --paper and split.sh hold
+the paper's settings. Flag names are those of the authors' released code.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -35,7 +36,7 @@ from flags import Parser, add, automatic, boolean
 from stage import Stage, lr_boundaries
 from utils import UserError
 
-# The released settings where they depend on the stage (group.sh and split.sh; the baseline trains as the split does).
+# The released settings where they depend on the stage (group.sh --paper, split.sh; the baseline trains as the split).
 STAGE_DEFAULTS = {
   'baseline': dict(l2_weight=0.0005, lr_step_epoch='100.0,140.0', max_steps=120000, dropout_keep_prob=1.0),
   'group': dict(l2_weight=0.0001, lr_step_epoch='240.0,300.0', max_steps=200000, dropout_keep_prob=0.5),
@@ -169,7 +170,14 @@ def make_parser():
   add(g, 'patience', int, 0, 'stop after this many validations without a better accuracy; 0: never [%(default)s]')
   add(g, 'seed', int, 0, 'of initial values, shuffling, augmentation and dropout [%(default)s]')
   g = parser.add_argument_group('data')
-  add(g, 'train_split', str, 'train', 'train, or train_val for all 50,000 images [%(default)s]')
+  add(
+    g,
+    'train_split',
+    str,
+    'train',
+    'train, or train_val for all 50,000 images: then there are none left to validate on, and best is the last '
+    'validation [%(default)s]',
+  )
   add(g, 'num_train_instance', int, None, 'take only the first images of it [all]')
   add(g, 'num_val_instance', int, None, 'take only the first validation images [all]')
   g = parser.add_argument_group('watching and keeping')
@@ -254,7 +262,6 @@ def parse_flags(argv):
   need('train_split', lambda v: v in ('train', 'train_val'), 'train or train_val')
   need('num_logical_devices', lambda v: 1 <= v <= 64, 'in 1 to 64')
   lr_boundaries(flags.lr_step_epoch)
-  flags.jit_compile = devices.use_xla(flags.jit_compile)
   given = {name: getattr(flags, name) for name in start.NETWORK_FLAGS if getattr(flags, name) is not None}
   architecture.Config(**{**_widest(given), **given})
   need('grouping_start', lambda v: v in ('scratch', 'basemodel'), 'scratch or basemodel')
@@ -274,6 +281,10 @@ def parse_flags(argv):
   if flags.assignment_start == 'spectral' and flags.mode != 'group':
     raise UserError('--assignment_start spectral is for --mode group')
   check_distillation(flags)
+  if flags.patience and flags.train_split == 'train_val':
+    raise UserError(
+      '--patience %d stops by images that --train_split train_val trains on: leave one of the two out' % flags.patience
+    )
   if flags.stop_when_converged and flags.mode != 'group':
     raise UserError('--stop_when_converged is for --mode group: only there are assignments learned')
   if flags.devices is not None and flags.mode != 'split':
@@ -346,8 +357,10 @@ def choose_devices(flags):
     available = devices.configure(flags.gpu_fraction, flags.num_logical_devices, flags.log_device_placement)
     placed = None if flags.devices is None else devices.parse(flags.devices, available)
     replicas = strategy.Replicas() if placed else strategy.on_devices(available, flags.num_replicas)
-  if flags.jit_compile and max(replicas.count, len(placed or [])) > 1:
-    raise UserError('--jit_compile True compiles for one device, but there are several: give --num_replicas 1')
+  count = max(replicas.count, len(placed or []))
+  if flags.jit_compile is True and count > 1:
+    raise UserError('--jit_compile True compiles for one device, but there are %d: leave it out' % count)
+  flags.jit_compile = devices.use_xla(flags.jit_compile, count)
   if flags.batch_size < replicas.count:
     raise UserError(
       '--batch_size is %d, but there are %d devices to share it: give at least one image to each, or --num_replicas'
@@ -367,8 +380,12 @@ def print_settings(flags, config, data):
 # --- the loop -----------------------------------------------------------------------------------------------------
 
 
-def run(flags, replicas, placed):
+def run(flags, replicas, placed, held):
   """Trains the stage that the flags describe on what `choose_devices` chose.
+
+  Args:
+    flags, replicas, placed: from `parse_flags` and `choose_devices`.
+    held: a contextlib.ExitStack, which keeps other runs out of the folder.
 
   Returns:
     (last step, best validation accuracy).
@@ -402,7 +419,7 @@ def run(flags, replicas, placed):
   config = start.resolve_network(flags, fixed, source)
   if config.num_classes != len(names.fine):
     raise UserError('--num_classes is %d, but the data has %d classes' % (config.num_classes, len(names.fine)))
-  start.note_digests(flags, before if begun else None)
+  changed = start.note_digests(flags, before if begun else None)
   if replicas.chief:
     print_settings(flags, config, data)
   with replicas.scope():
@@ -431,17 +448,25 @@ def run(flags, replicas, placed):
   stage = Stage(flags, network, len(train.images) / flags.batch_size, replicas, teacher)
   best = tf.Variable(-1.0, trainable=False)
   since_best = tf.Variable(0, dtype=tf.int64, trainable=False)
+  validated = tf.Variable(-1, dtype=tf.int64, trainable=False)  # the step of the last validation
+  if replicas.chief:
+    held.enter_context(checkpoints.locked(flags.train_dir))
   saver = checkpoints.Saver(
     flags.train_dir, configuration, flags.max_to_keep, writes=replicas.chief, weights=network.weights,
     momentum=stage.optimizer.slots, step=stage.step, best=best, since_best=since_best,
+    validated=validated,
   )  # fmt: skip
   log = summaries.Log(flags.train_dir) if replicas.chief else summaries.Silence()
   resumed = saver.restore()
   step = int(stage.step)
-  state = [stage.step, best, since_best, *network.weights.values(), *stage.optimizer.slots.values()]
+  state = [stage.step, best, since_best, validated, *network.weights.values(), *stage.optimizer.slots.values()]
   replicas.must_agree('the weights to start from', *(variable.numpy() for variable in state))
   if resumed:
     log.line("going on from step %d ('%s')" % (step, resumed))
+  if changed:
+    log.line(changed)
+  if flags.train_split == 'train_val':
+    log.line('the validation images are trained on, so their accuracy chooses nothing: best is the last validation')
 
   def save():
     check_finite()
@@ -459,17 +484,40 @@ def run(flags, replicas, placed):
   def validate():
     accuracy, loss = stage.validate(val, flags.val_iter)
     improved = np.float32(accuracy) > best.numpy()  # both as stored, or an equal accuracy may look better
-    since_best.assign(0 if improved else since_best + 1)
+    improved |= flags.train_split == 'train_val'  # of images that are trained on the accuracy chooses nothing
     if improved:
       check_finite()
-      best.assign(accuracy)
       saver.save_best(step)
+      best.assign(accuracy)
+    since_best.assign(0 if improved else since_best + 1)
+    validated.assign(step)  # last: an interrupt before it, and the run that goes on validates this step again
     log.scalars(step, {'val/accuracy': accuracy, 'val/cross_entropy': loss})
     log.line(
       'step %d: validation accuracy %.2f %%, cross-entropy %.4f, best %.2f %%'
       % (step, 100 * accuracy, loss, 100 * float(best))
     )
 
+  def validation_due():
+    return step % flags.val_interval == 0 or step == flags.max_steps
+
+  def converged(least):
+    if flags.stop_when_converged and least >= flags.stop_when_converged:
+      return 'every assignment is at least %.4g confident' % least
+    return None
+
+  def no_better():
+    if flags.patience and int(since_best) >= flags.patience:
+      return 'no better validation accuracy in %d validations' % flags.patience
+    return None
+
+  reason = None
+  if resumed and step:  # what an interrupt came before, and what the run had stopped for
+    if flags.stop_when_converged and step % flags.display == 0:
+      reason = converged(replicas.chiefs(summaries.least_confidence(network)))
+    if int(validated) != step and (validation_due() or reason):
+      validate()
+      save()
+    reason = no_better() or reason
   if not resumed:
     # Tells what a basemodel is worth here; of random weights it would cost time and say 1 %.
     if start.starts_trained(flags) or not flags.max_steps:
@@ -481,7 +529,7 @@ def run(flags, replicas, placed):
   iterator = iter(cifar100.training_batches(train, flags.batch_size, flags.seed, step))
   events = [flags.display, flags.val_interval, flags.checkpoint_interval]
   events += [flags.group_summary_interval] if network.with_assignments else []
-  calls, reason, window = 1, None, []
+  calls, window = 1, []
   bar = tqdm(
     total=flags.max_steps, initial=step, unit='step', disable=None if replicas.chief else True, dynamic_ncols=True
   )
@@ -505,15 +553,12 @@ def run(flags, replicas, placed):
         means = {n: sum(w[0] * w[2][n] for w in window) / sum(w[0] for w in window) for n in terms}
         window = []
         log.progress(step, means, rate, speed, network)
-        least = replicas.chiefs(log.least_confidence)
-        if flags.stop_when_converged and least >= flags.stop_when_converged:
-          reason = 'every assignment is at least %.4g confident' % least
+        reason = converged(replicas.chiefs(log.least_confidence))
       if network.with_assignments and step % flags.group_summary_interval == 0:
         log.groups(step, network)
-      if step % flags.val_interval == 0 or step == flags.max_steps or reason:
+      if validation_due() or reason:
         validate()
-        if flags.patience and int(since_best) >= flags.patience:
-          reason = 'no better validation accuracy in %d validations' % flags.patience
+        reason = no_better() or reason
       if step % flags.checkpoint_interval == 0 or step == flags.max_steps or reason:
         save()
   except KeyboardInterrupt as e:
@@ -541,8 +586,8 @@ def main(argv=None):
   def program():
     flags = parse_flags(argv)
     replicas, placed = choose_devices(flags)
-    with replicas.watched():
-      run(flags, replicas, placed)
+    with replicas.watched(), contextlib.ExitStack() as held:
+      run(flags, replicas, placed, held)
 
   return utils.run_program('train.py', program)
 

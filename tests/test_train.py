@@ -1,11 +1,10 @@
-"""train.py: the three stages one after another, going on exactly where a run stopped, and what is refused and how."""
+"""train.py: the three stages one after another, its learning rates and settings, and what is refused and how."""
 
 import glob
 import json
 import os
 import re
 import shutil
-import signal
 
 import numpy as np
 import pytest
@@ -17,8 +16,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 import architecture
 import checkpoints
 import cifar100
+import devices
 import objective
 import resnet_split
+import strategy
 import train
 import utils
 from stage import lr_scales
@@ -181,94 +182,6 @@ def test_pictures_are_drawn_and_open(runs):
   assert not os.path.exists(os.path.join(runs['split'], 'pictures'))
 
 
-# --- going on ---------------------------------------------------------------------------------------------------
-
-
-def test_a_killed_and_an_interrupted_run_end_as_an_uninterrupted_one(data, tmp_path):
-  more = tiny_data.NETWORK + tiny_data.GROUPS + ['--max_steps', 400, '--checkpoint_interval', 20, '--seed', 5]
-  more += ['--num_train_instance', 50, '--assignment_lr_scale', 3, '--display', 10, '--val_iter', 1]
-  more += ['--initial_lr', 0.05]
-
-  def start(name):
-    return tiny_data.start('train.py', tiny_data.flags('group', data, str(tmp_path / name), *more))
-
-  whole = start('whole')
-  stdout, stderr = whole.communicate()
-  assert (whole.returncode, stderr) == (0, '') and 'done at step 400' in stdout
-
-  broken = start('broken')
-  tiny_data.read_until(broken, 'step 50:')
-  broken.kill()
-  broken.communicate()
-  killed_at = checkpoints.read(str(tmp_path / 'broken')).path
-  assert broken.returncode == -signal.SIGKILL and not killed_at.endswith('-400')
-
-  broken = start('broken')
-  lines = tiny_data.read_until(broken, 'going on from step ')
-  assert killed_at in lines[-1]
-  # Far from the end: on a busy machine many steps pass between the line that is waited for and the signal.
-  tiny_data.read_until(broken, 'step %d:' % (int(killed_at.split('-')[-1]) + 20))
-  broken.send_signal(signal.SIGINT)
-  stdout, stderr = broken.communicate()
-  assert (broken.returncode, stderr) == (130, '') and 'the same command goes on from' in stdout
-  stopped_at = int(stdout.split('stopped at step ')[1].split(';')[0])
-  assert checkpoints.read(str(tmp_path / 'broken')).path.endswith('-%d' % stopped_at)
-
-  broken = start('broken')
-  stdout, stderr = broken.communicate()
-  assert (broken.returncode, stderr) == (0, '') and 'going on from step %d ' % stopped_at in stdout
-  tiny_data.assert_same(*(tiny_data.weights(str(tmp_path / name)) for name in ('whole', 'broken')))
-
-
-def test_a_split_run_goes_on_to_more_steps_as_if_it_had_not_stopped(runs, data, tmp_path, capsys):
-  arguments = tiny_data.flags('split', data, str(tmp_path), '--basemodel', runs['group'])
-  for steps, basemodel in ((2, True), (6, False)):  # a run that was begun needs its basemodel no more
-    given = arguments if basemodel else arguments[:-2]
-    assert tiny_data.call(train, [*given, '--max_steps', steps], capsys)[0] == 0
-  tiny_data.assert_same(tiny_data.weights(str(tmp_path)), tiny_data.weights(runs['split']))
-  assert "going on from step 2 ('%s')" % (tmp_path / 'ckpt-2') in read(tmp_path, 'train.log')
-  assert json.loads(read(tmp_path, 'config.json'))['settings']['basemodel'] == runs['group']
-  before = tiny_data.weights(str(tmp_path))
-  assert tiny_data.call(train, [*arguments, '--max_steps', 6], capsys)[0] == 0  # nothing left to do
-  tiny_data.assert_same(tiny_data.weights(str(tmp_path)), before)
-
-
-def test_another_seed_gives_another_run(runs, data, tmp_path):
-  more = ['--basemodel', runs['group'], '--max_steps', 6, '--seed', 1]
-  assert train.main(tiny_data.flags('split', data, str(tmp_path), *more)) == 0
-  one, other = tiny_data.weights(str(tmp_path)), tiny_data.weights(runs['split'])
-  name = next(n for n in one if n.startswith('weights/init_conv') and not n.startswith('weights/init_conv/Mom'))
-  assert not np.array_equal(one[name], other[name])
-
-
-def copy_run(source, target):
-  shutil.copytree(source, target)
-  state = os.path.join(target, 'checkpoint')
-  content = read(state)
-  assert source not in content, 'checkpoints are named relative to their folder'
-  return str(target)
-
-
-@pytest.mark.parametrize('part', ['data-00000-of-00001', 'index'])
-def test_a_damaged_last_checkpoint_is_told_and_left_as_it_is(runs, data, tmp_path, capsys, part):
-  folder = copy_run(runs['split'], str(tmp_path / 'run'))
-  path = os.path.join(folder, 'ckpt-6.' + part)
-  with open(path, 'rb') as f:
-    content = f.read()
-  with open(path, 'wb') as f:
-    f.write(content[: len(content) // 2])
-  arguments = tiny_data.flags('split', data, folder, '--basemodel', runs['group'], '--max_steps', 8)
-  code, _, stderr = tiny_data.call(train, arguments, capsys)
-  assert code == 1 and stderr.count('\n') == 1 and os.path.join(folder, 'ckpt-6') in stderr, stderr
-  with open(path, 'rb') as f:
-    assert f.read() == content[: len(content) // 2]
-  for path in glob.glob(os.path.join(folder, 'ckpt-6.*')):  # as the sentence says
-    os.remove(path)
-  code, stdout, _ = tiny_data.call(train, [*arguments[:-1], 6], capsys)
-  assert code == 0 and "going on from step 0 ('%s')" % os.path.join(folder, 'ckpt-0') in stdout
-  tiny_data.assert_same(tiny_data.weights(folder), tiny_data.weights(runs['split']))
-
-
 # --- released checkpoints ---------------------------------------------------------------------------------------
 
 
@@ -289,48 +202,6 @@ def test_a_released_checkpoint_is_gone_on_from(data, tmp_path, mode):
     np.testing.assert_array_equal(
       first.values['branch_1/logits/fc/biases'], released.values['logits/fc/biases'][classes]
     )
-
-
-# --- stopping early ---------------------------------------------------------------------------------------------
-
-
-def test_a_grouping_run_stops_when_its_assignments_have_converged(runs, data, tmp_path, capsys):
-  more = tiny_data.GROUPS + ['--basemodel', runs['baseline'], '--max_steps', 300, '--stop_when_converged', 0.6]
-  more += ['--assignment_lr_scale', 1000, '--gamma1', 3, '--initial_lr', 0.05]
-  code, stdout, _ = tiny_data.call(train, tiny_data.flags('group', data, str(tmp_path), *more), capsys)
-  assert code == 0
-  last = int(checkpoints.read(str(tmp_path)).path.split('-')[-1])
-  assert 0 < last < 300 and last % 5 == 0
-  assert 'done at step %d (every assignment is at least 0.' % last in stdout
-  alphas = {n: v for n, v in checkpoints.read(str(tmp_path)).values.items() if n.startswith('group/')}
-  assert all(utils.confidence(tf.nn.softmax(a, 0)) >= 0.6 for a in alphas.values())
-  assert 'step %d: validation accuracy' % last in stdout
-
-
-def test_a_run_stops_when_its_patience_is_spent(runs, data, tmp_path, capsys):
-  more = ['--basemodel', runs['group'], '--max_steps', 50, '--val_interval', 2, '--patience', 3]
-  more += ['--initial_lr', 0, '--num_val_instance', 30, '--val_iter', 1, '--batch_size', 30]
-  code, stdout, _ = tiny_data.call(train, tiny_data.flags('split', data, str(tmp_path), *more), capsys)
-  assert code == 0
-  # With a learning rate of 0 only the moving averages change, so a better accuracy may come by once or twice.
-  steps, accuracies, _ = zip(*validations(stdout))
-  last_better = max(i for i in range(len(steps)) if accuracies[i] > max([-1.0, *accuracies[:i]]))
-  assert len(steps) == last_better + 4 and steps[-1] < 50
-  assert 'done at step %d (no better validation accuracy in 3 validations)' % steps[-1] in stdout
-  assert checkpoints.read(str(tmp_path)).path.endswith('-%d' % steps[-1])
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkpoint(runs, data, tmp_path, capsys):
-  more = tiny_data.GROUPS + ['--basemodel', runs['baseline'], '--max_steps', 40, '--initial_lr', 1e10]
-  arguments = tiny_data.flags('group', data, str(tmp_path), *more, '--checkpoint_interval', 20, '--val_interval', 1)
-  code, _, stderr = tiny_data.call(train, arguments, capsys)
-  assert code == 1 and stderr.count('\n') == 1, stderr
-  assert 'not finite' in stderr and str(tmp_path / 'ckpt-0') in stderr and '--initial_lr' in stderr
-  for path in (str(tmp_path), str(tmp_path / 'best')):
-    stored = checkpoints.read(path)
-    assert all(np.isfinite(v).all() for v in stored.values.values())
-    checkpoints.load_network(stored)
-  assert checkpoints.read(str(tmp_path)).path == str(tmp_path / 'ckpt-0')
 
 
 # --- the learning rate ------------------------------------------------------------------------------------------
@@ -474,13 +345,23 @@ def test_compiled_with_xla_a_step_is_the_same(data, mode):
 
 
 def test_xla_is_for_a_gpu_unless_asked_for(monkeypatch):
-  def chosen(*more):
-    return train.parse_flags(['--mode', 'baseline', *more]).jit_compile
+  def chosen(count, *more):
+    flags = train.parse_flags(['--mode', 'baseline', *more])
+    replicas = strategy.Replicas()
+    replicas.count = count
+    monkeypatch.setattr(strategy, 'on_devices', lambda names, count: replicas)
+    train.choose_devices(flags)
+    return flags.jit_compile
 
-  for gpus, auto in (([], False), (['GPU:0'], True), (['GPU:0', 'GPU:1'], False)):
+  monkeypatch.setattr(devices, 'configure', lambda *arguments: [])
+  # One GPU cut into logical devices, or one on each of several hosts, is several devices.
+  for gpus, count, auto in (([], 1, False), (['GPU:0'], 1, True), (['GPU:0'], 2, False), (['GPU:0'] * 2, 1, True)):
     monkeypatch.setattr(tf.config, 'get_visible_devices', lambda kind, gpus=gpus: gpus)
-    assert chosen() is auto and chosen('--jit_compile', 'auto') is auto
-    assert chosen('--jit_compile', 'True') is True and chosen('--jit_compile', 'False') is False
+    assert chosen(count) is auto and chosen(count, '--jit_compile', 'auto') is auto
+    assert chosen(count, '--jit_compile', 'False') is False
+    if count == 1:
+      assert chosen(count, '--jit_compile', 'True') is True
+      assert bool(devices.use_xla('auto')) is auto
 
 
 # --- other settings ---------------------------------------------------------------------------------------------
@@ -534,6 +415,9 @@ REFUSED = {
   'ngroups1 above classes': ('group', NEW, ['--ngroups1', '101'], 1, ['101', '100 classes']),
   'ngroups3 above channels': (
     'group', NEW, ['--k', '1', '--ngroups1', '20', '--ngroups2', '20', '--ngroups3', '20'], 1, ['20', '16 channels']
+  ),
+  'patience without images': (
+    'group', NEW, ['--patience', '3', '--train_split', 'train_val'], 1, ['--patience 3', '--train_split train_val']
   ),
   'nothing to group': ('group', NEW, ['--ngroups1', '1', '--ngroups2', '1', '--ngroups3', '1'], 1, ['--ngroups1 is 1']),
   'branch_input': ('group', NEW, ['--branch_input', 'both'], 1, ["'both'"]),
