@@ -10,13 +10,13 @@ make_venv() {
   # Where Debian's python3-venv is missing, what breaks off leaves a Python without pip behind.
   if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -c 'import pip' 2>/dev/null; then
     for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10}; do
-      if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null; then
+      if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null; then
         found=$candidate
         break
       fi
     done
     if [ -z "$found" ]; then
-      echo "$(basename "$0"): no Python 3.10 or newer found: install one, or name it with PYTHON=/path/to/python" >&2
+      echo "$(basename "$0"): no Python 3.10 to 3.13 found, which TensorFlow 2.21 is for: install one, or name it with PYTHON=/path/to/python" >&2
       exit 1
     fi
     echo "making $venv"
@@ -37,7 +37,7 @@ make_venv() {
 find_python() {
   local found='import importlib.util, sys
 wanted = "tensorflow numpy six tqdm matplotlib tensorboard sklearn".split()
-sys.exit(sys.version_info < (3, 10) or not all(map(importlib.util.find_spec, wanted)))'
+sys.exit(not (3, 10) <= sys.version_info < (3, 14) or not all(map(importlib.util.find_spec, wanted)))'
   if [ ! -x "$venv/bin/python" ] && python3 -c "$found" 2>/dev/null; then
     python=python3
     return

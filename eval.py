@@ -56,7 +56,7 @@ def make_parser():
   add(g, 'batch_size', int, 100, 'images per batch [%(default)s]')
   add(g, 'test_iter', int, 0, 'batches; 0: all [%(default)s]')
   add(g, 'precision', str, 'float32', 'float32 or bfloat16 for the convolutions [%(default)s]')
-  add(g, 'jit_compile', boolean, False, 'compile with XLA (one device only) [%(default)s]')
+  add(g, 'jit_compile', boolean, False, 'compile with XLA (not with --workers) [%(default)s]')
   g = parser.add_argument_group('machine')
   text = 'devices for the branches, such as /GPU:0,/GPU:1 [all GPUs, else the CPU]'
   add(g, 'devices', str, '', text)

@@ -8,8 +8,12 @@
 #   ./group.sh --k 1 --max_steps 5000 --gamma2_ramp_epoch 5 --lr_step_epoch 7.5
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
-if [ "${1:-}" = --paper ]; then
-  shift
+paper= given=()
+for argument in "$@"; do
+  if [ "$argument" = --paper ]; then paper=1; else given+=("$argument"); fi
+done
+set -- ${given[@]+"${given[@]}"}
+if [ -n "$paper" ]; then
   settings=(
     --gamma1 1.0
     --gamma2 1.0

@@ -2,7 +2,8 @@
 # The paper's Tables 1 and 2 at their own scale, WRN-16-8: the baseline and the deep split first, then the other rows of
 # Table 2, then Table 1's other columns. The tables are printed after every run; stopped, the same command goes on.
 #   ./paper.sh                    the paper's settings: 400 epochs of grouping, 240 of the rest, 90 images a step
-#   ./paper.sh --budget short     the same in a thirtieth of the steps
+#   ./paper.sh --budget short     the same cells in 112,500 steps instead of 2,960,000, grouped as group.sh does:
+#                                 from the baseline, other gammas, no dropout
 #   ./paper.sh --budget better    better than the paper, same networks: longer, smoothed labels, taught by the dense one
 #   ./paper.sh --plan             runs nothing: measures what the three take here, and tells the hours, here and on a GPU
 #   ./paper.sh --budget short --only 2-2-2/splitnet --seeds 0,1,2      these cells (further arguments are tables.py's)

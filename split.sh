@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Splitting: hardens what group.sh learned into a tree of branches and fine-tunes it, with the paper's settings. The
 # network is the grouping checkpoint's. Further arguments are train.py's and win over these:
-#   ./split.sh --basemodel runs/group/ckpt-5000 --max_steps 5000
+#   ./split.sh --basemodel runs/group/ckpt-15000 --max_steps 5000
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 find_python

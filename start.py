@@ -22,13 +22,13 @@ CHECKPOINT_FLAGS = ('basemodel', 'teacher')  # known by their content, so that a
 NETWORK_FLAGS = [field.name for field in dataclasses.fields(architecture.Config)]
 
 
-def resolve_network(flags, stored, source):
+def resolve_network(flags, stored, source, other='start from another checkpoint'):
   """The architecture.Config: what a checkpoint says, what the flags say, and the defaults, in that order.
 
   Args:
     flags: the parsed flags.
     stored: dict of the network flags that the checkpoint fixes.
-    source: that checkpoint, for the error's text.
+    source, other: that checkpoint, and the way out, for the error's text.
 
   Raises:
     UserError: where a flag contradicts the checkpoint.
@@ -40,8 +40,8 @@ def resolve_network(flags, stored, source):
       continue
     if name in stored and stored[name] != value:
       raise UserError(
-        '--%s is %s, but %s was made with --%s %s: leave the flag out, or start from another checkpoint'
-        % (name, value, source, name, stored[name])
+        '--%s is %s, but %s was made with --%s %s: leave the flag out, or %s'
+        % (name, value, source, name, stored[name], other)
       )
     chosen[name] = value
   config = architecture.Config(**chosen)

@@ -44,7 +44,7 @@ TEACHING = dict(distill_weight=0.7, distill_temperature=2)  # where the dense ne
 # 'baseline', 'group' (the learned groups), 'split' (fine-tuning them), 'scratch' (a split network from scratch: columns
 # S, C and R); 'all' is for each.
 RECIPES = {
-  # baseline.sh, group.sh and split.sh.
+  # baseline.sh, group.sh --paper and split.sh.
   'paper': {
     'all': dict(batch_size=90, val_interval=1000, checkpoint_interval=5000),
     'baseline': dict(max_steps=120000, initial_lr=0.1, drop_at=(5 / 12, 7 / 12), l2_weight=0.0005),
@@ -66,7 +66,7 @@ RECIPES = {
     'split': dict(max_steps=1000, initial_lr=0.1, warmup_at=0.1, l2_weight=0.0005),
     'scratch': dict(max_steps=1000, initial_lr=0.15, warmup_at=0.2, l2_weight=0.0005),
   },
-  # A thirtieth of the paper's steps, for a GPU. The peak learning rate is the better one of two at k = 1 (README).
+  # Far fewer steps than the paper's, for a GPU. The peak learning rate is the better one of two at k = 1 (README).
   'gpu': {
     'all': dict(
       batch_size=360, val_interval=125, checkpoint_interval=500, lr_schedule='cosine', precision='bfloat16',
@@ -100,7 +100,9 @@ RECIPES = {
   },
 }  # fmt: skip
 STAGES = ('baseline', 'group', 'split', 'scratch')
-DROPOUT_SPLITS = ('2-2-2', '2-4-4')  # the paper's '(dropout)' rows: only these group with dropout_keep_prob
+# The paper's '(dropout)' rows: only these group with the recipe's dropout_keep_prob. Fine-tuning has none, as in the
+# released split.sh, and so do S, C and R, of which the paper does not say it.
+DROPOUT_SPLITS = ('2-2-2', '2-4-4')
 DENSE_DROPOUT = 0.5  # dropout_keep_prob of the baseline with dropout, in the layers that 2-2-2 would split
 
 # The paper's splits, named ngroups3-ngroups2-ngroups1: the name, the number of split layers, the groups.
@@ -152,8 +154,9 @@ def parse_flags(argv):
     '--recipe',
     default='short',
     choices=sorted(RECIPES),
-    help="paper: its settings; short: for a CPU; gpu: the paper's in a thirtieth of the steps; better: longer, with "
-    'smoothed labels and a teacher [%(default)s]',
+    help="paper: its settings; short: for a CPU; gpu: far fewer steps than the paper's; better: longer, with smoothed "
+    "labels and a teacher; all but paper's group as group.sh does: from the baseline, other gammas, no dropout "
+    '[%(default)s]',
   )
   add('--batch_size', type=int, help="images per step; steps and learning rate go with it [the recipe's]")
   for stage in STAGES:

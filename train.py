@@ -275,8 +275,8 @@ def parse_flags(argv):
     raise UserError("--grouping '%s' is for --mode split" % flags.grouping)
   if flags.grouping not in ('learned', 'clustering') and flags.basemodel and flags.grouping_start == 'scratch':
     raise UserError(
-      "--grouping '%s' trains from scratch, so it takes no --basemodel (here '%s'); to start from its weights add "
-      '--grouping_start basemodel' % (flags.grouping, flags.basemodel)
+      "--grouping '%s' trains from scratch, so it takes no --basemodel (here '%s'; with split.sh give --basemodel ''); "
+      'to start from the weights of a baseline add --grouping_start basemodel' % (flags.grouping, flags.basemodel)
     )
   if flags.assignment_start == 'spectral' and flags.mode != 'group':
     raise UserError('--assignment_start spectral is for --mode group')
@@ -407,6 +407,7 @@ def run(flags, replicas, placed, held):
     raise UserError("'%s' holds checkpoints that train.py did not write: give another --train_dir" % flags.train_dir)
   if begun:
     base, fixed, source = None, before['network'], "the run in '%s'" % flags.train_dir
+    other = 'give another --train_dir'
     if before['mode'] != flags.mode:
       raise UserError(
         '%s was started with --mode %s, now it is %s: use the same, or another --train_dir'
@@ -416,7 +417,8 @@ def run(flags, replicas, placed, held):
     if not flags.basemodel:
       need_basemodel(flags)
     (base, fixed), source = start.read_basemodel(flags), "the basemodel '%s'" % flags.basemodel
-  config = start.resolve_network(flags, fixed, source)
+    other = 'start from another checkpoint'
+  config = start.resolve_network(flags, fixed, source, other)
   if config.num_classes != len(names.fine):
     raise UserError('--num_classes is %d, but the data has %d classes' % (config.num_classes, len(names.fine)))
   changed = start.note_digests(flags, before if begun else None)

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 
@@ -60,23 +59,6 @@ def test_the_four_scripts_in_a_row(workplace):
   assert dense['network']['k'] == 1 and dense['network']['num_residual_units'] == 1, 'split.sh takes them from g'
   script('eval.sh', '--data_dir', 'data', '--checkpoint', 'b/best', '--batch_size', 20, folder=workplace)
   assert not any(os.path.exists(workplace / name) for name in ('runs', 'cifar100')), 'nothing but what was named'
-
-
-@pytest.mark.parametrize('more, kept', [
-  ([], True), (['--batch_size', '50'], True), (['--devices', '/CPU:0'], True), (['--checkpoint', 'runs/group'], False),
-  (['--split=val'], False), (['--precision', 'bfloat16'], False), (['--test_iter', '3'], False),
-])  # fmt: skip
-def test_eval_sh_evaluates_all_images_and_keeps_only_the_split_networks_result(tmp_path, more, kept):
-  for name in ('eval.sh', 'common.sh', 'requirements.txt'):
-    shutil.copy(os.path.join(PROJECT, name), tmp_path)
-  python = tmp_path / '.venv' / 'bin' / 'python'
-  python.parent.mkdir(parents=True)
-  python.write_text('#!/bin/sh\nif [ "$1" = "%s" ]; then echo "$@"; fi\n' % (tmp_path / 'eval.py'))
-  python.chmod(0o755)
-  arguments = script(str(tmp_path / 'eval.sh'), '--data_dir', 'data', *more, folder=tmp_path).split()
-  assert arguments[len(arguments) - len(more) :] == more, "the user's are the last, and win"
-  assert ('--output_file' in arguments) == kept
-  assert '--test_iter' not in arguments[: len(arguments) - len(more)]
 
 
 def test_the_demo_finds_the_planted_superclasses(tmp_path):
