@@ -41,7 +41,7 @@ def test_a_lane_computes_while_another_is_held_up():
 
 
 def test_a_silent_device_is_named_and_an_idle_one_is_not():
-  lanes, held = spread.Lanes(['a', 'b', 'c'], 1, patience=0.5), threading.Event()
+  lanes, held = spread.Lanes(['a', 'b', 'c'], 1, patience=3), threading.Event()
   lanes.call('c', 'done', lambda: None)
   assert lanes.next() == ('done', None)
   lanes.call('b', 'late', held.wait, TIMEOUT)

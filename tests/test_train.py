@@ -369,6 +369,7 @@ def test_xla_is_for_a_gpu_unless_asked_for(monkeypatch):
 
 def test_bfloat16_trains_with_float32_weights(runs, data, tmp_path):
   more = ['--basemodel', runs['group'], '--max_steps', 3, '--precision', 'bfloat16', '--train_split', 'train_val']
+  more += ['--initial_lr', 0.01]
   assert train.main(tiny_data.flags('split', data, str(tmp_path), *more)) == 0
   stored = checkpoints.read(str(tmp_path))
   assert all(v.dtype == np.float32 and np.isfinite(v).all() for v in stored.values.values())
@@ -376,8 +377,19 @@ def test_bfloat16_trains_with_float32_weights(runs, data, tmp_path):
   moved = [n for n in stored.values if n.endswith('/kernel') and not np.array_equal(stored.values[n], first.values[n])]
   assert len(moved) == sum(n.endswith('/kernel') for n in stored.values)
   assert json.loads(read(tmp_path, 'config.json'))['data']['train_images'] == 150
-  short = tiny_data.weights(str(tmp_path))
-  assert not any(np.array_equal(short[n], v) for n, v in tiny_data.weights(runs['split']).items() if 'conv_1' in n)
+  # Near what float32 gives, and no kernel the same: every convolution was computed in bfloat16.
+  exact = str(tmp_path / 'float32')
+  assert train.main(tiny_data.flags('split', data, exact, *more, '--precision', 'float32')) == 0
+  for name, value in checkpoints.read(exact).values.items():
+    if name.endswith('/kernel'):
+      change, exact_change = (v - first.values[name] for v in (stored.values[name], value))
+      apart = np.linalg.norm(change - exact_change) / np.linalg.norm(exact_change)
+      assert 1e-4 < apart < 0.3, (name, apart)
+  # A run that is gone on with computes as it began.
+  broken = str(tmp_path / 'broken')
+  for steps in (1, 3):
+    assert train.main(tiny_data.flags('split', data, broken, *more, '--max_steps', steps)) == 0
+  tiny_data.assert_same(tiny_data.weights(broken), tiny_data.weights(str(tmp_path)))
 
 
 def test_the_objective_follows_its_weights():
@@ -389,6 +401,36 @@ def test_the_objective_follows_its_weights():
   assert float(terms['total']) == pytest.approx(float(expected + 5 * terms['uniform']), rel=1e-6)
   kernels = [v.numpy() for n, v in network.weights.items() if n.endswith(('/kernel', '/weights'))]
   assert float(terms['l2']) == pytest.approx(sum((k.astype(np.float64) ** 2).sum() for k in kernels) / 2, rel=1e-5)
+
+
+def test_a_step_minimises_what_the_flags_say(data):
+  """Every weight of the objective is another number, and none its default."""
+  split = cifar100.load(data, 'train', 60)
+  given = dict(l2_weight=0.003, gamma1=2.0, gamma2=7.0, gamma3=5.0, weighted_group_loss=False, label_smoothing=0.2)
+  more = [text for name, value in given.items() for text in ('--' + name, value)]
+  stage = make_stage([*more, '--gamma2_ramp_epoch', 2, '--initial_lr', 0], steps_per_epoch=4)
+  assert {name: getattr(stage._weights, name) for name in given} == given
+  # The sixth of the eight steps over which gamma2 rises.
+  terms = stage.train(iter(cifar100.training_batches(split, 20, 0, first_step=5)), tf.constant(1))
+  expected = terms['cross_entropy'] + 0.003 * terms['l2'] + 2 * terms['overlap'] + 5 * terms['uniform']
+  expected += 7 * 5 / 8 * terms['weight_split']
+  assert float(terms['total']) == pytest.approx(float(expected), rel=1e-6)
+
+  config = architecture.Config(k=1, num_residual_units=1)
+  teacher = resnet_split.Network(config, seed=9)
+  more = ['--basemodel', 'any', '--teacher', 'any', '--distill_weight', '0.3', '--distill_temperature', '3']
+  flags = train.parse_flags(['--mode', 'split', '--l2_weight', '0', '--initial_lr', '0', *more])
+  stage = train.Stage(flags, resnet_split.Network(config), 4, teacher=teacher)
+  assert (stage._weights.distill_weight, stage._weights.distill_temperature) == (0.3, 3.0)
+  terms = stage.train(iter(cifar100.training_batches(split, 20, 0)), tf.constant(1))
+  expected = 0.7 * terms['cross_entropy'] + 0.3 * terms['distillation']
+  assert float(terms['distillation']) > 0 and float(terms['total']) == pytest.approx(float(expected), rel=1e-6)
+
+
+def test_val_iter_takes_the_first_batches(data):
+  split, stage = cifar100.load(data, 'val', 60), make_stage([])
+  whole, some = stage.validate(split, 0), stage.validate(split, 2)
+  assert some == stage.validate(cifar100.load(data, 'val', 40), 0) and some != whole
 
 
 # --- what is refused --------------------------------------------------------------------------------------------
