@@ -23,12 +23,6 @@ def read(*path):
     return f.read()
 
 
-def validations(text):
-  """The validations in a log: list of (step, accuracy %, cross-entropy)."""
-  found = re.findall(r'^step (\d+): validation accuracy ([\d.]+) %, cross-entropy ([\d.]+),', text, re.MULTILINE)
-  return [(int(step), float(accuracy), float(loss)) for step, accuracy, loss in found]
-
-
 # --- going on ---------------------------------------------------------------------------------------------------
 
 
@@ -218,7 +212,7 @@ def test_a_run_stops_when_its_patience_is_spent(runs, data, tmp_path, capsys):
   code, stdout, _ = tiny_data.call(train, tiny_data.flags('split', data, str(tmp_path), *more), capsys)
   assert code == 0
   # With a learning rate of 0 only the moving averages change, so a better accuracy may come by once or twice.
-  steps, accuracies, _ = zip(*validations(stdout))
+  steps, accuracies, _ = zip(*tiny_data.validations(stdout))
   last_better = max(i for i in range(len(steps)) if accuracies[i] > max([-1.0, *accuracies[:i]]))
   assert len(steps) == last_better + 4 and steps[-1] < 50
   assert 'done at step %d (no better validation accuracy in 3 validations)' % steps[-1] in stdout

@@ -30,12 +30,6 @@ def read(*path):
     return f.read()
 
 
-def validations(text):
-  """The validations in a log: list of (step, accuracy %, cross-entropy)."""
-  found = re.findall(r'^step (\d+): validation accuracy ([\d.]+) %, cross-entropy ([\d.]+),', text, re.MULTILINE)
-  return [(int(step), float(accuracy), float(loss)) for step, accuracy, loss in found]
-
-
 def make_stage(more, mode='group', config=None, groups=None, steps_per_epoch=4.0, seed=0):
   """A Stage as train.py makes it, from a few flags."""
   flags = train.parse_flags(['--mode', mode, '--seed', str(seed), '--batch_size', '20'] + [str(m) for m in more])
@@ -77,7 +71,7 @@ def test_each_folder_keeps_its_last_and_its_best_checkpoints(runs):
   assert kept['split'] == ['ckpt-0.index', 'ckpt-6.index']
   for folder in runs.values():
     best = checkpoints.read(os.path.join(folder, 'best'))
-    steps, accuracies, _ = zip(*validations(read(folder, 'train.log')))
+    steps, accuracies, _ = zip(*tiny_data.validations(read(folder, 'train.log')))
     assert best.path.endswith('-%d' % steps[accuracies.index(max(accuracies))])
     assert len(glob.glob(os.path.join(folder, 'best', '*.index'))) == 1
 
@@ -135,7 +129,7 @@ def test_grouping_tells_what_it_would_harden_into_beside_the_dense_network(runs)
 
 
 def test_a_dozen_steps_learn_something(runs):
-  reported = validations(read(runs['group'], 'train.log'))
+  reported = tiny_data.validations(read(runs['group'], 'train.log'))
   assert reported[-1][2] < reported[0][2] - 0.2  # cross-entropy
 
 

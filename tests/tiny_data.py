@@ -6,6 +6,7 @@ Each class is a pattern of its own under noise; a superclass's five classes have
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -88,6 +89,12 @@ def read_until(process, beginning):
     if line.startswith(beginning):
       return lines
   raise AssertionError('no line begins with %r in:\n%s\n%s' % (beginning, ''.join(lines), process.stderr.read()))
+
+
+def validations(text):
+  """The validations in a log: list of (step, accuracy %, cross-entropy)."""
+  found = re.findall(r'^step (\d+): validation accuracy ([\d.]+) %, cross-entropy ([\d.]+),', text, re.MULTILINE)
+  return [(int(step), float(accuracy), float(loss)) for step, accuracy, loss in found]
 
 
 def weights(path):
