@@ -458,13 +458,15 @@ def caption(flags, table, results):
   if table == 'runs':
     return "Every finished run, with the programs' whole time; errors %s.\n\n" % common
   if table == 'groups':
+    from_scratch = RECIPES[flags.recipe]['group']['basemodel'] is None
+    but = ' but the learned groups, which start from nothing,' if from_scratch else ''
     return (
       'Groups and accuracy %s. Agreement: share of the classes in the group that holds most of their superclass. '
-      'Converged: every assignment at least %g confident from this step of grouping on. All start from the same '
+      'Converged: every assignment at least %g confident from this step of grouping on. All%s start from the same '
       'baseline of their seed; S, C and R split it at once and are fine-tuned with the same steps, or (long) with as '
       'many as grouping and fine-tuning have together, for which the dense network (long) is trained on too; that '
       'network teaches the taught ones. Steps in all count from the first weights on. Mean ± standard deviation.\n\n'
-      % (common, group_table.CONVERGED)
+      % (common, group_table.CONVERGED, but)
     )
   return (
     'Table %s %s, the checkpoint of the best validation accuracy. Several seeds: mean ± standard deviation of the '

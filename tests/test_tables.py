@@ -232,6 +232,14 @@ def test_the_dense_network_is_trained_on_for_the_steps_that_the_split_one_has_ha
       assert long.steps_in_all == fine_tuned.steps_in_all == runs['given-2-2-2-semantic-long'].steps_in_all
 
 
+def test_the_table_of_groups_says_what_the_learned_ones_start_from(tmp_path):
+  for recipe in tables.RECIPES:
+    flags = parse('groups', '--recipe', recipe, '--out', tmp_path)
+    text = tables.caption(flags, 'groups', {})
+    assert ('All start from the same baseline' in text) == bool(tables.make_runs(flags, 0)['group-2-2-2'].base)
+    assert ('which start from nothing' in text) == (recipe == 'paper')
+
+
 def test_the_dense_network_teaches_one_run_where_the_recipe_has_no_teacher(tmp_path):
   for recipe in tables.RECIPES:
     runs = tables.make_runs(parse('groups', '--recipe', recipe, '--out', tmp_path), 0)
