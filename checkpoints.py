@@ -47,6 +47,11 @@ def write_json(path, content):
   os.replace(temporary, path)
 
 
+def _unwritable(folder, error):
+  """The UserError for an OSError in a run's folder."""
+  return UserError("cannot write to the folder '%s' (%s): give another --train_dir" % (folder, error.strerror))
+
+
 @contextlib.contextmanager
 def locked(folder):
   """Makes a run's folder and keeps it for this process, as long as the context lasts.
@@ -58,7 +63,7 @@ def locked(folder):
     os.makedirs(folder, exist_ok=True)
     lock = open(os.path.join(folder, LOCK), 'w')
   except OSError as e:
-    raise UserError("cannot write to the folder '%s' (%s): give another --train_dir" % (folder, e.strerror)) from e
+    raise _unwritable(folder, e) from e
   with lock:
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -281,7 +286,7 @@ class Saver:
         os.makedirs(path, exist_ok=True)
         write_json(os.path.join(path, CONFIG), configuration)
     except OSError as e:
-      raise UserError("cannot write to the folder '%s' (%s): give another --train_dir" % (folder, e.strerror)) from e
+      raise _unwritable(folder, e) from e
     self._state = state
     checkpoint = tf.train.Checkpoint(**state)
     self._last = tf.train.CheckpointManager(checkpoint, folder, max_to_keep)

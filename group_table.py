@@ -2,9 +2,9 @@
 
 A row is one run: the learned groups, from a spectral start (and again, fine-tuned with the dense network for a teacher)
 and from undecided noise, beside groups that are given: semantic (S, the yardstick), clustering (C) and random (R, the
-floor). All start from the same trained baseline; given
-groups split it at once and are fine-tuned as the learned ones are, or (long) for as many steps as learning and
-fine-tuning take together. The dense rows are that baseline, and (long) the same trained on, unsplit, for these steps.
+floor). All start from the same trained baseline; given groups split it at once and are fine-tuned as the learned ones
+are, or (long) for as many steps as learning and fine-tuning take together. The dense rows are that baseline, and (long)
+the same trained on, unsplit, for these steps.
 """
 
 import os
