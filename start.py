@@ -22,6 +22,59 @@ CHECKPOINT_FLAGS = ('basemodel', 'teacher')  # known by their content, so that a
 NETWORK_FLAGS = [field.name for field in dataclasses.fields(architecture.Config)]
 
 
+def begun(flags):
+  """The configuration of the run that is gone on with, which --train_dir holds; None for a new one.
+
+  Raises:
+    UserError: where the folder holds a run of another stage, or checkpoints of something else.
+  """
+  before = checkpoints.read_configuration(flags.train_dir)
+  if checkpoints.latest(flags.train_dir) is None:
+    return None  # where there is a configuration all the same, the run ended before its first checkpoint
+  if before is None:
+    raise UserError("'%s' holds checkpoints that train.py did not write: give another --train_dir" % flags.train_dir)
+  if before['mode'] != flags.mode:
+    raise UserError(
+      "the run in '%s' was started with --mode %s, now it is %s: use the same, or another --train_dir"
+      % (flags.train_dir, before['mode'], flags.mode)
+    )
+  return before
+
+
+def read_network(flags, before):
+  """What network it is: by the run that is gone on with, else by the basemodel; and by the flags.
+
+  Args:
+    flags: the parsed flags.
+    before: from `begun`.
+
+  Returns:
+    (the basemodel, a checkpoints.Stored or None; architecture.Config).
+
+  Raises:
+    UserError: where there is no basemodel and one is needed, or a flag contradicts what is there.
+  """
+  if before:
+    source = "the run in '%s'" % flags.train_dir
+    return None, resolve_network(flags, before['network'], source, 'give another --train_dir')
+  if not flags.basemodel:
+    need_basemodel(flags)
+  base, fixed = read_basemodel(flags)
+  return base, resolve_network(flags, fixed, "the basemodel '%s'" % flags.basemodel)
+
+
+def need_basemodel(flags):
+  """Raises UserError where a stage cannot start without the basemodel that is missing."""
+  if flags.mode == 'split' and flags.grouping == 'learned':
+    raise UserError('--mode split needs --basemodel, the folder or checkpoint of a grouping run')
+  if flags.grouping_start == 'basemodel':
+    raise UserError('--grouping_start basemodel needs --basemodel, the folder or checkpoint of a baseline run')
+  if flags.grouping == 'clustering':
+    raise UserError('--grouping clustering needs --basemodel, the folder or checkpoint of a baseline run')
+  if flags.assignment_start == 'spectral':
+    raise UserError('--assignment_start spectral needs --basemodel, the folder or checkpoint of a baseline run')
+
+
 def resolve_network(flags, stored, source, other='start from another checkpoint'):
   """The architecture.Config: what a checkpoint says, what the flags say, and the defaults, in that order.
 
@@ -76,7 +129,7 @@ def read_basemodel(flags):
   return stored, fixed
 
 
-def build_network(flags, config, base, names, placed=None):
+def build_network(flags, config, base, names, placed=None, before=None):
   """The network of this stage, with the basemodel's weights and the groups that the flags ask for.
 
   Args:
@@ -84,8 +137,12 @@ def build_network(flags, config, base, names, placed=None):
     base: the basemodel, a checkpoints.Stored, or None.
     names: a cifar100.Names.
     placed: the devices for the branches, or None.
+    before: from `begun`; the network of such a run gets its weights from its checkpoint.
   """
   keywords = dict(dtype=tf.dtypes.as_dtype(flags.precision), devices=placed)
+  if before:
+    groups = checkpoints.hard_groups(before)
+    return resnet_split.Network(config, groups=groups, with_assignments=flags.mode == 'group', **keywords)
   where = base and "the basemodel '%s'" % base.path
   if flags.mode == 'split' and flags.grouping != 'learned':
     plan = architecture.wide_resnet(config)

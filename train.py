@@ -15,24 +15,22 @@ import dataclasses
 import json
 import os
 import sys
-import time
 
 import quiet  # noqa: F401 - before TensorFlow
 
 import numpy as np
 import tensorflow as tf
-from tqdm import tqdm
 
 import architecture
 import checkpoints
 import cifar100
 import devices
-import resnet_split
 import start
 import strategy
 import summaries
 import utils
 from flags import Parser, add, automatic, boolean
+from loop import Run
 from stage import Stage, lr_boundaries
 from utils import UserError
 
@@ -270,7 +268,7 @@ def parse_flags(argv):
       '--grouping_start basemodel is for a grouping that is not learned; learned groups start there anyway'
     )
   if flags.mode == 'split' and not flags.basemodel and not os.path.isdir(flags.train_dir):
-    need_basemodel(flags)
+    start.need_basemodel(flags)
   if flags.grouping != 'learned' and flags.mode != 'split':
     raise UserError("--grouping '%s' is for --mode split" % flags.grouping)
   if flags.grouping not in ('learned', 'clustering') and flags.basemodel and flags.grouping_start == 'scratch':
@@ -309,18 +307,6 @@ def check_distillation(flags):
       setattr(flags, name, value if flags.teacher else None)
     elif not flags.teacher:
       raise UserError('--%s needs --teacher, the folder or checkpoint to distil from' % name)
-
-
-def need_basemodel(flags):
-  """Raises UserError where a stage cannot start without the basemodel that is missing."""
-  if flags.mode == 'split' and flags.grouping == 'learned':
-    raise UserError('--mode split needs --basemodel, the folder or checkpoint of a grouping run')
-  if flags.grouping_start == 'basemodel':
-    raise UserError('--grouping_start basemodel needs --basemodel, the folder or checkpoint of a baseline run')
-  if flags.grouping == 'clustering':
-    raise UserError('--grouping clustering needs --basemodel, the folder or checkpoint of a baseline run')
-  if flags.assignment_start == 'spectral':
-    raise UserError('--assignment_start spectral needs --basemodel, the folder or checkpoint of a baseline run')
 
 
 def _widest(given):
@@ -377,7 +363,7 @@ def print_settings(flags, config, data):
   print('\n'.join('%-*s  %s' % (width, name, value) for name, value in sorted(rows.items())), flush=True)
 
 
-# --- the loop -----------------------------------------------------------------------------------------------------
+# --- a run --------------------------------------------------------------------------------------------------------
 
 
 def run(flags, replicas, placed, held):
@@ -401,42 +387,19 @@ def run(flags, replicas, placed, held):
     raise UserError('--batch_size is %d, but there are only %d training images' % (flags.batch_size, len(train.images)))
 
   # Network: a run that was begun says what it is; else the basemodel and the flags do.
-  before = checkpoints.read_configuration(flags.train_dir)
-  begun = before is not None and checkpoints.latest(flags.train_dir) is not None
-  if before is None and checkpoints.latest(flags.train_dir):
-    raise UserError("'%s' holds checkpoints that train.py did not write: give another --train_dir" % flags.train_dir)
-  if begun:
-    base, fixed, source = None, before['network'], "the run in '%s'" % flags.train_dir
-    other = 'give another --train_dir'
-    if before['mode'] != flags.mode:
-      raise UserError(
-        '%s was started with --mode %s, now it is %s: use the same, or another --train_dir'
-        % (source, before['mode'], flags.mode)
-      )
-  else:
-    if not flags.basemodel:
-      need_basemodel(flags)
-    (base, fixed), source = start.read_basemodel(flags), "the basemodel '%s'" % flags.basemodel
-    other = 'start from another checkpoint'
-  config = start.resolve_network(flags, fixed, source, other)
+  before = start.begun(flags)
+  base, config = start.read_network(flags, before)
   if config.num_classes != len(names.fine):
     raise UserError('--num_classes is %d, but the data has %d classes' % (config.num_classes, len(names.fine)))
-  changed = start.note_digests(flags, before if begun else None)
+  changed = start.note_digests(flags, before)
   if replicas.chief:
     print_settings(flags, config, data)
   with replicas.scope():
     teacher = start.load_teacher(flags, config)
-    if begun:
-      groups = checkpoints.hard_groups(before)
-      network = resnet_split.Network(
-        config, groups=groups, with_assignments=flags.mode == 'group', dtype=tf.dtypes.as_dtype(flags.precision),
-        devices=placed,
-      )  # fmt: skip
-    else:
-      network = start.build_network(flags, config, base, names, placed)
+    network = start.build_network(flags, config, base, names, placed, before)
   settings = {name: value for name, value in vars(flags).items() if name not in start.NETWORK_FLAGS and name != 'mode'}
   configuration = checkpoints.describe(flags.mode, network, data, settings)
-  if begun:
+  if before:
     start.check_resume(configuration, before, flags.train_dir, make_parser().get_default)
   free = {'data_dir', 'train_dir', *start.CHECKPOINT_FLAGS}  # paths, which may be other ones on every host
   shared = {name: value for name, value in settings.items() if name not in free}
@@ -446,140 +409,16 @@ def run(flags, replicas, placed, held):
   if replicas.chief:
     print('\n'.join(summaries.size_lines(network)), flush=True)
 
-  # State: all that a checkpoint holds.
+  # Training.
   stage = Stage(flags, network, len(train.images) / flags.batch_size, replicas, teacher)
-  best = tf.Variable(-1.0, trainable=False)
-  since_best = tf.Variable(0, dtype=tf.int64, trainable=False)
-  validated = tf.Variable(-1, dtype=tf.int64, trainable=False)  # the step of the last validation
   if replicas.chief:
     held.enter_context(checkpoints.locked(flags.train_dir))
-  saver = checkpoints.Saver(
-    flags.train_dir, configuration, flags.max_to_keep, writes=replicas.chief, weights=network.weights,
-    momentum=stage.optimizer.slots, step=stage.step, best=best, since_best=since_best,
-    validated=validated,
-  )  # fmt: skip
-  log = summaries.Log(flags.train_dir) if replicas.chief else summaries.Silence()
-  resumed = saver.restore()
-  step = int(stage.step)
-  state = [stage.step, best, since_best, validated, *network.weights.values(), *stage.optimizer.slots.values()]
-  replicas.must_agree('the weights to start from', *(variable.numpy() for variable in state))
-  if resumed:
-    log.line("going on from step %d ('%s')" % (step, resumed))
+  current = Run(flags, stage, val, replicas, configuration)
   if changed:
-    log.line(changed)
+    current.line(changed)
   if flags.train_split == 'train_val':
-    log.line('the validation images are trained on, so their accuracy chooses nothing: best is the last validation')
-
-  def save():
-    check_finite()
-    saver.save(step)
-
-  def check_finite():
-    if not stage.finite():
-      raise UserError('step %d: a weight is not finite; %s' % (step, kept()))
-
-  def kept():
-    return 'the last good checkpoint is %s; lower --initial_lr or --assignment_lr_scale' % (
-      "'%s'" % saver.last if saver.last else 'none (none was written yet)'
-    )
-
-  def validate():
-    accuracy, loss = stage.validate(val, flags.val_iter)
-    improved = np.float32(accuracy) > best.numpy()  # both as stored, or an equal accuracy may look better
-    improved |= flags.train_split == 'train_val'  # of images that are trained on the accuracy chooses nothing
-    if improved:
-      check_finite()
-      saver.save_best(step)
-      best.assign(accuracy)
-    since_best.assign(0 if improved else since_best + 1)
-    validated.assign(step)  # last: an interrupt before it, and the run that goes on validates this step again
-    log.scalars(step, {'val/accuracy': accuracy, 'val/cross_entropy': loss})
-    log.line(
-      'step %d: validation accuracy %.2f %%, cross-entropy %.4f, best %.2f %%'
-      % (step, 100 * accuracy, loss, 100 * float(best))
-    )
-
-  def validation_due():
-    return step % flags.val_interval == 0 or step == flags.max_steps
-
-  def converged(least):
-    if flags.stop_when_converged and least >= flags.stop_when_converged:
-      return 'every assignment is at least %.4g confident' % least
-    return None
-
-  def no_better():
-    if flags.patience and int(since_best) >= flags.patience:
-      return 'no better validation accuracy in %d validations' % flags.patience
-    return None
-
-  reason = None
-  if resumed and step:  # what an interrupt came before, and what the run had stopped for
-    if flags.stop_when_converged and step % flags.display == 0:
-      reason = converged(replicas.chiefs(summaries.least_confidence(network)))
-    if int(validated) != step and (validation_due() or reason):
-      validate()
-      save()
-    reason = no_better() or reason
-  if not resumed:
-    # Tells what a basemodel is worth here; of random weights it would cost time and say 1 %.
-    if start.starts_trained(flags) or not flags.max_steps:
-      validate()
-    log.groups(step, network)
-    save()
-
-  # The loop. Several steps a call: as many as take about a second, and never past the next event.
-  iterator = iter(cifar100.training_batches(train, flags.batch_size, flags.seed, step))
-  events = [flags.display, flags.val_interval, flags.checkpoint_interval]
-  events += [flags.group_summary_interval] if network.with_assignments else []
-  calls, window = 1, []
-  bar = tqdm(
-    total=flags.max_steps, initial=step, unit='step', disable=None if replicas.chief else True, dynamic_ncols=True
-  )
-  log.bar = bar
-  try:
-    while step < flags.max_steps and not reason:
-      count = min([calls, flags.max_steps - step] + [event - step % event for event in events])
-      started = time.perf_counter()
-      terms = {name: float(value) for name, value in stage.train(iterator, tf.constant(count)).items()}
-      seconds = time.perf_counter() - started
-      calls = max(1, min(100, round(count / replicas.chiefs(seconds))))  # alike on all workers
-      if not np.isfinite(terms['total']):
-        raise UserError('the loss is not finite between steps %d and %d; %s' % (step, step + count, kept()))
-      step += count
-      window.append((count, seconds, terms))
-      rate = float(stage.learning_rate(tf.constant(step - 1)))
-      speed = flags.batch_size * sum(w[0] for w in window) / sum(w[1] for w in window)
-      bar.set_postfix_str('loss %.3f acc %.3f lr %.2g %.0f img/s' % (terms['total'], terms['accuracy'], rate, speed))
-      bar.update(count)
-      if step % flags.display == 0:
-        means = {n: sum(w[0] * w[2][n] for w in window) / sum(w[0] for w in window) for n in terms}
-        window = []
-        log.progress(step, means, rate, speed, network)
-        reason = converged(replicas.chiefs(log.least_confidence))
-      if network.with_assignments and step % flags.group_summary_interval == 0:
-        log.groups(step, network)
-      if validation_due() or reason:
-        validate()
-        reason = no_better() or reason
-      if step % flags.checkpoint_interval == 0 or step == flags.max_steps or reason:
-        save()
-  except KeyboardInterrupt as e:
-    if replicas.workers and (e.__context__ or not replicas.chief):
-      raise  # in the middle of a step that another worker has left, or not the one who writes
-    step = int(stage.step)
-    save()
-    log.line("stopped at step %d; the same command goes on from '%s'" % (step, saver.last))
-    raise
-  finally:
-    bar.close()
-  if step % flags.group_summary_interval:
-    log.groups(step, network)
-  log.line(
-    "done at step %d%s: best validation accuracy %.2f %%; last checkpoint '%s', best '%s'"
-    % (step, ' (%s)' % reason if reason else '', 100 * float(best), saver.last, os.path.join(flags.train_dir, 'best'))
-  )
-  replicas.gather([step])  # a worker that leaves before the last checkpoint is written would count as lost
-  return step, float(best)
+    current.line('the validation images are trained on, so their accuracy chooses nothing: best is the last validation')
+  return current.train(train)
 
 
 def main(argv=None):
