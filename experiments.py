@@ -42,6 +42,8 @@ class Run:
     train: dict of train.py's flags without the folders, with those of SHARES.
     teacher: the Run whose best checkpoint is the --teacher, or None.
     machine: dict of train.py's flags that no result depends on.
+    hardens: whether a grouping run is evaluated hardened, too; one that another grouping run goes on from need not be
+      ready for that.
   """
 
   folder: str
@@ -49,6 +51,7 @@ class Run:
   train: dict
   teacher: 'Run | None' = None
   machine: dict = dataclasses.field(default_factory=dict)
+  hardens: bool = True
 
   @property
   def settings(self):
@@ -112,7 +115,7 @@ class Run:
     evaluate = dict(checkpoint=checkpoint, data_dir=data_dir, precision=self.train['precision'])
     evaluate['output_file'] = self.evaluation
     commands = [command('train.py', given), command('eval.py', evaluate)]
-    if group:  # as it is, then hardened
+    if group and self.hardens:  # as it is, then hardened
       evaluate['output_file'] = self.grouped_evaluation
       commands = [commands[0], command('eval.py', evaluate), commands[1] + ['--harden']]
     return commands
@@ -176,7 +179,8 @@ def read_run(run, data):
       result = json.load(f)
     kept = {name: result[name] for name in ('accuracy', 'parameters', 'flops')}
     kept.update(agreement=result.get('agreement'), group_sizes=[len(group) for group in result.get('groups', [])])
-    kept.update(data=stored['data'], folder=run.folder, seed=run.train['seed'], grouped_accuracy=None)
+    kept.update(data=stored['data'], folder=run.folder, base_folder=run.base and run.base.folder)
+    kept.update(seed=run.train['seed'], grouped_accuracy=None)
     kept.update(
       steps=run.train['max_steps'], steps_in_all=run.steps_in_all, batch_size=run.train['batch_size'], cost=run.cost
     )

@@ -1,10 +1,10 @@
 """How good groups are, from the runs of tables.py: agreement with the superclasses, sizes, and what they cost.
 
 A row is one run: the learned groups, from a spectral start (and again, fine-tuned with the dense network for a teacher)
-and from undecided noise, beside groups that are given: semantic (S, the yardstick), clustering (C) and random (R, the
-floor). All start from the same trained baseline; given groups split it at once and are fine-tuned as the learned ones
-are, or (long) for as many steps as learning and fine-tuning take together. The dense rows are that baseline, and (long)
-the same trained on, unsplit, for these steps.
+and from undecided noise (in two runs, the first of which finds them: `tables.finding`), beside groups that are given:
+semantic (S, the yardstick), clustering (C) and random (R, the floor). All start from the same trained baseline; given
+groups split it at once and are fine-tuned as the learned ones are, or (long) for as many steps as learning and
+fine-tuning take together. The dense rows are that baseline, and (long) the same trained on, unsplit, for these steps.
 """
 
 import os
@@ -12,6 +12,10 @@ import os
 import numpy as np
 import tensorflow as tf
 from tensorboard.backend.event_processing import event_accumulator
+
+import architecture
+import checkpoints
+import grouping as groupings
 
 CONVERGED = 0.99  # every assignment's mean confidence
 
@@ -43,6 +47,8 @@ COLUMNS = [
   ('largest group / mean', 'largest', '%.2f'),
   ('least confidence', 'confidence', '%.3f'),
   ('converged at step', 'converged', '%.0f'),
+  ('classes moved (%)', 'classes', '%.0f'),
+  ('features moved (%)', 'features', '%.0f'),
   ('grouped (%)', 'grouped', '%.2f'),
   ('hardened (%)', 'hardened', '%.2f'),
   ('fine-tuned (%)', 'accuracy', '%.2f'),
@@ -83,6 +89,28 @@ def converged_at(least):
   return after[0] if after else None
 
 
+def moved(grouping):
+  """How much of what is assigned ended in another group than it started in: percent of the classes, of the features.
+
+  Args:
+    grouping: of experiments.read_run, of a grouping run.
+
+  Returns:
+    (number, number); None for both where it started from noise, or a checkpoint is not there any more.
+  """
+  if not checkpoints.exists(grouping['folder']):
+    return None, None
+  stored = checkpoints.read(grouping['folder'])
+  settings = stored.configuration['settings']
+  if settings['assignment_start'] != 'spectral' or not checkpoints.exists(grouping['base_folder']):
+    return None, None
+  plan = architecture.wide_resnet(stored.config)
+  alphas = groupings.spectral_start(plan, checkpoints.read(grouping['base_folder']).values, settings['seed'])
+  started = architecture.hard_groups_of(plan, alphas)
+  ended = architecture.hard_groups_of(plan, {name: stored.values['group/%s/alpha' % name] for name in alphas})
+  return tuple(100 * share for share in groupings.moved(plan, started, ended))
+
+
 def row_of(result, grouping=None):
   """What is shown of one run: a dict of numbers, None where there is none.
 
@@ -98,6 +126,7 @@ def row_of(result, grouping=None):
     least = confidences(grouping['folder'])
     row['confidence'] = list(least.values())[-1] if least else None
     row['converged'] = converged_at(least)
+    row['classes'], row['features'] = moved(grouping)
     row['grouped'] = grouping['grouped_accuracy'] and 100 * grouping['grouped_accuracy']
     row['hardened'] = 100 * grouping['accuracy']
   return {key: row.get(key) for _, key, _ in COLUMNS}

@@ -258,3 +258,18 @@ def spectral_start(plan, values, seed=0):
       height = np.log(START_CONFIDENCE / (1.0 - START_CONFIDENCE) * (count - 1))
       alphas[name] = height * (groups[None] == np.arange(count)[:, None])
   return alphas
+
+
+def moved(plan, before, after):
+  """How much of what is assigned has changed its group: (share of the classes, share of the features), in [0, 1].
+
+  Args:
+    plan: an architecture.Plan.
+    before, after: dicts from units name to int array.
+
+  Returns:
+    Shares of all those units of the plan that are in several groups.
+  """
+  changed = {name: before[name] != after[name] for name, units in plan.units.items() if units.groups > 1}
+  classes = changed.pop('split_q1')
+  return float(np.mean(classes)), float(np.mean(np.concatenate(list(changed.values()))))

@@ -100,6 +100,19 @@ RECIPES = {
   },
 }  # fmt: skip
 STAGES = ('baseline', 'group', 'split', 'scratch')
+
+
+def finding(group, k):
+  """What differs from a recipe's grouping in the run before it that finds groups from undecided noise: a dict.
+
+  The released gammas but for gamma1, which is smaller: until the weights have had their say, all that it could make
+  disjoint is the noise. And assignments that move still faster, as the regularisers' gradient of one unit falls with
+  the number of units.
+  """
+  scale = 4 * k * group['assignment_lr_scale']
+  return dict(assignment_start='noise', gamma1=0.3, gamma2=1, ramp_at=None, gamma3=10, assignment_lr_scale=scale)
+
+
 # The paper's '(dropout)' rows: only these group with the recipe's dropout_keep_prob. Fine-tuning has none, as in the
 # released split.sh, and so do S, C and R, of which the paper does not say it.
 DROPOUT_SPLITS = ('2-2-2', '2-4-4')
@@ -290,7 +303,7 @@ def make_runs(flags, seed):
     train = {key: value for key, value in train.items() if value is not None}  # None takes a recipe's setting away
     base, teacher = (runs.get(train.pop(need, None)) for need in ('basemodel', 'teacher'))
     folder = os.path.join(flags.out, 'k%d' % flags.k, 'seed%d' % seed, name)
-    runs[name] = Run(folder, base, train, teacher, machine)
+    runs[name] = Run(folder, base, train, teacher, machine, hardens=not name.startswith('find'))
 
   # As many steps as grouping and fine-tuning take together, for what is compared with them.
   both = settings_of(flags, 'group')['max_steps'] + settings_of(flags, 'split')['max_steps']
@@ -312,9 +325,11 @@ def make_runs(flags, seed):
     if 'teacher' not in recipe['split']:
       teaching = dict(basemodel='group-' + split, teacher='baseline-long', **TEACHING)
       add('split-%s-taught' % split, 'split', 'split', **groups(split), **teaching)
-    if recipe['group'].get('assignment_start') == 'spectral':  # what the start gives, for the table of groups
+    if recipe['group'].get('assignment_start') == 'spectral':  # from noise instead, for the table of groups
       name = split + '-noise'
-      add('group-' + name, 'group', 'group', **groups(split), **dropout, assignment_start='noise')
+      add('find-' + split, 'group', 'group', **groups(split), **dropout, **finding(recipe['group'], flags.k))
+      found = dict(basemodel='find-' + split, assignment_start='noise')
+      add('group-' + name, 'group', 'group', **groups(split), **dropout, **found)
       add('split-' + name, 'split', 'split', **groups(split), basemodel='group-' + name)
     for kind in ('semantic', 'clustering', 'random'):
       base = dict(basemodel='baseline') if kind == 'clustering' else {}

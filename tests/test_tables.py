@@ -13,8 +13,11 @@ import tensorflow as tf
 import tiny_data
 
 import architecture
+import checkpoints
 import eval as evaluation
 import experiments
+import grouping
+import resnet_split
 import tables
 import train
 import utils
@@ -204,15 +207,15 @@ def test_the_table_of_groups_has_each_seed_and_the_means(tmp_path, capsys):
   learned = ['2-2-2', 'learned']
   # Steps of the recipe: baseline 2000, group 700, split 1000.
   assert rows[1:] == [
-    ['dense', 'baseline', '0', '2000', '', '', '', '', '', '', '42.00'],
-    ['dense', 'baseline, long', '0', '3700', '', '', '', '', '', '', '44.00'],
-    [*learned, '0', '3700', '0.90', '1.00', '0.992', '400', '41.00', '40.00', '50.00'],
-    [*learned, '1', '3700', '0.92', '1.20', '0.992', '400', '41.00', '40.00', '52.00'],
-    [*learned, 'mean', '3700 ± 0', '0.91 ± 0.01', '1.10 ± 0.14', '0.992 ± 0.000', '400 ± 0', '41.00 ± 0.00',
+    ['dense', 'baseline', '0', '2000', '', '', '', '', '', '', '', '', '42.00'],
+    ['dense', 'baseline, long', '0', '3700', '', '', '', '', '', '', '', '', '44.00'],
+    [*learned, '0', '3700', '0.90', '1.00', '0.992', '400', '', '', '41.00', '40.00', '50.00'],
+    [*learned, '1', '3700', '0.92', '1.20', '0.992', '400', '', '', '41.00', '40.00', '52.00'],
+    [*learned, 'mean', '3700 ± 0', '0.91 ± 0.01', '1.10 ± 0.14', '0.992 ± 0.000', '400 ± 0', '', '', '41.00 ± 0.00',
      '40.00 ± 0.00', '51.00 ± 1.41'],
-    ['2-2-2', 'learned, taught', '0', '3700', '0.90', '1.00', '0.992', '400', '41.00', '40.00', '53.00'],
-    ['2-2-2', 'R, random', '0', '3000', '0.68', '1.00', '', '', '', '', '45.00'],
-    ['2-2-2', 'R, long', '0', '3700', '0.68', '1.00', '', '', '', '', '46.00'],
+    ['2-2-2', 'learned, taught', '0', '3700', '0.90', '1.00', '0.992', '400', '', '', '41.00', '40.00', '53.00'],
+    ['2-2-2', 'R, random', '0', '3000', '0.68', '1.00', '', '', '', '', '', '', '45.00'],
+    ['2-2-2', 'R, long', '0', '3700', '0.68', '1.00', '', '', '', '', '', '', '46.00'],
   ]  # fmt: skip
   assert (tmp_path / 'k1' / 'groups.md').exists()
 
@@ -258,6 +261,50 @@ def test_steps_of_a_base_that_only_clusters_the_classes_are_not_counted(tmp_path
   assert runs['given-2-2-2-clustering'].steps_in_all == 3000
 
 
+def test_groups_from_noise_are_found_by_the_weights_before_they_are_made_disjoint(tmp_path):
+  for recipe in ('short', 'gpu', 'better'):
+    runs = tables.make_runs(parse('groups', '--recipe', recipe, '--out', tmp_path), 0)
+    find, group, usual = runs['find-2-2-2'], runs['group-2-2-2-noise'], runs['group-2-2-2']
+    assert runs['split-2-2-2-noise'].base is group and group.base is find and find.base is runs['baseline']
+    assert find.train['assignment_start'] == group.train['assignment_start'] == 'noise'
+    assert group.train == {**usual.train, 'assignment_start': 'noise'}
+    # The share of gamma1 is far smaller while they are found, and nothing rises meanwhile.
+    assert find.train['gamma1'] / find.train['gamma3'] < usual.train['gamma1'] / usual.train['gamma3'] / 5
+    assert 'ramp_at' not in find.train
+    # A unit's gradient is 1/k of that at k = 1, for which the rate is as tried there.
+    narrow = tables.make_runs(parse('groups', '--recipe', recipe, '--out', tmp_path, '--k', 1), 0)['find-2-2-2']
+    assert find.train['assignment_lr_scale'] == 8 * narrow.train['assignment_lr_scale']
+    assert runs['split-2-2-2-noise'].steps_in_all == usual.train['max_steps'] + runs['split-2-2-2'].steps_in_all
+
+
+def save(folder, mode, network, settings=None):
+  """Writes a checkpoint of a network."""
+  configuration = checkpoints.describe(mode, network, {}, settings or {})
+  step = tf.Variable(0, dtype=tf.int64)
+  checkpoints.Saver(str(folder), configuration, 1, weights=network.weights, step=step).save(0)
+
+
+def test_what_left_its_start_is_told_from_the_checkpoints(tmp_path):
+  config = architecture.Config(k=1, ngroups1=2, ngroups2=2, ngroups3=2)
+  dense = resnet_split.Network(architecture.Config(k=1), seed=1)
+  save(tmp_path / 'base', 'baseline', dense)
+  values = {name: v.numpy() for name, v in dense.weights.items()}
+  network = resnet_split.Network(config, with_assignments=True)
+  start = grouping.spectral_start(network.plan, values, 3)
+  # Three of 100 classes and half of one set of 64 features change sides.
+  start['split_q1'][:, :3] = start['split_q1'][::-1, :3]
+  start['split_r21'][:, :32] = start['split_r21'][::-1, :32]
+  for name, alpha in start.items():
+    network.weights['group/%s/alpha' % name].assign(alpha)
+  save(tmp_path / 'run', 'group', network, {'assignment_start': 'spectral', 'seed': 3})
+  features = sum(units.size for units in network.plan.units.values() if units.groups > 1) - 100
+  result = {'folder': str(tmp_path / 'run'), 'base_folder': str(tmp_path / 'base')}
+  assert tables.group_table.moved(result) == (pytest.approx(3), pytest.approx(100 * 32 / features))
+  assert tables.group_table.moved({**result, 'base_folder': str(tmp_path / 'gone')}) == (None, None)
+  save(tmp_path / 'noise', 'group', network, {'assignment_start': 'noise', 'seed': 3})
+  assert tables.group_table.moved({**result, 'folder': str(tmp_path / 'noise')}) == (None, None)
+
+
 def test_groups_that_never_converge_say_so():
   assert tables.group_table.converged_at({}) is None
   assert tables.group_table.converged_at({100: 0.995, 200: 0.9}) is None
@@ -275,11 +322,11 @@ def flag(arguments, name):
 def test_every_command_is_one_that_the_programs_take(recipe, tmp_path):
   flags = parse(1, '--recipe', recipe, '--out', tmp_path, '--branch_input', 'all')
   runs = tables.make_runs(flags, 3)
-  assert len(runs) == 3 + 4 * {'paper': 12, 'better': 13}.get(recipe, 14)
+  assert len(runs) == 3 + 4 * {'paper': 12, 'better': 14}.get(recipe, 15)
   for name, run in runs.items():
     trained, *grouped, evaluated = run.commands('data', 45000)
     parsed = train.parse_flags(trained[2:])
-    assert parsed.mode == {'baseline': 'baseline', 'group': 'group'}.get(name.split('-')[0], 'split')
+    assert parsed.mode == {'baseline': 'baseline', 'group': 'group', 'find': 'group'}.get(name.split('-')[0], 'split')
     assert (parsed.seed, parsed.k, parsed.train_dir) == (3, 8, run.folder)
     assert parsed.grouping == (name.split('-')[4] if name.startswith(('scratch', 'given')) else 'learned')
     assert bool(parsed.basemodel) == (run.base is not None)
@@ -291,7 +338,8 @@ def test_every_command_is_one_that_the_programs_take(recipe, tmp_path):
     for other in map(lambda arguments: evaluation.parse_flags(arguments[2:]), grouped):
       assert (other.harden, other.checkpoint, other.output_file) == (False, run.folder, run.grouped_evaluation)
     assert len(grouped) == name.startswith('group')
-    assert checked.checkpoint == (run.folder if checked.harden else os.path.join(run.folder, 'best'))
+    last = run.folder if parsed.mode == 'group' else os.path.join(run.folder, 'best')
+    assert checked.checkpoint == last
 
 
 def test_the_papers_recipe_is_that_of_the_scripts(tmp_path):
