@@ -102,14 +102,13 @@ RECIPES = {
 STAGES = ('baseline', 'group', 'split', 'scratch')
 
 
-def finding(group, k):
+def finding(group):
   """What differs from a recipe's grouping in the run before it that finds groups from undecided noise: a dict.
 
   The released gammas but for gamma1, which is smaller: until the weights have had their say, all that it could make
-  disjoint is the noise. And assignments that move still faster, as the regularisers' gradient of one unit falls with
-  the number of units.
+  disjoint is the noise. And assignments that move far faster than the weights.
   """
-  scale = 4 * k * group['assignment_lr_scale']
+  scale = 32 * group['assignment_lr_scale']
   return dict(assignment_start='noise', gamma1=0.3, gamma2=1, ramp_at=None, gamma3=10, assignment_lr_scale=scale)
 
 
@@ -327,7 +326,7 @@ def make_runs(flags, seed):
       add('split-%s-taught' % split, 'split', 'split', **groups(split), **teaching)
     if recipe['group'].get('assignment_start') == 'spectral':  # from noise instead, for the table of groups
       name = split + '-noise'
-      add('find-' + split, 'group', 'group', **groups(split), **dropout, **finding(recipe['group'], flags.k))
+      add('find-' + split, 'group', 'group', **groups(split), **dropout, **finding(recipe['group']))
       found = dict(basemodel='find-' + split, assignment_start='noise')
       add('group-' + name, 'group', 'group', **groups(split), **dropout, **found)
       add('split-' + name, 'split', 'split', **groups(split), basemodel='group-' + name)

@@ -271,9 +271,7 @@ def test_groups_from_noise_are_found_by_the_weights_before_they_are_made_disjoin
     # The share of gamma1 is far smaller while they are found, and nothing rises meanwhile.
     assert find.train['gamma1'] / find.train['gamma3'] < usual.train['gamma1'] / usual.train['gamma3'] / 5
     assert 'ramp_at' not in find.train
-    # A unit's gradient is 1/k of that at k = 1, for which the rate is as tried there.
-    narrow = tables.make_runs(parse('groups', '--recipe', recipe, '--out', tmp_path, '--k', 1), 0)['find-2-2-2']
-    assert find.train['assignment_lr_scale'] == 8 * narrow.train['assignment_lr_scale']
+    assert find.train['assignment_lr_scale'] > 10 * usual.train['assignment_lr_scale']
     assert runs['split-2-2-2-noise'].steps_in_all == usual.train['max_steps'] + runs['split-2-2-2'].steps_in_all
 
 
