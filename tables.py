@@ -102,14 +102,21 @@ RECIPES = {
 STAGES = ('baseline', 'group', 'split', 'scratch')
 
 
-def finding(group):
+def finding(group, groups):
   """What differs from a recipe's grouping in the run before it that finds groups from undecided noise: a dict.
 
-  The released gammas but for gamma1, which is smaller: until the weights have had their say, all that it could make
-  disjoint is the noise. And assignments that move far faster than the weights.
+  The released gammas but for gamma1: with two groups a smaller one, as until the weights have had their say all that it
+  could make disjoint is the noise; with more a larger one, without which the weight split keeps units undecided. And
+  assignments that move far faster than the weights.
+
+  Args:
+    group: the recipe's settings of grouping.
+    groups: how many there are at the logits.
   """
-  scale = 32 * group['assignment_lr_scale']
-  return dict(assignment_start='noise', gamma1=0.3, gamma2=1, ramp_at=None, gamma3=10, assignment_lr_scale=scale)
+  return dict(
+    assignment_start='noise', gamma1=0.3 if groups == 2 else 1.5, gamma2=1, ramp_at=None, gamma3=10,
+    assignment_lr_scale=32 * group['assignment_lr_scale'],
+  )  # fmt: skip
 
 
 # The paper's '(dropout)' rows: only these group with the recipe's dropout_keep_prob. Fine-tuning has none, as in the
@@ -326,9 +333,10 @@ def make_runs(flags, seed):
       add('split-%s-taught' % split, 'split', 'split', **groups(split), **teaching)
     if recipe['group'].get('assignment_start') == 'spectral':  # from noise instead, for the table of groups
       name = split + '-noise'
-      add('find-' + split, 'group', 'group', **groups(split), **dropout, **finding(recipe['group']))
-      found = dict(basemodel='find-' + split, assignment_start='noise')
-      add('group-' + name, 'group', 'group', **groups(split), **dropout, **found)
+      found = finding(recipe['group'], groups(split)['ngroups1'])
+      add('find-' + split, 'group', 'group', **groups(split), **dropout, **found)
+      start = dict(basemodel='find-' + split, assignment_start='noise')
+      add('group-' + name, 'group', 'group', **groups(split), **dropout, **start)
       add('split-' + name, 'split', 'split', **groups(split), basemodel='group-' + name)
     for kind in ('semantic', 'clustering', 'random'):
       base = dict(basemodel='baseline') if kind == 'clustering' else {}

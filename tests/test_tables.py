@@ -271,6 +271,7 @@ def test_groups_from_noise_are_found_by_the_weights_before_they_are_made_disjoin
     # The share of gamma1 is far smaller while they are found, and nothing rises meanwhile.
     assert find.train['gamma1'] / find.train['gamma3'] < usual.train['gamma1'] / usual.train['gamma3'] / 5
     assert 'ramp_at' not in find.train
+    assert runs['find-1-1-4'].train['gamma1'] == runs['find-2-4-4'].train['gamma1'] > find.train['gamma1']
     assert find.train['assignment_lr_scale'] > 10 * usual.train['assignment_lr_scale']
     assert runs['split-2-2-2-noise'].steps_in_all == usual.train['max_steps'] + runs['split-2-2-2'].steps_in_all
 
