@@ -484,7 +484,9 @@ def caption(flags, table, results):
     but = ' but the learned groups, which start from nothing,' if from_scratch else ''
     return (
       'Groups and accuracy %s. Agreement: share of the classes in the group that holds most of their superclass. '
-      'Converged: every assignment at least %g confident from this step of grouping on. All%s start from the same '
+      'Converged: every assignment at least %g confident from this step of grouping on. Moved: ended in another group '
+      'than the spectral start had put it in; groups from a noise start take one grouping run more, which finds them. '
+      'All%s start from the same '
       'baseline of their seed; S, C and R split it at once and are fine-tuned with the same steps, or (long) with as '
       'many as grouping and fine-tuning have together, for which the dense network (long) is trained on too; that '
       'network teaches the taught ones. Steps in all count from the first weights on. Mean ± standard deviation.\n\n'
