@@ -48,7 +48,7 @@ COLUMNS = [
   ('least confidence', 'confidence', '%.3f'),
   ('converged at step', 'converged', '%.0f'),
   ('classes moved (%)', 'classes', '%.0f'),
-  ('features moved (%)', 'features', '%.0f'),
+  ('features moved (%)', 'features', '%.1f'),
   ('grouped (%)', 'grouped', '%.2f'),
   ('hardened (%)', 'hardened', '%.2f'),
   ('fine-tuned (%)', 'accuracy', '%.2f'),
