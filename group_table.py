@@ -1,10 +1,11 @@
 """How good groups are, from the runs of tables.py: agreement with the superclasses, sizes, and what they cost.
 
 A row is one run: the learned groups, from a spectral start (and again, fine-tuned with the dense network for a teacher)
-and from undecided noise (in two runs, the first of which finds them: `tables.finding`), beside groups that are given:
-semantic (S, the yardstick), clustering (C) and random (R, the floor). All start from the same trained baseline; given
-groups split it at once and are fine-tuned as the learned ones are, or (long) for as many steps as learning and
-fine-tuning take together. The dense rows are that baseline, and (long) the same trained on, unsplit, for these steps.
+and from undecided noise (in two runs, the first of which finds them: `tables.finding`; the spectral start's long row
+groups for as many steps as both), beside groups that are given: semantic (S, the yardstick), clustering (C) and random
+(R, the floor). All start from the same trained baseline; given groups split it at once and are fine-tuned as the
+learned ones are, or (long) for as many steps as learning and fine-tuning take together. The dense rows are that
+baseline, and (long) the same trained on, unsplit, for these steps.
 """
 
 import os
@@ -23,6 +24,7 @@ KINDS = {
   'splitnet': 'learned',
   'taught': 'learned, taught',
   'noise': 'learned, noise start',
+  'splitnet-long': 'learned, long',
   'semantic': 'S, semantic',
   'clustering': 'C, clustering',
   'random': 'R, random',
@@ -36,6 +38,7 @@ LEARNED = {
   'splitnet': ('group-%s', 'split-%s'),
   'taught': ('group-%s', 'split-%s-taught'),
   'noise': ('group-%s-noise', 'split-%s-noise'),
+  'splitnet-long': ('group-%s-long', 'split-%s-long'),
 }
 
 DENSE_KINDS = {'baseline': 'baseline', 'long': 'baseline, long'}  # run 'baseline' or 'baseline-long'

@@ -338,6 +338,9 @@ def make_runs(flags, seed):
       start = dict(basemodel='find-' + split, assignment_start='noise')
       add('group-' + name, 'group', 'group', **groups(split), **dropout, **start)
       add('split-' + name, 'split', 'split', **groups(split), basemodel='group-' + name)
+      twice = 2 * settings_of(flags, 'group')['max_steps']  # as many as those two
+      add('group-%s-long' % split, 'group', 'group', **groups(split), **dropout, max_steps=twice)
+      add('split-%s-long' % split, 'split', 'split', **groups(split), basemodel='group-%s-long' % split)
     for kind in ('semantic', 'clustering', 'random'):
       base = dict(basemodel='baseline') if kind == 'clustering' else {}
       add('scratch-%s-%s' % (split, kind), 'scratch', 'split', **groups(split), grouping=kind, **base)
@@ -485,10 +488,10 @@ def caption(flags, table, results):
     return (
       'Groups and accuracy %s. Agreement: share of the classes in the group that holds most of their superclass. '
       'Converged: every assignment at least %g confident from this step of grouping on. Moved: ended in another group '
-      'than the spectral start had put it in; groups from a noise start take one grouping run more, which finds them. '
-      'All%s start from the same '
-      'baseline of their seed; S, C and R split it at once and are fine-tuned with the same steps, or (long) with as '
-      'many as grouping and fine-tuning have together, for which the dense network (long) is trained on too; that '
+      'than the spectral start had put it in; groups from a noise start take one grouping run more, which finds them, '
+      'and (learned, long) those from the spectral start one run of as many steps as these two. All%s start from the '
+      'same baseline of their seed; S, C and R split it at once and are fine-tuned with the same steps, or (long) with '
+      'as many as grouping and fine-tuning have together, for which the dense network (long) is trained on too; that '
       'network teaches the taught ones. Steps in all count from the first weights on. Mean ± standard deviation.\n\n'
       % (common, group_table.CONVERGED, but)
     )

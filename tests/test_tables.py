@@ -273,7 +273,13 @@ def test_groups_from_noise_are_found_by_the_weights_before_they_are_made_disjoin
     assert 'ramp_at' not in find.train
     assert runs['find-1-1-4'].train['gamma1'] == runs['find-2-4-4'].train['gamma1'] > find.train['gamma1']
     assert find.train['assignment_lr_scale'] > 10 * usual.train['assignment_lr_scale']
-    assert runs['split-2-2-2-noise'].steps_in_all == usual.train['max_steps'] + runs['split-2-2-2'].steps_in_all
+    # What it is compared with: as many steps from the spectral start, nothing else changed.
+    long = runs['group-2-2-2-long']
+    assert long.train == {**usual.train, 'max_steps': find.train['max_steps'] + group.train['max_steps']}
+    assert runs['split-2-2-2-long'].base is long and long.base is runs['baseline']
+    for name in ('noise', 'long'):
+      assert runs['split-2-2-2-' + name].train == runs['split-2-2-2'].train
+      assert runs['split-2-2-2-' + name].steps_in_all == usual.train['max_steps'] + runs['split-2-2-2'].steps_in_all
 
 
 def save(folder, mode, network, settings=None):
@@ -321,7 +327,7 @@ def flag(arguments, name):
 def test_every_command_is_one_that_the_programs_take(recipe, tmp_path):
   flags = parse(1, '--recipe', recipe, '--out', tmp_path, '--branch_input', 'all')
   runs = tables.make_runs(flags, 3)
-  assert len(runs) == 3 + 4 * {'paper': 12, 'better': 14}.get(recipe, 15)
+  assert len(runs) == 3 + 4 * {'paper': 12, 'better': 16}.get(recipe, 17)
   for name, run in runs.items():
     trained, *grouped, evaluated = run.commands('data', 45000)
     parsed = train.parse_flags(trained[2:])
@@ -381,7 +387,7 @@ def test_only_chooses_cells_rows_and_columns(tmp_path):
   assert chosen('1', '1-1-4')[-1] == 'split-1-1-4' and len(chosen('1', '1-1-4')) == 4
   assert chosen('1', 'random') == ['scratch-%s-random' % split for split in tables.SPLITS]
   assert len(chosen('1', '')) == 2 + 16 and len(chosen('2', '')) == 5
-  assert chosen('groups', 'dense') == ['baseline', 'baseline-long'] and len(chosen('groups', '')) == 2 + 4 * 9
+  assert chosen('groups', 'dense') == ['baseline', 'baseline-long'] and len(chosen('groups', '')) == 2 + 4 * 10
   with pytest.raises(
     utils.UserError, match="--only names '3-3-3'; table 2 of this recipe has baseline, 1-1-4/splitnet"
   ):
