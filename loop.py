@@ -14,8 +14,8 @@ import summaries
 from utils import UserError
 
 
-class Run:
-  """A run in its folder: all that its checkpoints hold, its log, and the loop."""
+class Loop:
+  """The loop of a run in its folder, with all that its checkpoints hold, and its log."""
 
   def __init__(self, flags, stage, val, replicas, configuration):
     """Opens the folder, --train_dir, and goes on from its last checkpoint where there is one.

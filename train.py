@@ -30,7 +30,7 @@ import strategy
 import summaries
 import utils
 from flags import Parser, add, automatic, boolean
-from loop import Run
+from loop import Loop
 from stage import Stage, lr_boundaries
 from utils import UserError
 
@@ -413,7 +413,7 @@ def run(flags, replicas, placed, held):
   stage = Stage(flags, network, len(train.images) / flags.batch_size, replicas, teacher)
   if replicas.chief:
     held.enter_context(checkpoints.locked(flags.train_dir))
-  current = Run(flags, stage, val, replicas, configuration)
+  current = Loop(flags, stage, val, replicas, configuration)
   if changed:
     current.line(changed)
   if flags.train_split == 'train_val':
