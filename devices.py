@@ -1,5 +1,6 @@
 """Which devices TensorFlow uses and how much of them; called before anything runs on one."""
 
+import functools
 import os
 import subprocess
 
@@ -72,6 +73,25 @@ def use_xla(choice, count=1):
   TensorFlow's own (benchmark.py --only baseline,xla: a step takes 1.6 times as long in float32, more in bfloat16).
   """
   return count == 1 and bool(tf.config.get_visible_devices('GPU')) if choice == 'auto' else choice
+
+
+@functools.cache
+def check_xla():
+  """Compiles and runs something small with XLA, where tensors are when nothing is said: on the first GPU, else the CPU.
+
+  Raises:
+    UserError: where that fails. On GPUs XLA needs more of CUDA than TensorFlow itself: ptxas and libdevice, the
+      mathematical functions, which TensorFlow's package does not bring.
+  """
+  probe = tf.function(lambda x: tf.reduce_sum(tf.exp(x) + tf.math.log(x) + tf.cos(x) + x**x), jit_compile=True)
+  try:
+    probe(tf.linspace(1.0, 2.0, 8)).numpy()
+  except tf.errors.OpError as e:
+    raise UserError(
+      "XLA cannot compile here (%s): on a GPU it needs libdevice and ptxas, which come with pip's tensorflow[and-cuda] "
+      'and are looked for where XLA_FLAGS=--xla_gpu_cuda_data_dir=FOLDER says; --jit_compile False does without XLA'
+      % (str(e).strip().split('\n')[0] or type(e).__name__)
+    ) from e
 
 
 def parse(text, available):

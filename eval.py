@@ -322,6 +322,8 @@ def run(flags):
   """Evaluates as the flags say; returns the result, a dict."""
   placed = devices.configure(flags.gpu_fraction, flags.num_logical_devices, flags.log_device_placement)
   placed = devices.parse(flags.devices, placed)
+  if flags.jit_compile:
+    devices.check_xla()
   names = cifar100.load_names(flags.data_dir)
   split = cifar100.load(flags.data_dir, flags.split)
   stored = checkpoints.read(flags.checkpoint)

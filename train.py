@@ -210,7 +210,7 @@ def make_parser():
     'jit_compile',
     automatic,
     'auto',
-    'compile the step with XLA, which draws other dropout masks; auto: on one GPU, not on CPUs [%(default)s]',
+    'compile the step with XLA, which draws other dropout masks; auto: on one GPU where XLA works [%(default)s]',
   )
   add(g, 'gpu_fraction', float, 1.0, "share of each GPU's memory to take, (0, 1] [%(default)s]")
   add(g, 'log_device_placement', boolean, False, 'log where every operation runs [%(default)s]')
@@ -346,7 +346,15 @@ def choose_devices(flags):
   count = max(replicas.count, len(placed or []))
   if flags.jit_compile is True and count > 1:
     raise UserError('--jit_compile True compiles for one device, but there are %d: leave it out' % count)
-  flags.jit_compile = devices.use_xla(flags.jit_compile, count)
+  flags.jit_compile, asked = devices.use_xla(flags.jit_compile, count), flags.jit_compile
+  if flags.jit_compile:
+    try:
+      devices.check_xla()
+    except UserError as e:
+      if asked != 'auto':
+        raise
+      print('training without XLA, so slower: %s' % e, file=sys.stderr, flush=True)
+      flags.jit_compile = False
   if flags.batch_size < replicas.count:
     raise UserError(
       '--batch_size is %d, but there are %d devices to share it: give at least one image to each, or --num_replicas'

@@ -358,6 +358,28 @@ def test_xla_is_for_a_gpu_unless_asked_for(monkeypatch):
       assert bool(devices.use_xla('auto')) is auto
 
 
+def test_a_gpu_without_what_xla_needs_trains_without_it_and_says_so(monkeypatch, capsys):
+  def broken(function, jit_compile):
+    def call(*arguments):
+      raise tf.errors.InternalError(None, None, 'libdevice not found at ./libdevice.10.bc [Op:call]\nmore')
+
+    return call
+
+  devices.check_xla()  # here it works
+  devices.check_xla.cache_clear()
+  monkeypatch.setattr(devices, 'configure', lambda *arguments: ['/CPU:0'])
+  monkeypatch.setattr(tf.config, 'get_visible_devices', lambda kind: ['GPU:0'])
+  monkeypatch.setattr(tf, 'function', broken)
+  flags = train.parse_flags(['--mode', 'baseline'])
+  train.choose_devices(flags)
+  assert flags.jit_compile is False
+  told = capsys.readouterr().err
+  assert told.startswith('training without XLA, so slower: XLA cannot compile here (libdevice not found at ')
+  assert told.count('\n') == 1 and 'more' not in told and '--xla_gpu_cuda_data_dir' in told
+  with pytest.raises(utils.UserError, match=r'tensorflow\[and-cuda\].*; --jit_compile False does without'):
+    train.choose_devices(train.parse_flags(['--mode', 'baseline', '--jit_compile', 'True']))
+
+
 # --- other settings ---------------------------------------------------------------------------------------------
 
 
