@@ -107,7 +107,7 @@ def finding(group, groups):
 
   The released gammas but for gamma1: with two groups a smaller one, so that assignments become disjoint later; with
   more a larger one, without which they stayed undecided. And assignments that move far faster than the weights. Chosen
-  by trial at k = 1, seed 0 (README, "Groups").
+  by trial at k = 1, seed 0 (docs/groups.md).
 
   Args:
     group: the recipe's settings of grouping.
