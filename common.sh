@@ -20,6 +20,7 @@ make_venv() {
       exit 1
     fi
     echo "making $venv"
+    rm -f "$venv"/installed-*
     "$found" -m venv "$venv"
   fi
   for file in "$@"; do
@@ -33,12 +34,13 @@ make_venv() {
   done
 }
 
-# Sets $python: the project's .venv, else a Python on the path that has all of requirements.txt, else a new .venv.
+# Sets $python: the project's .venv, else a Python on the path that has all of requirements.txt, else a new .venv. One
+# into which nothing could be installed, for want of a network, does not count.
 find_python() {
   local found='import importlib.util, sys
 wanted = "tensorflow numpy six tqdm matplotlib tensorboard sklearn".split()
 sys.exit(not (3, 10) <= sys.version_info < (3, 14) or not all(map(importlib.util.find_spec, wanted)))'
-  if [ ! -x "$venv/bin/python" ] && python3 -c "$found" 2>/dev/null; then
+  if [ ! -e "$venv/installed-requirements.txt" ] && python3 -c "$found" 2>/dev/null; then
     python=python3
     return
   fi

@@ -3,6 +3,7 @@
 import functools
 import os
 import subprocess
+import sys
 
 import tensorflow as tf
 
@@ -62,6 +63,14 @@ def names():
   return ['/CPU:0']
 
 
+def description():
+  """The name of what is computed on by default: the first GPU's, else the CPU's number of cores."""
+  gpus = tf.config.list_physical_devices('GPU')
+  if gpus:
+    return tf.config.experimental.get_device_details(gpus[0]).get('device_name', 'GPU')
+  return 'CPU, %d cores' % os.cpu_count()
+
+
 def use_xla(choice, count=1):
   """Whether to compile with XLA: as chosen, or where 'auto' was, on one GPU.
 
@@ -79,19 +88,49 @@ def use_xla(choice, count=1):
 def check_xla():
   """Compiles and runs something small with XLA, where tensors are when nothing is said: on the first GPU, else the CPU.
 
+  It is what a residual block and its gradient have: XLA makes other calls of cuDNN out of them than TensorFlow does,
+  which not every cuDNN has.
+
   Raises:
     UserError: where that fails. On GPUs XLA needs more of CUDA than TensorFlow itself: ptxas and libdevice, the
       mathematical functions, which TensorFlow's package does not bring.
   """
-  probe = tf.function(lambda x: tf.reduce_sum(tf.exp(x) + tf.math.log(x) + tf.cos(x) + x**x), jit_compile=True)
+
+  def probe(x, kernel):
+    with tf.GradientTape() as tape:
+      tape.watch([x, kernel])
+      y = tf.nn.relu(x + tf.nn.conv2d(x, kernel, 1, 'SAME'))
+      loss = tf.reduce_mean(tf.math.log1p(tf.exp(tf.cast(y, tf.float32))))
+    return tape.gradient(loss, [x, kernel])
+
+  compiled = tf.function(probe, jit_compile=True)
   try:
-    probe(tf.linspace(1.0, 2.0, 8)).numpy()
+    for dtype in (tf.float32, tf.bfloat16):
+      compiled(tf.ones([8, 8, 8, 16], dtype), tf.ones([3, 3, 16, 16], dtype))[0].numpy()
   except tf.errors.OpError as e:
     raise UserError(
-      "XLA cannot compile here (%s): on a GPU it needs libdevice and ptxas, which come with pip's tensorflow[and-cuda] "
-      'and are looked for where XLA_FLAGS=--xla_gpu_cuda_data_dir=FOLDER says; --jit_compile False does without XLA'
-      % (str(e).strip().split('\n')[0] or type(e).__name__)
+      'XLA cannot compile here (%s): on a GPU it needs libdevice, ptxas and a recent cuDNN, which pip brings with '
+      'tensorflow[and-cuda] (XLA_FLAGS=--xla_gpu_cuda_data_dir=FOLDER names the folder of the first two); with '
+      '--jit_compile False it goes without' % (str(e).strip().split('\n')[0] or type(e).__name__)
     ) from e
+
+
+def compile_with_xla(choice, count=1):
+  """`use_xla`, once it is known to work; where 'auto' was chosen and it does not, says so and does without.
+
+  Raises:
+    UserError: where it was asked for and does not work.
+  """
+  wanted = use_xla(choice, count)
+  if wanted:
+    try:
+      check_xla()
+    except UserError as e:
+      if choice != 'auto':
+        raise
+      print('without XLA, so slower: %s' % e, file=sys.stderr, flush=True)
+      return False
+  return wanted
 
 
 def parse(text, available):

@@ -19,9 +19,9 @@ import sys
 import time
 
 import numpy as np
-import tensorflow as tf
 
 import checkpoints
+import devices
 from utils import UserError
 
 REPORT_SECONDS = 600  # between lines about a run that is going on
@@ -218,20 +218,12 @@ def call(arguments, log, tell=lambda: None):
       raise
 
 
-def device():
-  """The name of what the programs compute on: the first GPU's, else the CPU's number of cores."""
-  gpus = tf.config.list_physical_devices('GPU')
-  if gpus:
-    return tf.config.experimental.get_device_details(gpus[0]).get('device_name', 'GPU')
-  return 'CPU, %d cores' % os.cpu_count()
-
-
 def add_cost(run, seconds):
   """Adds to what a run has taken."""
-  before = run.cost or {'seconds': 0.0, 'device': device()}
-  devices = before['device'].split(' + ')
-  devices += [device()] if device() not in devices else []
-  cost = {'seconds': round(before['seconds'] + seconds, 1), 'device': ' + '.join(devices)}
+  before = run.cost or {'seconds': 0.0, 'device': devices.description()}
+  used = before['device'].split(' + ')
+  used += [devices.description()] if devices.description() not in used else []
+  cost = {'seconds': round(before['seconds'] + seconds, 1), 'device': ' + '.join(used)}
   checkpoints.write_json(os.path.join(run.folder, 'cost.json'), cost)
 
 

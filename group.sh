@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Grouping: WRN-16-8 learns its weights together with the assignments of a 2-2-2 deep split. It starts from what
 # baseline.sh trained, and the assignments near a spectral clustering of its weights, which as a rule they keep: 40 epochs,
-# with the groups nearer the superclasses than the paper's are after 400 (README, "Groups"; docs/groups.md finds groups
-# from noise, too). The weight of the split rises slowly to a larger value than the paper's, and the assignments learn
+# where the paper has 400 (README, "Groups"; docs/groups.md finds groups from noise, too). The weight of the split rises slowly to a larger value than the paper's, and the assignments learn
 # faster. The objective is the same. For the paper's way, from nothing:
 #   ./group.sh --paper
 # Further arguments are train.py's and win over these (epochs do not follow the steps, so give them too):

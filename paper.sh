@@ -4,7 +4,8 @@
 #   ./paper.sh                    the paper's settings: 400 epochs of grouping, 240 of the rest, 90 images a step
 #   ./paper.sh --budget short     the same cells in 112,500 steps instead of 2,960,000, grouped as group.sh does:
 #                                 from the baseline, other gammas, no dropout
-#   ./paper.sh --budget better    better than the paper, same networks: longer, smoothed labels, taught by the dense one
+#   ./paper.sh --budget better    meant to be better than the paper, same networks: longer than short, smoothed labels,
+#                                 taught by the dense one
 #   ./paper.sh --plan             runs nothing: measures what the three take here, and tells the hours, here and on a GPU
 #   ./paper.sh --budget short --only 2-2-2/splitnet --seeds 0,1,2      these cells (further arguments are tables.py's)
 #   ./paper.sh --budget short --print                                  the tables so far
@@ -22,8 +23,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 case $budget in
-  paper | better) recipe=$budget ;;
-  short) recipe=gpu ;;
+  paper | short | better) ;;
   *)
     echo "paper.sh: --budget is '$budget'; it must be paper, short or better" >&2
     exit 1
@@ -34,5 +34,5 @@ case " $* " in *' --help '* | *' -h '*) [ -n "$plan" ] || sed -n '2,/^set/{/^set
 find_python
 if [ -n "$plan" ]; then exec "$python" "$project/plan.py" "$@"; fi
 case " $* " in *' --print '*) ;; *) need_data "$@" ;; esac
-exec "$python" "$project/tables.py" all --recipe "$recipe" --branch_input all --data_dir "$data" \
+exec "$python" "$project/tables.py" all --recipe "$budget" --branch_input all --data_dir "$data" \
   --out "$runs/paper/$budget" "$@"

@@ -30,7 +30,7 @@ import utils
 from flags import Parser, add
 from utils import UserError
 
-BUDGETS = {'paper': 'paper', 'short': 'gpu', 'better': 'better'}  # paper.sh's, and the recipes
+BUDGETS = ['paper', 'short', 'better']  # paper.sh's, each a recipe of tables.py
 # What is measured of each stage: a run of tables.py. Fine-tuning computes what training from scratch does.
 MEASURED = {'baseline': 'baseline', 'group': 'group-2-2-2', 'split': 'scratch-2-2-2-random'}
 CPU_BATCH = 8  # images per step of a measurement on a CPU; a single image gives the part that does not grow with them
@@ -291,14 +291,14 @@ def measured_table(budgets, measured):
 def run(flags):
   """Measures, estimates, and prints both tables."""
   budgets = {}
-  for budget, recipe in BUDGETS.items():
-    arguments = ['all', '--recipe', recipe, '--k', str(flags.k), '--branch_input', flags.branch_input]
+  for budget in BUDGETS:
+    arguments = ['all', '--recipe', budget, '--k', str(flags.k), '--branch_input', flags.branch_input]
     budgets[budget] = tables.make_runs(tables.parse_flags(arguments), 0)
   measured = measure_all(flags, budgets)
   print(
     'WRN-16-%d, branch_input %s, measured on %s, %d steps of each stage. FLOPs: 2 per multiply-add, everything '
     'counted, training %d forward passes.\n'
-    % (flags.k, flags.branch_input, experiments.device(), flags.measure_steps, FORWARD_AND_BACKWARD)
+    % (flags.k, flags.branch_input, devices.description(), flags.measure_steps, FORWARD_AND_BACKWARD)
   )
   print(tables.markdown(*measured_table(budgets, measured)))
   print(

@@ -70,7 +70,7 @@ class Stage:
       self._step = functools.partial(self._replicas.run, self._train_step)
       self._count = functools.partial(self._replicas.run, self._count_correct)
     else:
-      compiled = devices.use_xla(flags.jit_compile)
+      compiled = devices.compile_with_xla(flags.jit_compile)
       self._step = tf.function(self._train_step, jit_compile=compiled)
       self._count = self._count_correct
 

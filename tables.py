@@ -56,7 +56,7 @@ RECIPES = {
     'scratch': dict(max_steps=120000, initial_lr=0.1, drop_at=(5 / 12, 7 / 12), l2_weight=0.0005),
   },
   # What one can run on a CPU, one cycle each. S, C and R get as many steps as fine-tuning, as in the paper's recipe.
-  'short': {
+  'cpu': {
     'all': dict(batch_size=90, val_interval=1000, checkpoint_interval=1000, lr_schedule='cosine'),
     'baseline': dict(max_steps=2000, initial_lr=0.15, warmup_at=0.2, l2_weight=0.0005),
     'group': dict(
@@ -67,7 +67,7 @@ RECIPES = {
     'scratch': dict(max_steps=1000, initial_lr=0.15, warmup_at=0.2, l2_weight=0.0005),
   },
   # Far fewer steps than the paper's, for a GPU. The peak learning rate is the better one of two at k = 1 (README).
-  'gpu': {
+  'short': {
     'all': dict(
       batch_size=360, val_interval=125, checkpoint_interval=500, lr_schedule='cosine', precision='bfloat16',
     ),
@@ -79,8 +79,8 @@ RECIPES = {
     'split': dict(epochs=20, initial_lr=0.4, warmup_at=0.1, l2_weight=0.0005),
     'scratch': dict(epochs=60, initial_lr=1.0, warmup_at=0.2, l2_weight=0.0005),
   },
-  # The same networks as well as they can be trained: longer, with smoothed labels, the split ones taught by the dense
-  # one. Not the paper's experiment.
+  # The same networks as well as we would train them: longer than short, with smoothed labels, the split ones taught by
+  # the dense one. Not the paper's experiment.
   'better': {
     'all': dict(
       batch_size=180, val_interval=250, checkpoint_interval=1000, lr_schedule='cosine', precision='bfloat16',
@@ -171,11 +171,11 @@ def parse_flags(argv):
   add('--seeds', default='0', help='one run of each cell for each of these, separated by commas [%(default)s]')
   add(
     '--recipe',
-    default='short',
+    default='cpu',
     choices=sorted(RECIPES),
-    help="paper: its settings; short: for a CPU; gpu: far fewer steps than the paper's; better: longer, with smoothed "
-    "labels and a teacher; all but paper's group as group.sh does: from the baseline, other gammas, no dropout "
-    '[%(default)s]',
+    help="cpu: a few epochs; the others are paper.sh's budgets: the paper's settings, far fewer steps, and longer than "
+    "short with smoothed labels and a teacher; all but paper's group as group.sh: from the baseline, other gammas, "
+    'no dropout [%(default)s]',
   )
   add('--batch_size', type=int, help="images per step; steps and learning rate go with it [the recipe's]")
   for stage in STAGES:

@@ -6,7 +6,7 @@
   --mode split      hardens a grouping checkpoint (--basemodel) into a tree of branches and fine-tunes it
 
 The same command again goes on from the last checkpoint in --train_dir. baseline.sh, group.sh --paper and split.sh hold
-the paper's settings. Flag names are those of the authors' released code.
+the paper's settings. Flags that the authors' released code has keep their names.
 """
 
 import argparse
@@ -346,15 +346,7 @@ def choose_devices(flags):
   count = max(replicas.count, len(placed or []))
   if flags.jit_compile is True and count > 1:
     raise UserError('--jit_compile True compiles for one device, but there are %d: leave it out' % count)
-  flags.jit_compile, asked = devices.use_xla(flags.jit_compile, count), flags.jit_compile
-  if flags.jit_compile:
-    try:
-      devices.check_xla()
-    except UserError as e:
-      if asked != 'auto':
-        raise
-      print('training without XLA, so slower: %s' % e, file=sys.stderr, flush=True)
-      flags.jit_compile = False
+  flags.jit_compile = devices.compile_with_xla(flags.jit_compile, count)
   if flags.batch_size < replicas.count:
     raise UserError(
       '--batch_size is %d, but there are %d devices to share it: give at least one image to each, or --num_replicas'
@@ -366,6 +358,7 @@ def choose_devices(flags):
 def print_settings(flags, config, data):
   """Prints every setting as a table."""
   rows = {**vars(flags), **dataclasses.asdict(config), 'split (ngroups3-2-1)': config.split}
+  rows['computes on'] = devices.description()
   rows.update({'data ' + name: value for name, value in data.items()})
   width = max(len(name) for name in rows)
   print('\n'.join('%-*s  %s' % (width, name, value) for name, value in sorted(rows.items())), flush=True)

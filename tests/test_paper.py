@@ -12,6 +12,7 @@ import tiny_data
 
 import architecture
 import checkpoints
+import devices
 import experiments
 import plan
 import resnet_split
@@ -59,7 +60,7 @@ def test_the_papers_budget_is_400_epochs_of_grouping_and_240_of_the_rest(tmp_pat
 
 
 def test_steps_follow_the_batch_size_and_the_learning_rate_too(tmp_path):
-  short, small = (runs_of(tmp_path, '--recipe', 'gpu', *more) for more in ([], ['--batch_size', 90]))
+  short, small = (runs_of(tmp_path, '--recipe', 'short', *more) for more in ([], ['--batch_size', 90]))
   for name in ('baseline', 'group-2-2-2', 'split-2-2-2', 'scratch-2-2-2-random'):
     one, other = short[name].train, small[name].train
     assert one['batch_size'] == 360 and one['precision'] == 'bfloat16'
@@ -70,9 +71,11 @@ def test_steps_follow_the_batch_size_and_the_learning_rate_too(tmp_path):
       trained, *_ = run.commands('data', 45000)
       share = 'ramp_at' if name.startswith('group') else 'warmup_at'
       assert float(value(trained, experiments.SHARES[share])) == pytest.approx(one[share] * epochs)
-  total = {recipe: runs_of(tmp_path, '--recipe', recipe)['baseline'].train['max_steps'] for recipe in ('paper', 'gpu')}
-  assert total['paper'] >= 30 * total['gpu']
-  assert runs_of(tmp_path, '--recipe', 'gpu', '--split_steps', 7)['split-2-2-2'].train['max_steps'] == 7
+  total = {
+    recipe: runs_of(tmp_path, '--recipe', recipe)['baseline'].train['max_steps'] for recipe in ('paper', 'short')
+  }
+  assert total['paper'] >= 30 * total['short']
+  assert runs_of(tmp_path, '--recipe', 'short', '--split_steps', 7)['split-2-2-2'].train['max_steps'] == 7
 
 
 def test_better_runs_are_taught_by_the_baseline_and_need_it(tmp_path):
@@ -147,7 +150,7 @@ def test_a_folder_of_runs_goes_on_where_it_was_moved_to_the_same_weights(tmp_pat
     ',', 3
   )  # the device's name has a comma
   assert (name, steps, batch_size, seed, error, paper) == ('split-1-1-4', '4', '15', '0', '50.00', '24.26')
-  assert float(hours) >= 0 and device.strip('"') == experiments.device()
+  assert float(hours) >= 0 and device.strip('"') == devices.description()
 
 
 def test_the_cost_of_a_run_adds_up_over_its_sessions_and_devices(tmp_path, monkeypatch):
@@ -291,7 +294,7 @@ def script(*arguments):
 
 
 def test_paper_sh_prints_the_tables_of_its_budget(tmp_path):
-  short = runs_of(tmp_path, '--recipe', 'gpu', '--branch_input', 'all')['split-2-2-2']
+  short = runs_of(tmp_path, '--recipe', 'short', '--branch_input', 'all')['split-2-2-2']
   os.makedirs(short.folder)
   checkpoints.write_json(
     os.path.join(short.folder, 'settings.json'), {'settings': short.settings, 'data': {'source': 'real'}}
@@ -299,7 +302,7 @@ def test_paper_sh_prints_the_tables_of_its_budget(tmp_path):
   checkpoints.write_json(short.evaluation, {'accuracy': 0.75, 'parameters': 5895268, 'flops': 2105592008})
   code, out, err = script('--budget', 'short', '--print', '--out', tmp_path)
   assert (code, err) == (0, '')
-  assert 'recipe gpu' in out and 'branch_input all' in out and 'WRN-16-8' in out
+  assert 'recipe short' in out and 'branch_input all' in out and 'WRN-16-8' in out
   deep = [t for t in out.splitlines() if t.startswith('| Deep 2-2-2')]
   assert [cell.strip() for cell in deep[0].split('|')][2:5] == ['5.895', '5.90', '46.41']
   assert '25.00' in deep[0] and '25.00' in deep[1] and out.index('Table 2') < out.index('Table 1')

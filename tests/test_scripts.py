@@ -1,9 +1,12 @@
 """What the shell scripts call, and with which arguments: a copy of each, with a .venv whose Python only prints them."""
 
+import glob
 import os
 import shutil
 import subprocess
 import sys
+
+import quiet
 
 import pytest
 import tiny_data
@@ -141,8 +144,31 @@ def test_without_a_python_that_will_do_there_is_one_sentence(project, tmp_path):
   assert not (project / '.venv').exists()
 
 
+def test_an_empty_environment_is_not_preferred_to_a_python_that_has_all(project, tmp_path):
+  """As one is that was made where there is no network to install from."""
+  python = project / '.venv' / 'bin' / 'python'
+  found = tmp_path / 'found'
+  found.mkdir()
+  (found / 'python3').write_text(python.read_text())
+  (found / 'python3').chmod(0o755)
+  python.write_text('#!/bin/sh\nexit 1\n')
+  for name in glob.glob('installed-*', root_dir=project / '.venv'):
+    (project / '.venv' / name).unlink()
+  code, calls, stderr = run(project, 'eval.sh', '--data_dir', 'data', PATH='%s:/usr/bin:/bin' % found)
+  assert (code, stderr, [name for name, _ in calls]) == (0, '', ['eval.py'])
+
+
 def test_a_python_without_tensorflow_says_where_one_is():
   program = os.path.join(tiny_data.PROJECT, 'report.py')
   done = subprocess.run([sys.executable, '-S', '-E', program], capture_output=True, text=True)  # no site-packages
   assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
   assert done.stderr.startswith('report.py: ') and '. .venv/bin/activate' in done.stderr
+
+
+@pytest.mark.parametrize('found, present, visible, told', [
+  ([], [], None, False), ([], ['/dev/nvidia0'], None, True), ([], ['/dev/nvidia0'], '0', True),
+  (['GPU:0'], ['/dev/nvidia0'], None, False), ([], ['/dev/nvidia0'], '', False), ([], ['/dev/nvidia0'], '-1', False),
+])  # fmt: skip
+def test_a_gpu_that_tensorflow_cannot_use_is_not_passed_over_in_silence(found, present, visible, told):
+  note = quiet.unused_gpu(found, present, {} if visible is None else {'CUDA_VISIBLE_DEVICES': visible})
+  assert bool(note) == told and ('tensorflow[and-cuda]' in note) == told

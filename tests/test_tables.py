@@ -149,7 +149,7 @@ def test_the_files_are_what_is_printed(tmp_path, capsys, table):
     rows = list(csv.reader(f))
   assert rows == rows_of(printed)
   assert len(set(rows[0])) == len(rows[0])
-  assert '29.90' in rows[1] and 'synthetic' in printed and 'recipe short' in printed
+  assert '29.90' in rows[1] and 'synthetic' in printed and 'recipe cpu' in printed
 
 
 def test_table_2_has_the_sizes_of_what_was_run(tmp_path, capsys):
@@ -262,7 +262,7 @@ def test_steps_of_a_base_that_only_clusters_the_classes_are_not_counted(tmp_path
 
 
 def test_groups_from_noise_are_found_by_the_weights_before_they_are_made_disjoint(tmp_path):
-  for recipe in ('short', 'gpu', 'better'):
+  for recipe in ('cpu', 'short', 'better'):
     runs = tables.make_runs(parse('groups', '--recipe', recipe, '--out', tmp_path), 0)
     find, group, usual = runs['find-2-2-2'], runs['group-2-2-2-noise'], runs['group-2-2-2']
     assert runs['split-2-2-2-noise'].base is group and group.base is find and find.base is runs['baseline']

@@ -374,9 +374,9 @@ def test_a_gpu_without_what_xla_needs_trains_without_it_and_says_so(monkeypatch,
   train.choose_devices(flags)
   assert flags.jit_compile is False
   told = capsys.readouterr().err
-  assert told.startswith('training without XLA, so slower: XLA cannot compile here (libdevice not found at ')
+  assert told.startswith('without XLA, so slower: XLA cannot compile here (libdevice not found at ')
   assert told.count('\n') == 1 and 'more' not in told and '--xla_gpu_cuda_data_dir' in told
-  with pytest.raises(utils.UserError, match=r'tensorflow\[and-cuda\].*; --jit_compile False does without'):
+  with pytest.raises(utils.UserError, match=r'tensorflow\[and-cuda\].*with --jit_compile False it goes without'):
     train.choose_devices(train.parse_flags(['--mode', 'baseline', '--jit_compile', 'True']))
 
 
