@@ -156,11 +156,11 @@ def test_a_folder_of_runs_goes_on_where_it_was_moved_to_the_same_weights(tmp_pat
 def test_the_cost_of_a_run_adds_up_over_its_sessions_and_devices(tmp_path, monkeypatch):
   run = experiments.Run(str(tmp_path), None, {})
   assert run.cost is None
-  monkeypatch.setattr(experiments, 'device', lambda: 'one')
+  monkeypatch.setattr(devices, 'description', lambda: 'one')
   experiments.add_cost(run, 10)
   experiments.add_cost(run, 5.5)
   assert run.cost == {'seconds': 15.5, 'device': 'one'}
-  monkeypatch.setattr(experiments, 'device', lambda: 'other')
+  monkeypatch.setattr(devices, 'description', lambda: 'other')
   experiments.add_cost(run, 1)
   experiments.add_cost(run, 1)
   assert run.cost == {'seconds': 17.5, 'device': 'one + other'}
