@@ -40,7 +40,8 @@ find_python() {
   local found='import importlib.util, sys
 wanted = "tensorflow numpy six tqdm matplotlib tensorboard sklearn".split()
 sys.exit(not (3, 10) <= sys.version_info < (3, 14) or not all(map(importlib.util.find_spec, wanted)))'
-  if [ ! -e "$venv/installed-requirements.txt" ] && python3 -c "$found" 2>/dev/null; then
+  if [ ! -e "$venv/installed-requirements.txt" ] && ! "$venv/bin/python" -c "$found" 2>/dev/null &&
+    python3 -c "$found" 2>/dev/null; then
     python=python3
     return
   fi

@@ -63,12 +63,15 @@ def names():
   return ['/CPU:0']
 
 
+def gpu_name():
+  """The name of the first GPU, None where there is none."""
+  gpus = tf.config.list_physical_devices('GPU')
+  return tf.config.experimental.get_device_details(gpus[0]).get('device_name', 'GPU') if gpus else None
+
+
 def description():
   """The name of what is computed on by default: the first GPU's, else the CPU's number of cores."""
-  gpus = tf.config.list_physical_devices('GPU')
-  if gpus:
-    return tf.config.experimental.get_device_details(gpus[0]).get('device_name', 'GPU')
-  return 'CPU, %d cores' % os.cpu_count()
+  return gpu_name() or 'CPU, %d cores' % os.cpu_count()
 
 
 def use_xla(choice, count=1):

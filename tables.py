@@ -312,7 +312,8 @@ def make_runs(flags, seed):
     runs[name] = Run(folder, base, train, teacher, machine, hardens=not name.startswith('find'))
 
   # As many steps as grouping and fine-tuning take together, for what is compared with them.
-  both = settings_of(flags, 'group')['max_steps'] + settings_of(flags, 'split')['max_steps']
+  grouping_steps = settings_of(flags, 'group')['max_steps']
+  both = grouping_steps + settings_of(flags, 'split')['max_steps']
 
   def groups(split):
     config = split_config(split, flags.k, flags.branch_input)
@@ -338,8 +339,8 @@ def make_runs(flags, seed):
       start = dict(basemodel='find-' + split, assignment_start='noise')
       add('group-' + name, 'group', 'group', **groups(split), **dropout, **start)
       add('split-' + name, 'split', 'split', **groups(split), basemodel='group-' + name)
-      twice = 2 * settings_of(flags, 'group')['max_steps']  # as many as those two
-      add('group-%s-long' % split, 'group', 'group', **groups(split), **dropout, max_steps=twice)
+      # As many steps as those two, from the spectral start.
+      add('group-%s-long' % split, 'group', 'group', **groups(split), **dropout, max_steps=2 * grouping_steps)
       add('split-%s-long' % split, 'split', 'split', **groups(split), basemodel='group-%s-long' % split)
     for kind in ('semantic', 'clustering', 'random'):
       base = dict(basemodel='baseline') if kind == 'clustering' else {}

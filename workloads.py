@@ -306,9 +306,7 @@ def machine():
   except (OSError, StopIteration):
     pass
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-  gpus = tf.config.list_physical_devices('GPU')
-  gpu = tf.config.experimental.get_device_details(gpus[0]).get('device_name', 'GPU') if gpus else None
-  return {'cpu': cpu, 'cores': cores, 'gpu': gpu, 'tensorflow': tf.__version__}
+  return {'cpu': cpu, 'cores': cores, 'gpu': devices.gpu_name(), 'tensorflow': tf.__version__}
 
 
 def answer(values):
