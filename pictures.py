@@ -87,11 +87,12 @@ def _draw_magnitudes(axis, image, row_borders, column_borders):
 
 
 def draw_confusion(matrix, order, borders, title, path):
-  """Draws a confusion matrix with the classes ordered by group.
+  """Draws a confusion matrix, with groups the classes ordered by them.
 
   Args:
     matrix: int array [classes, classes], true class by row, predicted by column.
-    order: the classes in the order to draw; borders: positions where another group begins.
+    order: the classes in the order to draw; borders: positions where another group begins; none: there are no groups,
+      and the order is that of the labels.
     title: text above; path: PNG file.
   """
   share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
@@ -100,8 +101,9 @@ def draw_confusion(matrix, order, borders, title, path):
   for border in borders:
     axis.axhline(border - 0.5, color='tab:blue', linewidth=1)
     axis.axvline(border - 0.5, color='tab:blue', linewidth=1)
-  axis.set_xlabel('predicted class, ordered by group')
-  axis.set_ylabel('true class, ordered by group')
+  ordered = 'by group' if len(borders) else 'by label'
+  axis.set_xlabel('predicted class, ordered ' + ordered)
+  axis.set_ylabel('true class, ordered ' + ordered)
   axis.set_title(title, fontsize=10)
   figure.colorbar(drawn, ax=axis, label='share of the true class', fraction=0.046, pad=0.03)
   _save(figure, path)
