@@ -4,6 +4,7 @@ import functools
 import os
 import subprocess
 import sys
+import time
 
 import tensorflow as tf
 
@@ -72,6 +73,49 @@ def gpu_name():
 def description():
   """The name of what is computed on by default: the first GPU's, else the CPU's number of cores."""
   return gpu_name() or 'CPU, %d cores' % os.cpu_count()
+
+
+def precision_note(precision, training):
+  """A sentence where --precision bfloat16 makes the convolutions slower, on a CPU without units for it; '' elsewhere.
+
+  Which CPUs these are is measured, not looked up: some have instructions for bfloat16 and are slower with them, and
+  where TensorFlow has no kernels of its own for it the gradients take many times as long.
+
+  Args:
+    precision: 'float32' or 'bfloat16'.
+    training: whether gradients are computed, too.
+  """
+  if precision != 'bfloat16' or gpu_name():
+    return ''
+  ratio = convolution_seconds(tf.bfloat16, training) / convolution_seconds(tf.float32, training)
+  if ratio < 1.2:  # of the convolutions alone; the rest of a step moves half the bytes
+    return ''
+  return (
+    'note: on this CPU convolutions take %.1f times as long in bfloat16 as in float32: --precision float32 is faster'
+    % ratio
+  )
+
+
+def convolution_seconds(dtype, training):
+  """What a convolution of 0.6 GFLOPs takes where tensors are when nothing is said: seconds, the least of five.
+
+  Args:
+    dtype: tf.float32 or tf.bfloat16.
+    training: with its gradients, three times the FLOPs.
+  """
+  x, kernel = tf.ones([32, 16, 16, 64], dtype), tf.ones([3, 3, 64, 64], dtype)
+  times = []
+  for _ in range(6):  # the first one chooses and prepares kernels
+    started = time.perf_counter()
+    with tf.GradientTape() as tape:
+      tape.watch([x, kernel])
+      results = [tf.nn.conv2d(x, kernel, 1, 'SAME')]
+    if training:
+      results += tape.gradient(results[0], [x, kernel])
+    for result in results:
+      tf.reshape(result, [-1])[0].numpy()
+    times.append(time.perf_counter() - started)
+  return min(times[1:])
 
 
 def use_xla(choice, count=1):

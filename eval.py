@@ -338,6 +338,9 @@ def run(flags):
       % (stored.path, stored.configuration['data'].get('source'), names.source['source']),
       file=sys.stderr,
     )
+  note = '' if flags.workers else devices.precision_note(flags.precision, training=False)
+  if note:
+    print(note, file=sys.stderr)
   workers = hosts.Workers(flags.workers, flags.worker_timeout, flags.retry) if flags.workers else None
   network = load_network(stored, flags.harden, tf.dtypes.as_dtype(flags.precision))
   groups = class_groups(stored)

@@ -27,6 +27,7 @@ import tensorflow as tf
 
 import architecture
 import cifar100
+import devices
 import experiments
 import group_table
 import grouping
@@ -548,6 +549,10 @@ def run_table(flags):
   wanted = [run for seed in flags.seeds for run in with_needs([make_runs(flags, seed)[name] for name in names])]
   left = [run for run in wanted if read_run(run, data) is None]
   print('%d runs, %d of them done' % (len(wanted), len(wanted) - len(left)))
+  if any(each.train['precision'] == 'bfloat16' for each in left):
+    note = devices.precision_note('bfloat16', training=True)
+    if note:
+      print(note)
   seconds = steps = 0
   for i, each in enumerate(left):
     begun, last = each.steps_done, each.train['max_steps']

@@ -204,7 +204,13 @@ def make_parser():
     1,
     'cut the one CPU or GPU into this many devices, to try the two above [%(default)s]',
   )
-  add(g, 'precision', str, 'float32', 'float32 or bfloat16 for the convolutions; weights are float32 [%(default)s]')
+  add(
+    g,
+    'precision',
+    str,
+    'float32',
+    'float32 or, faster on GPUs and on CPUs with AMX, bfloat16 for the convolutions; weights are float32 [%(default)s]',
+  )
   add(
     g,
     'jit_compile',
@@ -415,8 +421,9 @@ def run(flags, replicas, placed, held):
   if replicas.chief:
     held.enter_context(checkpoints.locked(flags.train_dir))
   current = Loop(flags, stage, val, replicas, configuration)
-  if changed:
-    current.line(changed)
+  slow = '' if before else devices.precision_note(flags.precision, training=True)  # once begun it is decided
+  for note in filter(None, (changed, slow)):
+    current.line(note)
   if flags.train_split == 'train_val':
     current.line('the validation images are trained on, so their accuracy chooses nothing: best is the last validation')
   return current.train(train)

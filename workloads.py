@@ -297,14 +297,21 @@ def peak_memory():
   return peak
 
 
+# What a CPU's rates hang on, bfloat16's above all, by Linux' names.
+INSTRUCTIONS = {'avx2': 'AVX2', 'avx512f': 'AVX-512', 'avx512_bf16': 'AVX-512 BF16', 'amx_bf16': 'AMX'}
+
+
 def machine():
-  """Which hardware this is: dict of 'cpu', 'cores', 'gpu' (None without one), 'tensorflow'."""
-  cpu = 'unknown processor'
+  """Which hardware this is: dict of 'cpu' (with what it has for vectors), 'cores', 'gpu' (or None), 'tensorflow'."""
   try:
     with open('/proc/cpuinfo') as f:
-      cpu = next(line.split(':', 1)[1].strip() for line in f if line.startswith('model name'))
-  except (OSError, StopIteration):
-    pass
+      lines = (line.partition(':') for line in f)
+      facts = {name.strip(): value.strip() for name, _, value in lines}  # the last core's; all are alike
+  except OSError:
+    facts = {}
+  cpu, flags = facts.get('model name', 'unknown processor'), facts.get('flags', '').split()
+  found = [name for flag, name in INSTRUCTIONS.items() if flag in flags]
+  cpu += ' (%s)' % ', '.join(found) if found else ''
   cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
   return {'cpu': cpu, 'cores': cores, 'gpu': devices.gpu_name(), 'tensorflow': tf.__version__}
 

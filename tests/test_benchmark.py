@@ -1,6 +1,7 @@
 """benchmark.py: it runs, and its tables say what it measured (how fast is never tested); the Keras network is ours."""
 
 import collections
+import io
 import json
 import os
 import subprocess
@@ -46,6 +47,16 @@ def tables_of(text):
 
 
 # --- the program --------------------------------------------------------------------------------------------------
+
+
+def test_the_machine_is_told_with_what_decides_its_rates(monkeypatch):
+  cores = 2 * 'model name\t: A CPU\nflags\t\t: fpu avx2 avx512f amx_bf16 amx_tile\n\n'
+  monkeypatch.setattr(workloads, 'open', lambda path: io.StringIO(cores), raising=False)
+  assert workloads.machine()['cpu'] == 'A CPU (AVX2, AVX-512, AMX)'
+  monkeypatch.setattr(workloads, 'open', lambda path: io.StringIO('processor : 0\n'), raising=False)  # an ARM's
+  assert workloads.machine()['cpu'] == 'unknown processor'
+  monkeypatch.setattr(workloads, 'open', lambda path: open(os.devnull + '/none'), raising=False)
+  assert workloads.machine()['cpu'] == 'unknown processor'
 
 
 def test_the_program_measures_and_its_tables_say_so(tmp_path):

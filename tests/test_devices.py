@@ -1,4 +1,7 @@
-"""devices.py: how much memory of which GPU is taken. There need be none: what the driver says is made up."""
+"""devices.py: how much memory of which GPU is taken, and the note on a slow precision.
+
+There need be no GPU: what the driver says is made up.
+"""
 
 import types
 
@@ -75,3 +78,34 @@ def test_a_driver_that_does_not_tell_is_one_sentence(driver, limits, monkeypatch
   ):
     devices.prepare(gpu_fraction=0.5)
   assert not limits.limits
+
+
+# --- the note on bfloat16 -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('ratio, told', [(0.3, ''), (1.1, ''), (1.6, '1.6 times as long'), (20, '20.0 times as long')])
+def test_bfloat16_on_a_cpu_that_is_slower_with_it_is_told(monkeypatch, ratio, told):
+  monkeypatch.setattr(devices, 'convolution_seconds', lambda dtype, training: ratio if dtype == tf.bfloat16 else 1.0)
+  monkeypatch.setattr(devices, 'gpu_name', lambda: None)
+  note = devices.precision_note('bfloat16', training=True)
+  assert told in note and bool(note) == bool(told)
+  assert devices.precision_note('float32', training=True) == '', 'the default is never told of'
+  monkeypatch.setattr(devices, 'gpu_name', lambda: 'a GPU')
+  assert devices.precision_note('bfloat16', training=True) == ''
+
+
+@pytest.mark.parametrize('training', [False, True])
+def test_what_is_timed_is_a_convolution_in_that_precision_with_its_gradients_in_training(monkeypatch, training):
+  computed, gradients = [], []
+  conv2d, gradient = tf.nn.conv2d, tf.GradientTape.gradient
+  monkeypatch.setattr(tf.nn, 'conv2d', lambda x, *rest: computed.append(x.dtype) or conv2d(x, *rest))
+
+  def differentiate(tape, *arguments):
+    found = gradient(tape, *arguments)
+    gradients.extend(g.dtype for g in found)
+    return found
+
+  monkeypatch.setattr(tf.GradientTape, 'gradient', differentiate)
+  times = [devices.convolution_seconds(dtype, training) for dtype in (tf.float32, tf.bfloat16)]
+  assert min(times) > 0 and set(computed) == {tf.float32, tf.bfloat16}
+  assert set(gradients) == (set(computed) if training else set())

@@ -12,6 +12,7 @@ from PIL import Image
 import architecture
 import checkpoints
 import cifar100
+import devices
 import eval as evaluation
 import utils
 
@@ -134,6 +135,14 @@ def test_the_table_shows_the_numbers(tmp_path_factory, runs, data, capsys):
   assert 'parameters                 {:,}\n'.format(result['parameters']) in stdout
   for name in [*result['class_accuracy'], *result['accuracy_within_superclass'], 'group 2, ']:
     assert name in stdout
+
+
+def test_a_precision_that_is_slow_here_is_told(runs, data, capsys, monkeypatch):
+  monkeypatch.setattr(devices, 'precision_note', lambda precision, training: 'note: %s, %s' % (precision, training))
+  arguments = ['--checkpoint', runs['split'], '--data_dir', data, '--test_iter', 1]
+  for precision in ('float32', 'bfloat16'):
+    code, _, stderr = tiny_data.call(evaluation, [*arguments, '--precision', precision], capsys)
+    assert (code, stderr) == (0, 'note: %s, False\n' % precision)
 
 
 def test_fewer_batches_and_other_sizes_evaluate_the_first_images(runs, data):

@@ -14,6 +14,7 @@ import tiny_data
 
 import architecture
 import checkpoints
+import devices
 import eval as evaluation
 import experiments
 import grouping
@@ -463,6 +464,15 @@ def test_runs_come_after_what_they_need_and_are_not_repeated(program):
   assert '50.00 ± 0.00 (2)' in out
   code, out, _, recorder = program(1, '--only', '2-2-2/clustering', '--seeds', '1')
   assert (code, recorder.called) == (0, []) and '| Deep 2-2-2' in out
+
+
+def test_a_precision_that_is_slow_here_is_told_before_the_first_run(program, tmp_path, monkeypatch):
+  monkeypatch.setattr(devices, 'precision_note', lambda precision, training: 'note: %s, %s' % (precision, training))
+  short = ['--recipe', 'short', '--only', 'baseline']
+  code, out, _, _ = program(2, *short, '--precision', 'float32')
+  assert code == 0 and 'note: ' not in out
+  code, out, _, _ = program(2, *short, '--out', str(tmp_path / 'elsewhere'))
+  assert code == 0 and out.index('note: bfloat16, True\n') < out.index('1 runs left')
 
 
 def test_all_of_table_1_is_22_runs(program):

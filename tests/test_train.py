@@ -383,7 +383,8 @@ def test_a_gpu_without_what_xla_needs_trains_without_it_and_says_so(monkeypatch,
 # --- other settings ---------------------------------------------------------------------------------------------
 
 
-def test_bfloat16_trains_with_float32_weights(runs, data, tmp_path):
+def test_bfloat16_trains_with_float32_weights(runs, data, tmp_path, monkeypatch):
+  monkeypatch.setattr(devices, 'precision_note', lambda precision, training: 'note: %s, %s' % (precision, training))
   more = ['--basemodel', runs['group'], '--max_steps', 3, '--precision', 'bfloat16', '--train_split', 'train_val']
   more += ['--initial_lr', 0.01]
   assert train.main(tiny_data.flags('split', data, str(tmp_path), *more)) == 0
@@ -406,6 +407,7 @@ def test_bfloat16_trains_with_float32_weights(runs, data, tmp_path):
   for steps in (1, 3):
     assert train.main(tiny_data.flags('split', data, broken, *more, '--max_steps', steps)) == 0
   tiny_data.assert_same(tiny_data.weights(broken), tiny_data.weights(str(tmp_path)))
+  assert read(broken, 'train.log').count('note: bfloat16, True\n') == 1, 'told when it can still be changed'
 
 
 def test_the_objective_follows_its_weights():
