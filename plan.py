@@ -47,6 +47,9 @@ def parse_flags(argv):
   parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
   add(parser, 'k', int, 8, 'width multiplier; the paper has 8 [%(default)s]')
   add(parser, 'branch_input', str, 'all', "train.py's, group or all [%(default)s]")
+  parser.add_argument(
+    '--precision', choices=['float32', 'bfloat16'], help="of the convolutions [the budgets': short and better bfloat16]"
+  )
   add(parser, 'measure_steps', int, 20, 'steps to measure, after two that are not counted [%(default)s]')
   add(
     parser,
@@ -293,7 +296,11 @@ def run(flags):
   budgets = {}
   for budget in BUDGETS:
     arguments = ['all', '--recipe', budget, '--k', str(flags.k), '--branch_input', flags.branch_input]
+    arguments += ['--precision', flags.precision] if flags.precision else []
     budgets[budget] = tables.make_runs(tables.parse_flags(arguments), 0)
+  note = devices.precision_note(flags.precision or 'bfloat16', training=True)
+  if note:
+    print(note, file=sys.stderr)
   measured = measure_all(flags, budgets)
   print(
     'WRN-16-%d, branch_input %s, measured on %s, %d steps of each stage. FLOPs: 2 per multiply-add, everything '

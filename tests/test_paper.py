@@ -252,10 +252,17 @@ def test_the_plan_has_every_run_and_adds_up(monkeypatch, capsys):
     return dict(MEASURED, batch_size=batch_size)
 
   monkeypatch.setattr(plan, 'measured_apart', measured_apart)
+  monkeypatch.setattr(devices, 'precision_note', lambda precision, training: 'note: %s, %s' % (precision, training))
+  assert plan.main(['--k', '1', '--measure_batch', '5', '--precision', 'float32']) == 0
+  assert called == [(m, 'float32', 5, 20) for m in ('baseline', 'group', 'split')]
+  called.clear()
+  assert capsys.readouterr().err.startswith('note: float32, True\n')
   assert plan.main(['--k', '1', '--measure_batch', '5']) == 0
   # Short and better compute alike, so they are measured once.
   assert called == [(m, p, 5, 20) for p in ('float32', 'bfloat16') for m in ('baseline', 'group', 'split')]
-  first, second = capsys.readouterr().out.split('Hours, validation included')
+  out, err = capsys.readouterr()
+  assert err.startswith('note: bfloat16, True\n'), 'told before minutes are spent on it'
+  first, second = out.split('Hours, validation included')
   rows = [[cell.strip() for cell in t.strip('|').split('|')] for t in second.splitlines() if t.startswith('|')]
   header, rows = rows[0], rows[2:]
   assert [row[0] for row in rows[:3]] == ['baseline', 'group-2-2-2', 'split-2-2-2'] and len(rows) == 2 + 4 * 3 + 2
