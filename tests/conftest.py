@@ -1,6 +1,7 @@
 """Shared by all tests: where the programs are, TensorFlow without its start-up notices, three tiny runs."""
 
 import os
+import signal
 import sys
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..')
@@ -10,6 +11,10 @@ import quiet  # noqa: E402, F401 - before any test imports TensorFlow
 
 import pytest  # noqa: E402
 import tiny_data  # noqa: E402
+
+# A shell's background jobs ignore interrupts, and so would every program that is started here to be interrupted.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+  signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The files that take longest come first, so that none of them is left for the end, when the other process has nothing.
 FIRST = ['test_whole_way.py', 'test_distributed.py', 'test_resume.py']

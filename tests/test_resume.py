@@ -31,7 +31,7 @@ def test_a_killed_and_an_interrupted_run_end_as_an_uninterrupted_one(data, tmp_p
   more += ['--num_train_instance', 50, '--assignment_lr_scale', 3, '--display', 10, '--val_iter', 1]
   more += ['--initial_lr', 0.05]
 
-  def start(name, steps=10**6):  # far from the end: on a busy machine a signal comes many steps after its line
+  def start(name, steps=2000):  # far from the end: on a busy machine a signal comes many steps after its line
     arguments = tiny_data.flags('group', data, str(tmp_path / name), *more, '--max_steps', steps)
     return tiny_data.start('train.py', arguments)
 
