@@ -2,7 +2,7 @@
 # The dense WRN-16-8 that the paper compares with. Further arguments are train.py's and win over these:
 #   ./baseline.sh --k 1 --max_steps 10000 --lr_step_epoch 12,17
 set -euo pipefail
-. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/scripts/common.sh"
 find_python
 need_data "$@"
 exec "$python" "$project/train.py" --mode baseline \

@@ -14,7 +14,7 @@ import os
 import numpy as np
 import tensorflow as tf
 
-from utils import UserError
+from splitnet.common.errors import UserError
 
 IMAGE_SIZE = 32  # pixels, height and width
 PADDING = 4  # pixels reflected on each side before cropping

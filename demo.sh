@@ -5,7 +5,7 @@
 #   ./demo.sh --seed 3 other images, initial values and shuffling (after --real, if both)
 # A small network (WRN-10-1) and short runs: it shows that everything works, not the paper's numbers.
 set -euo pipefail
-. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/scripts/common.sh"
 kind=synthetic seed=0
 if [ "${1:-}" = --real ]; then kind=real && shift; fi
 if [ "${1:-}" = --seed ] && [[ ${2:-} =~ ^[0-9]{1,9}$ ]]; then seed=$2 && shift 2; fi
@@ -54,7 +54,7 @@ evaluate dense "$out/baseline"
 evaluate grouped "$out/group"
 evaluate hardened "$out/group" --harden
 evaluate fine-tuned "$out/split/best"
-"$python" "$project/report.py" dense="$out/dense.json" grouped="$out/grouped.json" hardened="$out/hardened.json" \
+"$python" -m splitnet.reporting.compare dense="$out/dense.json" grouped="$out/grouped.json" hardened="$out/hardened.json" \
   fine-tuned="$out/fine-tuned.json"
 echo "weights ordered by group, from start to end: $out/group/pictures"
 echo "curves: $venv/bin/tensorboard --logdir $out"

@@ -39,7 +39,7 @@ from six.moves import http_client
 from six.moves.urllib import error, request
 from tqdm import tqdm
 
-import synthetic
+from splitnet.data import synthetic
 
 URL = 'https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz'
 SIZE = 169001437  # bytes

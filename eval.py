@@ -14,25 +14,22 @@ import time
 if any(argument.startswith('--workers') for argument in sys.argv) and os.environ.get('TF_CPP_MIN_LOG_LEVEL') != '0':
   os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 
-import quiet  # noqa: F401 - before TensorFlow
+import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 
 import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-import architecture
-import checkpoints
 import cifar100
-import devices
-import hosts
-import inference
-import pictures
-import placement
 import resnet_split
-import spread
 import utils
-from flags import Parser, add, boolean
-from utils import UserError
+from splitnet.common.errors import UserError, run_program
+from splitnet.common.flags import Parser, add, boolean
+from splitnet.network import architecture, inference
+from splitnet.parallel import devices, executor, placement
+from splitnet.parallel import workers as hosts
+from splitnet.reporting import plots
+from splitnet.training import checkpoints
 
 
 def make_parser():
@@ -64,7 +61,7 @@ def make_parser():
   text += 'logits come back; first: one device computes it and sends the others its features [%(default)s]'
   add(g, 'trunk', str, 'replicate', text)
   text = 'batches that a device has been given at any time; 1: one after the other [%(default)s]'
-  add(g, 'in_flight', int, spread.IN_FLIGHT, text)
+  add(g, 'in_flight', int, executor.IN_FLIGHT, text)
   add(g, 'num_logical_devices', int, 1, 'cut the one CPU or GPU into this many devices, to try --devices [%(default)s]')
   add(g, 'gpu_fraction', float, 1.0, "share of each GPU's memory to take, (0, 1] [%(default)s]")
   add(g, 'log_device_placement', boolean, False, 'log where every operation runs [%(default)s]')
@@ -172,7 +169,7 @@ def predict(network, split, batch_size, test_iter=0, placed=None, workers=None, 
     batch_size: images per batch; test_iter: batches, 0 for all.
     placed: names of the devices for its branches; None: the first that there is.
     workers: the hosts.Workers to compute on instead, or None.
-    **how: of spread.Spread: trunk, in_flight, jit_compile.
+    **how: of executor.Spread: trunk, in_flight, jit_compile.
 
   Returns:
     (logits float32 [images, classes], a Speed; the first batch, which also traces and warms up, is run once more).
@@ -188,14 +185,14 @@ def predict(network, split, batch_size, test_iter=0, placed=None, workers=None, 
     while len(done) < total:
       try:
         placed = workers.devices if workers else placed or devices.names()[:1]
-        computing = spread.Spread(network, placed, patience=workers and workers.patience, **how)
-        latency = spread.latency(computing, batches[0])
+        computing = executor.Spread(network, placed, patience=workers and workers.patience, **how)
+        latency = executor.latency(computing, batches[0])
         started = started or time.perf_counter()
         for i, logits in computing.run((i, images) for i, images in enumerate(batches) if i not in done):
           done[i] = logits
           bar.update()
         computing.close()
-      except spread.DeviceError as e:
+      except executor.DeviceError as e:
         if workers is None:
           raise e.reason from e
         workers.lose(e)
@@ -391,7 +388,7 @@ def run(flags):
     picture = os.path.splitext(flags.output_file)[0] + '-confusion.png'
     result['confusion_picture'] = picture
     title = '%s, %s: top-1 accuracy %.2f %%' % (result['network_text'], flags.split, 100 * result['accuracy'])
-    pictures.draw_confusion(np.array(result['confusion']), order, borders, title, picture)
+    plots.draw_confusion(np.array(result['confusion']), order, borders, title, picture)
     checkpoints.write_json(flags.output_file, result)
     print('\nwritten: %s, %s' % (flags.output_file, picture))
   return result
@@ -399,7 +396,7 @@ def run(flags):
 
 def main(argv=None):
   """Runs the program; returns its exit code."""
-  return utils.run_program('eval.py', lambda: run(parse_flags(argv)))
+  return run_program('eval.py', lambda: run(parse_flags(argv)))
 
 
 if __name__ == '__main__':

@@ -4,7 +4,7 @@
 # precision where --output_file says, if anywhere. Further arguments are eval.py's and win over these:
 #   ./eval.sh --checkpoint runs/group --output_file runs/group/eval.json
 set -euo pipefail
-. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/scripts/common.sh"
 find_python
 need_data "$@"
 output=(--output_file "$runs/split/eval.json")

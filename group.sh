@@ -8,7 +8,7 @@
 # Further arguments are train.py's and win over these (epochs do not follow the steps, so give them too):
 #   ./group.sh --k 1 --max_steps 5000 --gamma2_ramp_epoch 5 --lr_step_epoch 7.5
 set -euo pipefail
-. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/scripts/common.sh"
 paper= given=()
 for argument in "$@"; do
   if [ "$argument" = --paper ]; then paper=1; else given+=("$argument"); fi

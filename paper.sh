@@ -11,7 +11,7 @@
 #   ./paper.sh --budget short --print                                  the tables so far
 # A branch reads all of its parent's channels, as the counts in the paper's Table 2 have it (--branch_input group: not).
 set -euo pipefail
-. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/scripts/common.sh"
 budget=paper plan= arguments=()
 while [ $# -gt 0 ]; do
   case $1 in
@@ -32,7 +32,7 @@ esac
 set -- ${arguments[@]+"${arguments[@]}"}
 case " $* " in *' --help '* | *' -h '*) [ -n "$plan" ] || sed -n '2,/^set/{/^set/d;s/^# \{0,1\}//;p}' "${BASH_SOURCE[0]}" ;; esac
 find_python
-if [ -n "$plan" ]; then exec "$python" "$project/plan.py" "$@"; fi
+if [ -n "$plan" ]; then exec "$python" -m paper.estimate "$@"; fi
 case " $* " in *' --print '*) ;; *) need_data "$@" ;; esac
-exec "$python" "$project/tables.py" all --recipe "$budget" --branch_input all --data_dir "$data" \
+exec "$python" -m paper.tables all --recipe "$budget" --branch_input all --data_dir "$data" \
   --out "$runs/paper/$budget" "$@"

@@ -14,10 +14,10 @@ import contextlib
 import numpy as np
 import tensorflow as tf
 
-import architecture
-import placement
 import utils
-from dropout import Dropout
+from splitnet.network import architecture
+from splitnet.network.dropout import Dropout
+from splitnet.parallel import placement
 
 BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_DECAY = 0.9
@@ -440,7 +440,7 @@ def harden(network, **keywords):
     A Network that is a tree of branches.
 
   Raises:
-    utils.UserError: where a group is empty.
+    UserError: where a group is empty.
   """
   values = {name: v.numpy() for name, v in network.weights.items()}
   return split_by(network.config, present_groups(network), values, **keywords)
@@ -450,7 +450,7 @@ def present_groups(network):
   """The hard groups that a grouping network's assignments are at now: dict from units name to int array.
 
   Raises:
-    utils.UserError: where a group is empty.
+    UserError: where a group is empty.
   """
   alphas = {name: network.weights['group/%s/alpha' % name].numpy() for name in network.soft_assignments()}
   return architecture.hard_groups_of(network.plan, alphas)
@@ -460,7 +460,7 @@ def hardened_counts(network):
   """The counts (list of utils.LayerCount) of the split network that a grouping network would now harden into.
 
   Raises:
-    utils.UserError: where a group is empty.
+    UserError: where a group is empty.
   """
   return Network(network.config, groups=present_groups(network)).counts
 

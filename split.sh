@@ -3,7 +3,7 @@
 # network is the grouping checkpoint's. Further arguments are train.py's and win over these:
 #   ./split.sh --basemodel runs/group/ckpt-15000 --max_steps 5000
 set -euo pipefail
-. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/scripts/common.sh"
 find_python
 need_data "$@"
 exec "$python" "$project/train.py" --mode split \

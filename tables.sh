@@ -5,11 +5,11 @@
 #   ./tables.sh 1 --k 1 --print
 # ./tables.sh 5: evaluation time on several devices. Further arguments are table5.py's.
 set -euo pipefail
-. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+. "$(dirname "${BASH_SOURCE[0]}")/scripts/common.sh"
 find_python
-if [ "${1:-}" = 5 ]; then exec "$python" "$project/table5.py" "${@:2}"; fi # times networks that it makes itself
+if [ "${1:-}" = 5 ]; then exec "$python" -m paper.table5 "${@:2}"; fi # times networks that it makes itself
 case " $* " in
   '  ' | *' counts '* | *' --print '*) ;; # no images needed
   *) need_data "$@" ;;
 esac
-exec "$python" "$project/tables.py" --data_dir "$data" --out "$runs/tables" "$@"
+exec "$python" -m paper.tables --data_dir "$data" --out "$runs/tables" "$@"

@@ -16,23 +16,21 @@ import json
 import os
 import sys
 
-import quiet  # noqa: F401 - before TensorFlow
+import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 
 import numpy as np
 import tensorflow as tf
 
-import architecture
-import checkpoints
 import cifar100
-import devices
-import start
-import strategy
-import summaries
-import utils
-from flags import Parser, add, automatic, boolean
-from loop import Loop
-from stage import Stage, lr_boundaries
-from utils import UserError
+from splitnet.common.errors import UserError, run_program
+from splitnet.common.flags import Parser, add, automatic, boolean
+from splitnet.network import architecture
+from splitnet.parallel import devices
+from splitnet.training import checkpoints, initialize
+from splitnet.training import log as summaries
+from splitnet.training import replicas as strategy
+from splitnet.training.loop import Loop
+from splitnet.training.step import Stage, lr_boundaries
 
 # The released settings where they depend on the stage (group.sh --paper, split.sh; the baseline trains as the split).
 STAGE_DEFAULTS = {
@@ -266,7 +264,7 @@ def parse_flags(argv):
   need('train_split', lambda v: v in ('train', 'train_val'), 'train or train_val')
   need('num_logical_devices', lambda v: 1 <= v <= 64, 'in 1 to 64')
   lr_boundaries(flags.lr_step_epoch)
-  given = {name: getattr(flags, name) for name in start.NETWORK_FLAGS if getattr(flags, name) is not None}
+  given = {name: getattr(flags, name) for name in initialize.NETWORK_FLAGS if getattr(flags, name) is not None}
   architecture.Config(**{**_widest(given), **given})
   need('grouping_start', lambda v: v in ('scratch', 'basemodel'), 'scratch or basemodel')
   if flags.grouping_start == 'basemodel' and flags.grouping == 'learned':
@@ -274,7 +272,7 @@ def parse_flags(argv):
       '--grouping_start basemodel is for a grouping that is not learned; learned groups start there anyway'
     )
   if flags.mode == 'split' and not flags.basemodel and not os.path.isdir(flags.train_dir):
-    start.need_basemodel(flags)
+    initialize.need_basemodel(flags)
   if flags.grouping != 'learned' and flags.mode != 'split':
     raise UserError("--grouping '%s' is for --mode split" % flags.grouping)
   if flags.grouping not in ('learned', 'clustering') and flags.basemodel and flags.grouping_start == 'scratch':
@@ -394,21 +392,21 @@ def run(flags, replicas, placed, held):
     raise UserError('--batch_size is %d, but there are only %d training images' % (flags.batch_size, len(train.images)))
 
   # Network: a run that was begun says what it is; else the basemodel and the flags do.
-  before = start.begun(flags)
-  base, config = start.read_network(flags, before)
+  before = initialize.begun(flags)
+  base, config = initialize.read_network(flags, before)
   if config.num_classes != len(names.fine):
     raise UserError('--num_classes is %d, but the data has %d classes' % (config.num_classes, len(names.fine)))
-  changed = start.note_digests(flags, before)
+  changed = initialize.note_digests(flags, before)
   if replicas.chief:
     print_settings(flags, config, data)
   with replicas.scope():
-    teacher = start.load_teacher(flags, config)
-    network = start.build_network(flags, config, base, names, placed, before)
-  settings = {name: value for name, value in vars(flags).items() if name not in start.NETWORK_FLAGS and name != 'mode'}
+    teacher = initialize.load_teacher(flags, config)
+    network = initialize.build_network(flags, config, base, names, placed, before)
+  settings = {n: value for n, value in vars(flags).items() if n not in initialize.NETWORK_FLAGS and n != 'mode'}
   configuration = checkpoints.describe(flags.mode, network, data, settings)
   if before:
-    start.check_resume(configuration, before, flags.train_dir, make_parser().get_default)
-  free = {'data_dir', 'train_dir', *start.CHECKPOINT_FLAGS}  # paths, which may be other ones on every host
+    initialize.check_resume(configuration, before, flags.train_dir, make_parser().get_default)
+  free = {'data_dir', 'train_dir', *initialize.CHECKPOINT_FLAGS}  # paths, which may be other ones on every host
   shared = {name: value for name, value in settings.items() if name not in free}
   alike = [configuration['mode'], configuration['network'], configuration['groups'], shared]
   replicas.must_agree('their flags', json.dumps(alike, sort_keys=True).encode())
@@ -438,7 +436,7 @@ def main(argv=None):
     with replicas.watched(), contextlib.ExitStack() as held:
       run(flags, replicas, placed, held)
 
-  return utils.run_program('train.py', program)
+  return run_program('train.py', program)
 
 
 if __name__ == '__main__':

@@ -21,13 +21,14 @@ os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
 
-import quiet  # noqa: F401, I001 - before TensorFlow
+import splitnet.common.quiet  # noqa: F401, I001 - before TensorFlow
 import numpy as np
 import tensorflow as tf
 
-import checkpoints
-import objective
+from splitnet.training import checkpoints
+from splitnet.training import objective
 import resnet_split
+from splitnet.common.errors import UserError
 import utils
 
 QUANTITIES = ['x', 'y', 'logits', 'ce', 'total', 'overlap', 'weight_split', 'uniform', 'train_logits', 'train_ce']
@@ -38,19 +39,19 @@ def read(path):
   """A reference file's arrays: dict from key to array.
 
   Raises:
-    utils.UserError: where it is missing, damaged or no such file.
+    UserError: where it is missing, damaged or no such file.
   """
   try:
     with np.load(path) as archive:
       reference = {name: archive[name] for name in archive.files}
   except OSError as e:
-    raise utils.UserError("'%s' cannot be read (%s)" % (path, e.strerror or e)) from e
+    raise UserError("'%s' cannot be read (%s)" % (path, e.strerror or e)) from e
   # What numpy raises for bytes that are no archive, a lone array, an empty file, a cut one and flipped bits.
   except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
-    raise utils.UserError("'%s' is no reference file, or it is damaged (%s)" % (path, e)) from e
+    raise UserError("'%s' is no reference file, or it is damaged (%s)" % (path, e)) from e
   missing = [name for name in QUANTITIES + ['weights', 'flops'] if name not in reference]
   if missing:
-    raise utils.UserError("'%s' is no reference file: it has no '%s'" % (path, missing[0]))
+    raise UserError("'%s' is no reference file: it has no '%s'" % (path, missing[0]))
   return reference
 
 
@@ -58,7 +59,7 @@ def relative_difference(ours, theirs):
   """Largest difference of two arrays, relative to the largest magnitude of the second; they must have one shape."""
   ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
   if ours.shape != theirs.shape:
-    raise utils.UserError('a quantity has shape %s here and %s in the file' % (ours.shape, theirs.shape))
+    raise UserError('a quantity has shape %s here and %s in the file' % (ours.shape, theirs.shape))
   return float(np.max(np.abs(ours - theirs)) / max(np.max(np.abs(theirs)), 1e-30))
 
 
@@ -67,7 +68,7 @@ def build(variables, config):
   network = resnet_split.Network(config, with_assignments=True)
   unknown = sorted(set(variables) - set(network.weights))
   if unknown:
-    raise utils.UserError("the network has no variable '%s'" % unknown[0])
+    raise UserError("the network has no variable '%s'" % unknown[0])
   checkpoints.assign(network.weights, variables, 'the reference file')
   return network
 
@@ -91,7 +92,7 @@ def compare(path, weighted_group_loss):
     ours = np.array([t.numpy() for t in terms[name + '_terms'].values()])
     theirs = reference[name]
     if ours.shape != theirs.shape:
-      raise utils.UserError('%s: %d terms of %s here, %d there' % (path, len(ours), name, len(theirs)))
+      raise UserError('%s: %d terms of %s here, %d there' % (path, len(ours), name, len(theirs)))
     differences[name] = float(np.max(np.abs(ours - theirs) / np.abs(theirs)))
   counted = utils.total_count(network.counts)
   differences['weights'] = relative_difference(counted[0], reference['weights'])
@@ -111,7 +112,7 @@ def compare(path, weighted_group_loss):
       of = optimizer.slots if slot else network.weights
       variable = variable.removesuffix('/Momentum')
       if variable not in of:
-        raise utils.UserError("the network has no variable '%s'" % variable)
+        raise UserError("the network has no variable '%s'" % variable)
       ours = of[variable]
       differences[name] = relative_difference(ours, value)
   return differences
@@ -136,7 +137,7 @@ def main(argv=None):
         # `not <=`, because a difference may be NaN.
         print('  %-40s %.1e%s' % (name, difference, '   TOO LARGE' if not difference <= args.tolerance else ''))
         found.append(difference)
-  except utils.UserError as e:
+  except UserError as e:
     print('check_reference.py: %s' % e, file=sys.stderr)
     return 1
   print('largest: %.1e (tolerance %.0e)' % (np.max(found), args.tolerance))  # numpy's max of a NaN is NaN

@@ -7,7 +7,7 @@ import sys
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..')
 sys.path.insert(0, os.path.normpath(ROOT))
 
-import quiet  # noqa: E402, F401 - before any test imports TensorFlow
+import splitnet.common.quiet  # noqa: E402, F401 - before any test imports TensorFlow
 
 import pytest  # noqa: E402
 import tiny_data  # noqa: E402

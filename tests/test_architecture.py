@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-import architecture
 import utils
-from architecture import Config
+from splitnet.common.errors import UserError
+from splitnet.network import architecture
+from splitnet.network.architecture import Config
 
 # a-b-c = ngroups3-ngroups2-ngroups1. 2-3-5 merges unevenly twice, 3-3-3 has three ways from the bottom.
 SPLITS = ['1-1-4', '1-2-2', '2-2-2', '2-4-4', '2-3-5', '3-3-3']
@@ -54,7 +55,7 @@ def random_groups(plan, seed=0):
   ],
 )
 def test_a_configuration_that_cannot_be_is_one_sentence(given, words):
-  with pytest.raises(utils.UserError) as error:
+  with pytest.raises(UserError) as error:
     Config(**given)
   assert all(word in str(error.value) for word in words), error.value
   assert '\n' not in str(error.value)
@@ -66,7 +67,7 @@ def test_a_configuration_that_cannot_be_is_one_sentence(given, words):
 ])  # fmt: skip
 def test_more_groups_than_channels_is_one_sentence(given, name):
   # Some group would stay empty for ever: better said at the start than when hardening.
-  with pytest.raises(utils.UserError, match='--%s is %d' % (name, given[name])):
+  with pytest.raises(UserError, match='--%s is %d' % (name, given[name])):
     Config(k=1, num_classes=100, **given)
 
 

@@ -13,12 +13,10 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 
-import architecture
-import benchmark
-import keras_wrn
 import resnet_split
 import utils
-import workloads
+from benchmarks import keras_wrn, speed, workloads
+from splitnet.network import architecture
 
 CONFIG = architecture.Config(k=1, num_residual_units=1)
 TINY = ['--k', '1', '--num_residual_units', '1', '--precision', 'float32', '--train_batch', '6', '--seconds', '0.01']
@@ -27,8 +25,8 @@ TINY = ['--k', '1', '--num_residual_units', '1', '--precision', 'float32', '--tr
 def program(*arguments):
   """Runs benchmark.py as a user would: (exit code, stdout, stderr)."""
   environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '-1'}
-  command = [sys.executable, os.path.join(ROOT, 'benchmark.py'), *arguments]
-  done = subprocess.run(command, capture_output=True, text=True, env=environment)
+  command = [sys.executable, '-m', 'benchmarks.speed', *arguments]
+  done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
   return done.returncode, done.stdout, done.stderr
 
 
@@ -91,21 +89,21 @@ def test_the_program_measures_and_its_tables_say_so(tmp_path):
 
 def test_a_row_that_fails_says_why_and_the_others_are_measured(monkeypatch, capsys):
   monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '-1')
-  broken = benchmark.Row('baseline', 'dense', 'training', dict(mode='baseline', precision='float99'))
-  monkeypatch.setattr(benchmark, 'TRAINING', [broken])
-  assert benchmark.main([*TINY, '--only', 'baseline,pipeline', '--repeats', '1']) == 0
+  broken = speed.Row('baseline', 'dense', 'training', dict(mode='baseline', precision='float99'))
+  monkeypatch.setattr(speed, 'TRAINING', [broken])
+  assert speed.main([*TINY, '--only', 'baseline,pipeline', '--repeats', '1']) == 0
   found = tables_of(capsys.readouterr().out)
-  assert found['Training'][0]['remark'].startswith("failed: utils.UserError: --precision is 'float99'")
+  assert found['Training'][0]['remark'].startswith("failed: UserError: --precision is 'float99'")
   assert float(found['Input pipeline alone, against training'][0]['images/s']) > 0
   # Where every row fails, so does the program.
-  assert benchmark.main([*TINY, '--only', 'baseline', '--repeats', '1']) == 1
+  assert speed.main([*TINY, '--only', 'baseline', '--repeats', '1']) == 1
   assert 'nothing could be measured: failed: ' in capsys.readouterr().err
 
 
 def test_help_names_the_rows():
   code, out, _ = program('--help')
   assert code == 0
-  for name in benchmark.NAMES:
+  for name in speed.NAMES:
     assert name in out
 
 
@@ -129,7 +127,7 @@ def test_help_names_the_rows():
 def test_a_users_mistake_is_one_sentence(arguments, words, capsys):
   capsys.readouterr()
   try:
-    code = benchmark.main(arguments)
+    code = speed.main(arguments)
   except SystemExit as e:  # argparse
     code = e.code
   err = capsys.readouterr().err
@@ -154,16 +152,16 @@ def test_ratios_are_medians_of_the_turns():
     'keras': process([5.0, 2.5, 6.0], 100),
     'ceiling': process([6000.0, 3000.0, 7200.0], 100),
   }
-  rows = [row for row in benchmark.TRAINING if row.name in found]
+  rows = [row for row in speed.TRAINING if row.name in found]
   settings = {'k': 8, 'precision': 'float32', 'batch_size': 90}
-  dense, split, keras = benchmark.summarise('training', rows, found, settings)
+  dense, split, keras = speed.summarise('training', rows, found, settings)
   assert (dense['rate'], split['rate'], keras['rate']) == (10.0, 15.0, 5.0)
   assert (dense['against_dense'], split['against_dense'], keras['against_dense']) == (1.0, 1.5, 0.5)
   assert (dense['flops_allow'], split['flops_allow']) == (1.0, 2.0)
   assert (dense['against_keras'], split['against_keras']) == (2.0, 3.0)
   # Training takes three times the FLOPs of evaluation.
   assert (dense['of_ceiling'], split['of_ceiling']) == (0.5, 0.375)
-  text = benchmark.markdown([dense, split, keras], '1-2-2')
+  text = speed.markdown([dense, split, keras], '1-2-2')
   row = tables_of(text)['Training'][1]
   assert row == {
     'network': 'split 1-2-2', 'k': '8', 'precision': 'float32', 'batch': '90', 'images/s': '15.0',
@@ -175,9 +173,9 @@ def test_ratios_are_medians_of_the_turns():
 def test_what_was_not_measured_is_left_out():
   found = {'eval_dense': process([], failed='out of memory'), 'eval_split': process([8.0], 50, latency=1.25)}
   settings = {'k': 1, 'precision': 'bfloat16', 'batch_size': 100}
-  rows = [row for row in benchmark.EVALUATION if row.name in found]
-  lines = benchmark.summarise('evaluation', rows, found, settings)
-  dense, split = tables_of(benchmark.markdown(lines, '2-2-2'))['Evaluation']
+  rows = [row for row in speed.EVALUATION if row.name in found]
+  lines = speed.summarise('evaluation', rows, found, settings)
+  dense, split = tables_of(speed.markdown(lines, '2-2-2'))['Evaluation']
   assert 'against dense' not in split and 'of the ceiling' not in split and 'first step (s)' not in split
   assert dense['images/s'] == '' and dense['remark'] == 'failed: out of memory'
   assert split['images/s'] == '8.0' and split['one image (ms)'] == '1.25' and split['FLOPs allow'] == '2.00'

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-import architecture
-import checkpoints
 import resnet_split
-from utils import UserError
+from splitnet.common.errors import UserError
+from splitnet.network import architecture
+from splitnet.training import checkpoints
 
-DATA = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'data')
+DATA = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'reference')
 RELEASED = os.path.join(DATA, 'original_checkpoint', 'model.ckpt-0')
 SMALL = architecture.Config(k=1, num_residual_units=1, num_classes=10, ngroups1=4, ngroups2=2, ngroups3=2)
 

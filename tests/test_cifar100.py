@@ -12,7 +12,7 @@ import tiny_data
 
 import cifar100
 import train
-import utils
+from splitnet.common.errors import UserError
 
 
 @pytest.fixture(scope='module')
@@ -185,7 +185,7 @@ def test_names_are_those_of_the_file(tmp_path_factory):
 @pytest.mark.parametrize('read', [cifar100.load_names, lambda folder: cifar100.load(folder, 'val')])
 def test_missing_data_names_the_folder_and_the_way_out(tmp_path, read):
   folder = str(tmp_path / 'nothing')
-  with pytest.raises(utils.UserError) as error:
+  with pytest.raises(UserError) as error:
     read(folder)
   assert folder in str(error.value)
   for way_out in ('download_cifar100.py', '--archive', '--synthetic', '--data_dir'):
@@ -211,7 +211,7 @@ def test_a_damaged_split_names_the_file_and_the_way_out(tmp_path, damage):
     content = f.read()
   with open(path, 'wb') as f:
     f.write(damage(content))
-  with pytest.raises(utils.UserError) as error:
+  with pytest.raises(UserError) as error:
     cifar100.load(folder, 'train')
   assert path in str(error.value) and 'download_cifar100.py --force' in str(error.value)
 
@@ -219,7 +219,7 @@ def test_a_damaged_split_names_the_file_and_the_way_out(tmp_path, damage):
 def test_a_split_without_labels_is_damaged(tmp_path):
   folder = tiny_data.write(tmp_path)
   np.savez(os.path.join(folder, 'val.npz'), images=np.zeros((2, 32, 32, 3), np.uint8))
-  with pytest.raises(utils.UserError, match=r'val\.npz.*labels.*--force'):
+  with pytest.raises(UserError, match=r'val\.npz.*labels.*--force'):
     cifar100.load(folder, 'val')
 
 
@@ -229,13 +229,13 @@ def test_damaged_names_name_the_file_and_the_way_out(tmp_path, content):
   path = os.path.join(folder, 'names.json')
   with open(path, 'w') as f:
     f.write(content)
-  with pytest.raises(utils.UserError) as error:
+  with pytest.raises(UserError) as error:
     cifar100.load_names(folder)
   assert path in str(error.value) and '--force' in str(error.value)
 
 
 def test_more_images_than_there_are_names_both_numbers(tmp_path_factory):
-  with pytest.raises(utils.UserError, match=r'61 images.*only 60'):
+  with pytest.raises(UserError, match=r'61 images.*only 60'):
     cifar100.load(tiny_data.data(tmp_path_factory), 'val', 61)
 
 

@@ -8,8 +8,8 @@ import types
 import pytest
 import tensorflow as tf
 
-import devices
-from utils import UserError
+from splitnet.common.errors import UserError
+from splitnet.parallel import devices
 
 GPUS = '0, GPU-aaaa, 81920\n1, GPU-bbbb, 24576\n2, GPU-cccc, 40960\n'
 

@@ -9,13 +9,11 @@ import pytest
 import tensorflow as tf
 import tiny_data
 
-import architecture
-import checkpoints
 import cifar100
-import objective
 import resnet_split
-import start
 import train
+from splitnet.network import architecture
+from splitnet.training import checkpoints, initialize, objective
 
 CONFIG = architecture.Config(k=1, num_residual_units=1, ngroups1=3, ngroups2=2, ngroups3=1)
 
@@ -157,7 +155,7 @@ def test_a_run_goes_on_where_its_basemodel_was_moved_or_is_gone_but_not_from_ano
 def test_every_checkpoint_of_the_same_classes_teaches(runs, data, stage):
   """A grouping checkpoint is the dense network that it is."""
   flags = train.parse_flags(['--mode', 'split', '--basemodel', 'any', '--teacher', os.path.join(runs[stage], 'best')])
-  teacher = start.load_teacher(flags, CONFIG)
+  teacher = initialize.load_teacher(flags, CONFIG)
   images = cifar100.whiten(cifar100.load(data, 'val', 10).images)
   stored = checkpoints.read(flags.teacher)
   network = resnet_split.Network(stored.config, groups=stored.groups, with_assignments=stage == 'group')

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 import tiny_data
 
-import strategy
 import train
-from utils import UserError
+from splitnet.common.errors import UserError
+from splitnet.training import replicas as strategy
 
 RUNS = 'import json, sys, train; sys.exit(any(train.main(arguments) for arguments in json.loads(sys.argv[1])))'
 STEPS = 4

@@ -9,30 +9,26 @@ import pytest
 import tiny_data
 from test_scripts import project, run  # noqa: F401 - a fixture
 
-import benchmark
 import eval as evaluation
-import export
-import figures
-import hosts_benchmark
-import infer
-import plan
-import table5
-import tables
 import train
-import worker
+from benchmarks import speed
+from benchmarks import workers as hosts_benchmark
+from paper import estimate, figures, table5, tables
+from serving import export, infer
+from splitnet.parallel import worker
 
 PAGES = ['README.md', *sorted(glob.glob('docs/*.md', root_dir=tiny_data.PROJECT))]
 PARSERS = {
-  'benchmark.py': benchmark.parse_flags,
+  'benchmarks.speed': speed.parse_flags,
   'eval.py': evaluation.parse_flags,
-  'export.py': export.parse_flags,
-  'hosts_benchmark.py': hosts_benchmark.parse_flags,
-  'infer.py': infer.make_parser().parse_args,
-  'plan.py': plan.parse_flags,
-  'table5.py': table5.parse_flags,
-  'tables.py': tables.parse_flags,
+  'serving.export': export.parse_flags,
+  'benchmarks.workers': hosts_benchmark.parse_flags,
+  'serving.infer': infer.make_parser().parse_args,
+  'paper.estimate': estimate.parse_flags,
+  'paper.table5': table5.parse_flags,
+  'paper.tables': tables.parse_flags,
   'train.py': train.parse_flags,
-  'worker.py': worker.parse_flags,
+  'splitnet.parallel.worker': worker.parse_flags,
 }
 
 
@@ -52,13 +48,13 @@ def commands(page):
     if re.fullmatch(r'\w+="[^"]*"', line):  # a variable of the commands below it
       name, value = line.split('=', 1)
       given['$' + name] = value.strip('"')
-    if re.match(r'(\w+=\S+ )*(\./|python )', line) or line.startswith('TF_CONFIG='):
+    if re.match(r'(\w+=\S+ )*(\./|scripts/|python )', line) or line.startswith('TF_CONFIG='):
       for name, value in given.items():
         line = line.replace(name + ' ', value + ' ')
       words = shlex.split(line, comments=True)
       while re.match(r'\w+=', words[0]):
         words = words[1:]
-      yield words[1:] if words[0] == 'python' else words
+      yield words[1 + (words[1] == '-m') :] if words[0] == 'python' else words
 
 
 def parse_figures(words):
@@ -76,23 +72,24 @@ def test_every_command_is_one_that_the_programs_take(page, project, tmp_path, mo
   found = list(commands(page))
   assert len(found) >= {'README.md': 40, 'docs/groups.md': 8}.get(page, 0)
   for program, *words in found:
-    assert os.path.exists(os.path.join(tiny_data.PROJECT, program)), program
-    if program.startswith('./') and program not in ('./demo.sh', './test.sh'):
-      code, calls, stderr = run(project, program[2:], *words)
+    path = program if '/' in program or program.endswith('.py') else program.replace('.', '/') + '.py'
+    assert os.path.exists(os.path.join(tiny_data.PROJECT, path)), program
+    if program.startswith(('./', 'scripts/')) and program not in ('./demo.sh', './test.sh'):
+      code, calls, stderr = run(project, program.removeprefix('./'), *words)
       assert (code, stderr) == (0, ''), (program, words)
       program, words = calls[-1]
-    if program == 'figures.py' and any(word.startswith('-') for word in words):
+    if program == 'paper.figures' and any(word.startswith('-') for word in words):
       parse_figures(words)
-    elif program == 'report.py':
+    elif program == 'splitnet.reporting.compare':
       assert all(re.fullmatch(r'[\w-]+=\S+\.json', word) for word in words)
     elif program == 'tests/check_reference.py':
       assert glob.glob(os.path.join(tiny_data.PROJECT, *words))
     elif program in PARSERS:
       flags = PARSERS[program](words)
-      if program == 'tables.py' and flags.only:
+      if program == 'paper.tables' and flags.only:
         assert tables.chosen_cells(flags.table, flags.only, tables.make_runs(flags, 0))
     else:
-      assert program in ('./demo.sh', './test.sh', 'figures.py'), (program, words)
+      assert program in ('./demo.sh', './test.sh', 'paper.figures'), (program, words)
 
 
 @pytest.mark.parametrize('page', PAGES)

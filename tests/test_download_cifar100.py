@@ -19,7 +19,7 @@ import pytest
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), '..'))
 
 import download_cifar100 as dl
-import synthetic
+from splitnet.data import synthetic
 
 TRAIN, TEST = 200, 100  # rows of the small archives
 FILES = {'train.npz', 'val.npz', 'train_val.npz', 'test.npz', 'names.json'}

@@ -9,12 +9,13 @@ import tensorflow as tf
 import tiny_data
 from PIL import Image
 
-import architecture
-import checkpoints
 import cifar100
-import devices
 import eval as evaluation
 import utils
+from splitnet.common.errors import UserError
+from splitnet.network import architecture
+from splitnet.parallel import devices
+from splitnet.training import checkpoints
 
 # --- measure ----------------------------------------------------------------------------------------------------
 
@@ -216,7 +217,7 @@ def test_a_released_checkpoint_evaluates_dense_and_hardened(data, tmp_path):
 def test_hardening_an_empty_group_is_refused_by_its_name(runs):
   stored = checkpoints.read(runs['group'])
   stored.values['group/split_r21/alpha'][1] -= 100
-  with pytest.raises(utils.UserError, match='split_r21'):
+  with pytest.raises(UserError, match='split_r21'):
     evaluation.load_network(stored, True, tf.float32)
 
 

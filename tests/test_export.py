@@ -14,11 +14,10 @@ import test_inference
 import tiny_data
 from PIL import Image
 
-import checkpoints
 import cifar100
 import eval as evaluation
-import export
-import infer
+from serving import export, infer
+from splitnet.training import checkpoints
 
 NAMES = ['class_%02d' % i for i in range(100)]
 
@@ -367,7 +366,7 @@ def test_a_bad_image_is_told_and_the_others_are_done(networks, exports, images, 
       f.write(content)
   (tmp_path / 'nothing').mkdir()
   given = [str(tmp_path / 'missing.png'), str(tmp_path / 'nothing'), pictures, os.path.join(pictures, 'notes.txt')]
-  process = tiny_data.start('infer.py', ['--export', exports['two'], *given])
+  process = tiny_data.start('serving.infer', ['--export', exports['two'], *given])
   stdout, stderr = process.communicate()
   assert process.returncode == 1
   paths = [os.path.join(pictures, name) for name in ('0.png', '1.png', '2.png', 'wide.PNG')]

@@ -9,12 +9,12 @@ import tensorflow as tf
 import tiny_data
 from PIL import Image
 
-import architecture
-import checkpoints
-import figures
-import pictures
 import resnet_split
 import train
+from paper import figures
+from splitnet.network import architecture
+from splitnet.reporting import plots
+from splitnet.training import checkpoints
 
 CONFIG = architecture.Config(k=1, num_residual_units=1, ngroups1=4, ngroups2=2, ngroups3=2)
 
@@ -101,7 +101,7 @@ def run(tmp_path_factory):
 def test_figure_3_orders_every_moment_by_the_final_groups(run, tmp_path, monkeypatch, capsys):
   folder, values, final = run
   drawn = []
-  monkeypatch.setattr(pictures, 'draw_moments', lambda *arguments: drawn.append(arguments))
+  monkeypatch.setattr(plots, 'draw_moments', lambda *arguments: drawn.append(arguments))
   code, out, _ = tiny_data.call(figures, ['3', '--run', folder, '--output', tmp_path / 'a.png'], capsys)
   (rows, moments, title, _), = drawn  # fmt: skip
   assert code == 0 and out.count('\n') == 1 and 'step 0 to 100: unit_2_0/conv_1 ' in out

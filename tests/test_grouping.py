@@ -5,16 +5,14 @@ import json
 import numpy as np
 import pytest
 
-import architecture
-import checkpoints
 import cifar100
-import grouping
-import report
 import resnet_split
-import start
 import train
 import utils
-from utils import UserError
+from splitnet.common.errors import UserError
+from splitnet.network import architecture, grouping
+from splitnet.reporting import compare
+from splitnet.training import checkpoints, initialize
 
 SPLITS = {'1-1-4': (4, 1, 1), '2-2-2': (2, 2, 2), '2-4-4': (4, 4, 2), '2-3-5': (5, 3, 2)}
 
@@ -191,7 +189,7 @@ def test_split_from_scratch_builds_the_groups_that_were_asked_for(kind, names, t
   path = tmp_path / 'mine.json'
   path.write_text(json.dumps([names.fine[:50], names.fine[50:]]))
   flags = train.parse_flags(['--mode', 'split', '--k', '1', '--grouping', str(path) if kind == 'file' else kind])
-  network = start.build_network(flags, architecture.Config(k=1), None, names)
+  network = initialize.build_network(flags, architecture.Config(k=1), None, names)
   expected = {
     'semantic': grouping.semantic(names, 2), 'random': grouping.random(100, 2, 0), 'file': np.repeat([0, 1], 50),
   }[kind]  # fmt: skip
@@ -206,7 +204,7 @@ def test_given_groups_split_a_baseline_and_keep_its_weights(kind, names, tmp_pat
   values = {name: v.numpy() for name, v in dense.weights.items()}
   base = checkpoints.Stored('baseline', config.dense(), None, values, None, 'a baseline')
   arguments = ['--mode', 'split', '--grouping', kind, '--grouping_start', 'basemodel', '--basemodel', 'b']
-  network = start.build_network(train.parse_flags(arguments), config, base, names)
+  network = initialize.build_network(train.parse_flags(arguments), config, base, names)
   # It computes what the baseline computes without the weights between the groups.
   for layer in network.plan.layers:
     if layer.kind != 'batch_norm':
@@ -231,8 +229,8 @@ def test_gamma2_rises_over_its_epochs(names):
 def test_random_agreement_is_that_of_the_paper():
   """A random balanced grouping of CIFAR-100's 20 superclasses of 5 has about 0.49 at G = 4 and 0.68 at G = 2."""
   superclasses = np.arange(100) // 5
-  assert report.random_agreement([25] * 4, superclasses)[0] == pytest.approx(0.49, abs=0.01)
-  assert report.random_agreement([50] * 2, superclasses)[0] == pytest.approx(0.68, abs=0.01)
+  assert compare.random_agreement([25] * 4, superclasses)[0] == pytest.approx(0.49, abs=0.01)
+  assert compare.random_agreement([50] * 2, superclasses)[0] == pytest.approx(0.68, abs=0.01)
 
 
 def test_report_shows_stages_beside_each_other_and_the_groups(tmp_path, capsys):
@@ -246,13 +244,13 @@ def test_report_shows_stages_beside_each_other_and_the_groups(tmp_path, capsys):
   groups = dict(
     groups=[['ant', 'oak'], ['bee', 'elm']], agreement=0.5, superclass_of_class=of, confusion_picture='x.png'
   )
-  assert report.main([write('dense', 0.5, 1000), write('split', 0.25, 500, **groups)]) == 0
+  assert compare.main([write('dense', 0.5, 1000), write('split', 0.25, 500, **groups)]) == 0
   output = capsys.readouterr().out
   assert '\n10,000 images (test)\n' in output
   assert '50.00 %' in output and '500 ( 50 %)' in output and '5,000 ( 50 %)' in output
   assert 'group 1 (2 classes)' in output and 'agreement with the superclasses: 0.50' in output and 'x.png' in output
   # Accuracies on other images do not stand beside each other as if they were on the same.
-  assert report.main([write('dense', 0.5, 1000), write('other', 0.25, 500, images=5000, split='val')]) == 0
+  assert compare.main([write('dense', 0.5, 1000), write('other', 0.25, 500, images=5000, split='val')]) == 0
   other = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('other'))
   assert other.endswith('of 5,000 images (val)')
 
@@ -262,6 +260,6 @@ def test_report_of_something_else_is_one_sentence(content, tmp_path, capsys):
   path = tmp_path / 'result.json'
   if content is not None:
     path.write_text(content)
-  assert report.main(['dense=%s' % path]) == 1
+  assert compare.main(['dense=%s' % path]) == 1
   error = capsys.readouterr().err
-  assert error.startswith('report.py: ') and str(path) in error and error.count('\n') == 1
+  assert error.startswith('compare.py: ') and str(path) in error and error.count('\n') == 1

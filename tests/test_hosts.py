@@ -10,9 +10,9 @@ import sys
 import pytest
 import tiny_data
 
-import hosts
-import utils
-import worker
+from splitnet.common.errors import UserError
+from splitnet.parallel import worker
+from splitnet.parallel import workers as hosts
 
 TIMEOUT = 20  # seconds that a test's workers have to answer: long for a busy machine, short for the tests of silence
 
@@ -21,7 +21,7 @@ class Process:
   """A worker of worker.py."""
 
   def __init__(self, *arguments):
-    self.process = tiny_data.start('worker.py', ['--port', 0, *arguments])
+    self.process = tiny_data.start('splitnet.parallel.worker', ['--port', 0, *arguments])
     self.address = None
 
   def wait_until_ready(self):
@@ -199,7 +199,7 @@ def test_missing_tells_refused_from_silent_from_there(pair):
 def test_no_worker_at_all_is_told_with_and_without_retry():
   address = '127.0.0.1:%d' % unused_port()
   for retry, words in ((False, 'cannot be reached: start it again'), (True, 'no other is left')):
-    with pytest.raises(utils.UserError, match='worker %s .*%s' % (address, words)):
+    with pytest.raises(UserError, match='worker %s .*%s' % (address, words)):
       hosts.Workers([address], 5, retry)
 
 
@@ -208,7 +208,7 @@ def test_addresses_are_parsed():
   for text, words in (
     ('', 'no worker'), ('a', "'a'"), ('a:b', "'a:b'"), (':1', "':1'"), ('a:0', "'a:0'"), ('a:1,a:1', 'twice')
   ):  # fmt: skip
-    with pytest.raises(utils.UserError, match=words):
+    with pytest.raises(UserError, match=words):
       hosts.parse(text)
 
 

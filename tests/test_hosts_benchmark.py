@@ -8,7 +8,7 @@ import sys
 import pytest
 from conftest import ROOT
 
-import hosts_benchmark
+from benchmarks import workers as hosts_benchmark
 
 ROWS = {row.name: row for row in hosts_benchmark.ROWS}
 
@@ -32,15 +32,15 @@ def test_speed_ups_are_of_medians_and_beside_what_the_flops_allow():
 def test_bad_flags_are_one_sentence(arguments, words, capsys):
   assert hosts_benchmark.main(arguments) == 1
   error = capsys.readouterr().err
-  assert error.startswith('hosts_benchmark.py: ') and error.count('\n') == 1
+  assert error.startswith('workers.py: ') and error.count('\n') == 1
   assert all(word in error for word in words), error
 
 
 def test_the_program_times_workers_and_leaves_none_behind():
-  program = os.path.join(ROOT, 'hosts_benchmark.py')
   arguments = ['--k', '1', '--images', '20', '--batch_size', '10', '--repeats', '1', '--rows', 'dense,deep,deep-first']
   environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '-1'}
-  done = subprocess.run([sys.executable, program, *arguments], capture_output=True, text=True, env=environment)
+  command = [sys.executable, '-m', 'benchmarks.workers', *arguments]
+  done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
   if len(os.sched_getaffinity(0)) < 2:
     assert done.returncode == 1 and 'a core each' in done.stderr
     return

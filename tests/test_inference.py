@@ -7,10 +7,9 @@ import pytest
 import tensorflow as tf
 from tensorflow.python.eager import context
 
-import architecture
-import inference
-import placement
 import resnet_split
+from splitnet.network import architecture, inference
+from splitnet.parallel import placement
 
 DENSE = dict(ngroups1=1, ngroups2=1, ngroups3=1)
 TREES = {

@@ -10,15 +10,15 @@ import pytest
 import tensorflow as tf
 import tiny_data
 
-import architecture
-import checkpoints
-import devices
-import experiments
-import plan
 import resnet_split
-import tables
 import train
 import utils
+from paper import estimate, tables
+from paper import runs as experiments
+from splitnet.common.errors import UserError
+from splitnet.network import architecture
+from splitnet.parallel import devices
+from splitnet.training import checkpoints
 
 SCRIPT = os.path.join(tiny_data.PROJECT, 'paper.sh')
 
@@ -187,7 +187,7 @@ def test_a_real_checkpoint_of_the_papers_width_is_small_enough_to_move(tmp_path,
   config = architecture.Config(k=8, ngroups1=4, ngroups2=4, ngroups3=2)
   network = resnet_split.Network(config, with_assignments=True)
   flags = train.parse_flags(['--mode', 'group'])
-  sizes = plan.checkpoint_sizes(train.Stage(flags, network, 500.0), 'group')
+  sizes = estimate.checkpoint_sizes(train.Stage(flags, network, 500.0), 'group')
   with capsys.disabled():
     print('\nk = 8: checkpoint %.2f MB, best %.2f MB' % (sizes['checkpoint'] / 1e6, sizes['best'] / 1e6))
   trained = sum(v.shape.num_elements() for v in network.trained.values())
@@ -200,9 +200,9 @@ def test_a_real_checkpoint_of_the_papers_width_is_small_enough_to_move(tmp_path,
 
 
 def test_a_stage_is_measured_in_a_process_of_its_own(tmp_path):
-  arguments = plan.step_arguments(runs_of(tmp_path, '--recipe', 'better', '--k', 1)['group-2-2-2'])
+  arguments = estimate.step_arguments(runs_of(tmp_path, '--recipe', 'better', '--k', 1)['group-2-2-2'])
   before = set(os.listdir('.'))
-  found = plan.measured_apart(arguments, 3, 2)
+  found = estimate.measured_apart(arguments, 3, 2)
   assert set(os.listdir('.')) == before
   config = tables.split_config('2-2-2', 1, 'group')
   network = resnet_split.Network(config, with_assignments=True)
@@ -213,15 +213,15 @@ def test_a_stage_is_measured_in_a_process_of_its_own(tmp_path):
   trained, everything = (sum(v.shape.num_elements() for v in d.values()) for d in (network.trained, network.weights))
   assert found['best'] == pytest.approx(4 * everything, rel=0.05)
   assert found['checkpoint'] == pytest.approx(4 * (trained + everything), rel=0.05)
-  with pytest.raises(utils.UserError, match=r'exit code 2: .*nothing.*: try a smaller --measure_batch'):
-    plan.measured_apart(['--mode', 'nothing'], 3, 2)
+  with pytest.raises(UserError, match=r'exit code 2: .*nothing.*: try a smaller --measure_batch'):
+    estimate.measured_apart(['--mode', 'nothing'], 3, 2)
 
 
 def test_the_fit_stays_sane_where_a_single_image_looks_as_slow_as_a_batch(monkeypatch, tmp_path):
   ticks = iter(np.arange(0.0, 1e6))
-  monkeypatch.setattr(plan.time, 'perf_counter', lambda: next(ticks))  # every step takes one second
+  monkeypatch.setattr(estimate.time, 'perf_counter', lambda: next(ticks))  # every step takes one second
   run = runs_of(tmp_path, '--recipe', 'paper', '--k', 1)['scratch-1-1-4-random']
-  found = plan.measure(plan.step_arguments(run), 3, 1)
+  found = estimate.measure(estimate.step_arguments(run), 3, 1)
   assert (found['seconds'], found['fastest'], found['per_image'], found['per_step']) == (1.0, 1.0, 0.25, 0.25)
 
 
@@ -235,13 +235,13 @@ def test_the_hours_of_a_run_by_hand():
   settings = dict(max_steps=1000, batch_size=90, val_interval=400, precision='float32')
   run = experiments.Run('folder', None, settings)
   # 90,000 training images of 3 x 2 + 1 GFLOP, 4 validations of 5,000 images of 2 GFLOP.
-  training, validation = plan.flops_of(run, 2e9, 1e9)
+  training, validation = estimate.flops_of(run, 2e9, 1e9)
   assert (training, validation) == (90000 * 7e9, 4 * 5000 * 2e9)
   # An image of 9 GFLOP was measured to take 0.1 s, so 90 GFLOP/s; and 0.1 s a step.
-  assert plan.seconds_here(run, 2e9, 1e9, MEASURED) == pytest.approx(100 + (6.3e14 + 4e13) / 90e9)
-  assert plan.seconds_on_gpu(run, 2e9, 1e9, 100, 0.5) == pytest.approx(6.7e14 / 25e12)  # float32: half the peak
+  assert estimate.seconds_here(run, 2e9, 1e9, MEASURED) == pytest.approx(100 + (6.3e14 + 4e13) / 90e9)
+  assert estimate.seconds_on_gpu(run, 2e9, 1e9, 100, 0.5) == pytest.approx(6.7e14 / 25e12)  # float32: half the peak
   run = experiments.Run('folder', None, dict(settings, precision='bfloat16'))
-  assert plan.seconds_on_gpu(run, 2e9, 1e9, 100, 0.5) == pytest.approx(6.7e14 / 50e12)
+  assert estimate.seconds_on_gpu(run, 2e9, 1e9, 100, 0.5) == pytest.approx(6.7e14 / 50e12)
 
 
 def test_the_plan_has_every_run_and_adds_up(monkeypatch, capsys):
@@ -251,13 +251,13 @@ def test_the_plan_has_every_run_and_adds_up(monkeypatch, capsys):
     called.append((value(arguments, 'mode'), value(arguments, 'precision'), batch_size, steps))
     return dict(MEASURED, batch_size=batch_size)
 
-  monkeypatch.setattr(plan, 'measured_apart', measured_apart)
+  monkeypatch.setattr(estimate, 'measured_apart', measured_apart)
   monkeypatch.setattr(devices, 'precision_note', lambda precision, training: 'note: %s, %s' % (precision, training))
-  assert plan.main(['--k', '1', '--measure_batch', '5', '--precision', 'float32']) == 0
+  assert estimate.main(['--k', '1', '--measure_batch', '5', '--precision', 'float32']) == 0
   assert called == [(m, 'float32', 5, 20) for m in ('baseline', 'group', 'split')]
   called.clear()
   assert capsys.readouterr().err.startswith('note: float32, True\n')
-  assert plan.main(['--k', '1', '--measure_batch', '5']) == 0
+  assert estimate.main(['--k', '1', '--measure_batch', '5']) == 0
   # Short and better compute alike, so they are measured once.
   assert called == [(m, p, 5, 20) for p in ('float32', 'bfloat16') for m in ('baseline', 'group', 'split')]
   out, err = capsys.readouterr()
@@ -287,9 +287,9 @@ def test_the_plan_has_every_run_and_adds_up(monkeypatch, capsys):
   ],
 )
 def test_the_plans_mistakes_are_one_sentence(arguments, words, capsys):
-  assert plan.main(arguments) == 1
+  assert estimate.main(arguments) == 1
   err = capsys.readouterr().err
-  assert err.startswith('plan.py: ') and err.count('\n') == 1 and all(word in err for word in words)
+  assert err.startswith('estimate.py: ') and err.count('\n') == 1 and all(word in err for word in words)
 
 
 # --- the script ---------------------------------------------------------------------------------------------------

@@ -6,9 +6,9 @@ import itertools
 import numpy as np
 import pytest
 
-import architecture
-import placement
 import resnet_split
+from splitnet.network import architecture
+from splitnet.parallel import placement
 
 
 def tree(split, trunk=0, **costs):

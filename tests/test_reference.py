@@ -10,10 +10,10 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT
 
-import objective
+from splitnet.training import objective
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-FILES = [os.path.join(HERE, 'data', name) for name in ('group_k1_1-2-2.npz', 'group_k1_2-4-4.npz')]
+FILES = [os.path.join(HERE, 'reference', name) for name in ('group_k1_1-2-2.npz', 'group_k1_2-4-4.npz')]
 
 
 def check(*files):

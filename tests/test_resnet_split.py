@@ -13,11 +13,11 @@ import tensorflow as tf
 from conftest import ROOT
 from test_architecture import SPLITS, config_of, even_groups, random_groups, weighted
 
-import architecture
-import dropout
 import resnet_split
 import utils
 from resnet_split import Network
+from splitnet.common.errors import UserError
+from splitnet.network import architecture, dropout
 
 
 def images(batch=4, size=16, seed=0):
@@ -210,7 +210,7 @@ def test_an_empty_group_names_the_assignment_and_the_cure(empty):
   dense = grouping(config_of('2-2-2'))
   alpha = dense.weights['group/%s/alpha' % empty]
   alpha.assign(np.stack([np.ones(alpha.shape[1]), np.zeros(alpha.shape[1])]))
-  with pytest.raises(utils.UserError) as error:
+  with pytest.raises(UserError) as error:
     resnet_split.harden(dense)
   assert empty in str(error.value) and '--gamma3' in str(error.value) and 'group 1 of 2' in str(error.value)
   assert '\n' not in str(error.value)
@@ -341,7 +341,7 @@ def test_terms_are_about_one_at_the_start():
 PLACED = """
 import json, sys
 sys.path[:0] = sys.argv[1:]
-import quiet, tensorflow as tf
+import splitnet.common.quiet, tensorflow as tf
 devices = ['/CPU:%d' % i for i in range(4)]
 cpu = tf.config.list_physical_devices('CPU')[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)

@@ -12,10 +12,10 @@ import pytest
 import tensorflow as tf
 import tiny_data
 
-import checkpoints
-import stage
 import train
 import utils
+from splitnet.training import checkpoints
+from splitnet.training import step as stage
 
 
 def read(*path):

@@ -6,12 +6,11 @@ import shutil
 import subprocess
 import sys
 
-import quiet
-
 import pytest
 import tiny_data
 
 import train
+from splitnet.common import quiet
 
 
 @pytest.fixture
@@ -20,10 +19,13 @@ def project(tmp_path):
   folder = tmp_path / 'a project'  # with a space, as users' folders have
   python = folder / '.venv' / 'bin' / 'python'
   python.parent.mkdir(parents=True)
-  python.write_text('#!/bin/sh\ncase "$1" in "%s"/*.py) printf "%%s\\n" "$@" ;; esac\n' % folder)
+  python.write_text('#!/bin/sh\nif [ "$1" = -m ] && [ "$2" != pip ]; then shift; set -- "program: $@"; fi\n'
+    'case "$1" in "%s"/*.py | "program: "*) printf "%%s\\n" "$@" ;; esac\n' % folder)
   python.chmod(0o755)
   for name in os.listdir(tiny_data.PROJECT):
-    if name.endswith('.sh') or name.startswith('requirements'):
+    if name == 'scripts':
+      shutil.copytree(os.path.join(tiny_data.PROJECT, name), folder / name)
+    elif name.endswith('.sh') or name.startswith('requirements'):
       shutil.copy(os.path.join(tiny_data.PROJECT, name), folder)
       if name.startswith('requirements'):
         shutil.copy(os.path.join(tiny_data.PROJECT, name), folder / '.venv' / ('installed-' + name))
@@ -39,6 +41,8 @@ def run(project, name, *arguments, **environment):
   for line in done.stdout.splitlines():
     if line.startswith(str(project)) and line.endswith('.py'):
       calls.append((os.path.basename(line), []))
+    elif line.startswith('program: '):
+      calls.append((line.removeprefix('program: '), []))
     else:
       calls[-1][1].append(line)
   return done.returncode, calls, done.stderr
@@ -99,20 +103,21 @@ def test_the_readmes_way_to_train_a_split_network_from_scratch(project):
 
 
 @pytest.mark.parametrize('arguments, program, fetches', [
-  (['counts'], 'tables.py', False), (['1', '--k', '1', '--print'], 'tables.py', False), (['1'], 'tables.py', True),
-  (['5', '--images', '400'], 'table5.py', False),
+  (['counts'], 'paper.tables', False), (['1', '--k', '1', '--print'], 'paper.tables', False),
+  (['1'], 'paper.tables', True),
+  (['5', '--images', '400'], 'paper.table5', False),
 ])  # fmt: skip
 def test_tables_sh_calls_the_right_program_and_fetches_images_only_to_train(project, arguments, program, fetches):
   code, calls, stderr = run(project, 'tables.sh', *arguments)
   assert (code, stderr) == (0, '')
   assert [name for name, _ in calls] == (['download_cifar100.py'] if fetches else []) + [program]
-  own = arguments[1:] if program == 'table5.py' else arguments
+  own = arguments[1:] if program == 'paper.table5' else arguments
   assert calls[-1][1][-len(own) :] == own
 
 
 def test_worker_sh_hands_its_arguments_on(project):
-  code, calls, _ = run(project, 'worker.sh', '--port', '2222')
-  assert code == 0 and calls == [('worker.py', ['--port', '2222'])]
+  code, calls, _ = run(project, 'scripts/worker.sh', '--port', '2222')
+  assert code == 0 and calls == [('splitnet.parallel.worker', ['--port', '2222'])]
 
 
 def test_images_that_are_there_or_named_are_not_fetched(project):
@@ -159,10 +164,10 @@ def test_an_empty_environment_is_not_preferred_to_a_python_that_has_all(project,
 
 
 def test_a_python_without_tensorflow_says_where_one_is():
-  program = os.path.join(tiny_data.PROJECT, 'report.py')
-  done = subprocess.run([sys.executable, '-S', '-E', program], capture_output=True, text=True)  # no site-packages
+  command = [sys.executable, '-S', '-E', '-m', 'splitnet.reporting.compare']  # no site-packages
+  done = subprocess.run(command, cwd=tiny_data.PROJECT, capture_output=True, text=True)
   assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-  assert done.stderr.startswith('report.py: ') and '. .venv/bin/activate' in done.stderr
+  assert done.stderr.startswith('compare.py: ') and '. .venv/bin/activate' in done.stderr
 
 
 @pytest.mark.parametrize('found, present, visible, told', [

@@ -11,10 +11,9 @@ import pytest
 import tiny_data
 from conftest import ROOT
 
-import checkpoints
 import cifar100
-import placement
-import spread
+from splitnet.parallel import executor, placement
+from splitnet.training import checkpoints
 
 TIMEOUT = 120  # of what must happen; nothing waits for it where all is well
 
@@ -22,7 +21,7 @@ TIMEOUT = 120  # of what must happen; nothing waits for it where all is well
 
 
 def test_lanes_return_what_was_computed_with_its_key():
-  lanes = spread.Lanes(['a', 'b'], 2)
+  lanes = executor.Lanes(['a', 'b'], 2)
   for i in range(6):
     lanes.call('ab'[i % 2], i, lambda x, y: x + y, i, 10)
   assert dict(lanes.next() for _ in range(6)) == {i: i + 10 for i in range(6)}
@@ -30,7 +29,7 @@ def test_lanes_return_what_was_computed_with_its_key():
 
 
 def test_a_lane_computes_while_another_is_held_up():
-  lanes, held = spread.Lanes(['a', 'b'], 1), threading.Event()
+  lanes, held = executor.Lanes(['a', 'b'], 1), threading.Event()
   lanes.call('a', 'slow', held.wait, TIMEOUT)
   for i in range(3):
     lanes.call('b', i, lambda i=i: i)
@@ -41,11 +40,11 @@ def test_a_lane_computes_while_another_is_held_up():
 
 
 def test_a_silent_device_is_named_and_an_idle_one_is_not():
-  lanes, held = spread.Lanes(['a', 'b', 'c'], 1, patience=3), threading.Event()
+  lanes, held = executor.Lanes(['a', 'b', 'c'], 1, patience=3), threading.Event()
   lanes.call('c', 'done', lambda: None)
   assert lanes.next() == ('done', None)
   lanes.call('b', 'late', held.wait, TIMEOUT)
-  with pytest.raises(spread.DeviceError) as caught:
+  with pytest.raises(executor.DeviceError) as caught:
     lanes.next()
   assert caught.value.device == 'b' and caught.value.reason is None
   held.set()
@@ -53,9 +52,9 @@ def test_a_silent_device_is_named_and_an_idle_one_is_not():
 
 
 def test_an_exception_comes_with_its_device():
-  lanes = spread.Lanes(['a', 'b'], 1)
+  lanes = executor.Lanes(['a', 'b'], 1)
   lanes.call('b', 'key', lambda: 1 / 0)
-  with pytest.raises(spread.DeviceError, match='b: division by zero') as caught:
+  with pytest.raises(executor.DeviceError, match='b: division by zero') as caught:
     lanes.next()
   assert caught.value.device == 'b' and isinstance(caught.value.reason, ZeroDivisionError)
   lanes.close()
@@ -75,7 +74,7 @@ def images(count, seed=0):
 
 
 def test_batches_of_any_size_come_with_their_keys_and_several_at_once(network):
-  computing = spread.Spread(network, ['/CPU:0'], in_flight=3)
+  computing = executor.Spread(network, ['/CPU:0'], in_flight=3)
   expected = network(cifar100.whiten(images(40))).numpy()
   batches = [(i, images(40)[i : i + 7]) for i in range(0, 40, 7)]
   together = threading.Barrier(3, timeout=TIMEOUT)  # opens only to as many at once
@@ -93,7 +92,7 @@ def test_batches_of_any_size_come_with_their_keys_and_several_at_once(network):
 
 
 def test_an_endless_supply_of_batches_is_taken_as_it_is_needed(network):
-  computing, taken = spread.Spread(network, ['/CPU:0'], in_flight=2), []
+  computing, taken = executor.Spread(network, ['/CPU:0'], in_flight=2), []
 
   def supply():
     while True:
@@ -106,8 +105,8 @@ def test_an_endless_supply_of_batches_is_taken_as_it_is_needed(network):
 
 
 def test_latency_is_of_one_batch_alone(network):
-  computing = spread.Spread(network, ['/CPU:0'])
-  assert 0 < spread.latency(computing, images(3)) < TIMEOUT
+  computing = executor.Spread(network, ['/CPU:0'])
+  assert 0 < executor.latency(computing, images(3)) < TIMEOUT
   computing.close()
 
 
@@ -116,7 +115,7 @@ def test_latency_is_of_one_batch_alone(network):
 SPREAD = """
 import json, sys, threading
 sys.path[:0] = sys.argv[1:]
-import quiet, numpy as np, tensorflow as tf
+import splitnet.common.quiet, numpy as np, tensorflow as tf
 devices = ['/CPU:%d' % i for i in range(3)]
 cpu = tf.config.list_physical_devices('CPU')[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 3)
@@ -134,7 +133,7 @@ for split, branch_input, dtype in (
     network = resnet_split.harden(network, dtype=tf.dtypes.as_dtype(dtype))
   expected = network(cifar100.whiten(images)).numpy()
   for trunk in placement.TRUNKS:
-    computing = spread.Spread(network, devices, trunk)
+    computing = executor.Spread(network, devices, trunk)
     logits = dict(computing.run([(0, images[:5]), (1, images[5:])]))
     difference = float(np.abs(np.concatenate([logits[0], logits[1]]) - expected).max())
     # The first calls of all devices go on only once each device has its own.

@@ -13,12 +13,10 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-import architecture
-import partition
 import resnet_split
-import table5
-import tables
-import utils
+from paper import partition, table5, tables
+from splitnet.common.errors import UserError
+from splitnet.network import architecture
 
 
 def program(*arguments):
@@ -41,7 +39,7 @@ def rows_of(markdown):
 PARTITIONED = """
 import json, sys
 sys.path[:0] = sys.argv[1:]
-import quiet, tensorflow as tf
+import splitnet.common.quiet, tensorflow as tf
 devices = ['/CPU:%d' % i for i in range(3)]
 cpu = tf.config.list_physical_devices('CPU')[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 3)
@@ -323,7 +321,7 @@ def test_bad_flags_are_one_sentence(arguments, words, capsys):
 def test_devices_that_are_not_there_are_one_sentence(monkeypatch):
   monkeypatch.setattr(table5.devices, 'configure', lambda **_: ['/CPU:0'])
   for given, words in (('/CPU:0,/CPU:0', "names '/CPU:0' twice"), ('/TPU:0', "no device '/TPU:0'")):
-    with pytest.raises(utils.UserError, match=words):
+    with pytest.raises(UserError, match=words):
       table5.set_up_devices(table5.parse_flags(['--devices', given]))
 
 

@@ -12,16 +12,15 @@ import pytest
 import tensorflow as tf
 import tiny_data
 
-import architecture
-import checkpoints
-import devices
 import eval as evaluation
-import experiments
-import grouping
 import resnet_split
-import tables
 import train
-import utils
+from paper import runs as experiments
+from paper import tables
+from splitnet.common.errors import UserError
+from splitnet.network import architecture, grouping
+from splitnet.parallel import devices
+from splitnet.training import checkpoints
 
 # Convolutions and the last layer with its bias, 2 FLOPs per multiply-add, groups of even size, k = 8.
 EXACT = {
@@ -390,7 +389,7 @@ def test_only_chooses_cells_rows_and_columns(tmp_path):
   assert len(chosen('1', '')) == 2 + 16 and len(chosen('2', '')) == 5
   assert chosen('groups', 'dense') == ['baseline', 'baseline-long'] and len(chosen('groups', '')) == 2 + 4 * 10
   with pytest.raises(
-    utils.UserError, match="--only names '3-3-3'; table 2 of this recipe has baseline, 1-1-4/splitnet"
+    UserError, match="--only names '3-3-3'; table 2 of this recipe has baseline, 1-1-4/splitnet"
   ):
     chosen('2', '3-3-3')
 
@@ -399,7 +398,7 @@ def test_only_chooses_cells_rows_and_columns(tmp_path):
 def test_cells_that_a_recipe_does_not_have_are_left_out_and_refused_by_name(recipe, cell, tmp_path):
   runs = tables.make_runs(parse('groups', '--recipe', recipe, '--out', tmp_path), 0)
   assert set(tables.chosen_cells('groups', '', runs)) < set(runs)
-  with pytest.raises(utils.UserError, match="--only names '%s'; table groups of this recipe has dense" % cell):
+  with pytest.raises(UserError, match="--only names '%s'; table groups of this recipe has dense" % cell):
     tables.chosen_cells('groups', cell, runs)
 
 
@@ -570,7 +569,7 @@ def test_call_logs_returns_the_code_and_keeps_others_out(tmp_path):
     assert f.read() == 'out\nerr\n' * 2
   with open(log, 'a') as f:
     experiments.fcntl.flock(f, experiments.fcntl.LOCK_EX)
-    with pytest.raises(utils.UserError, match='is being run already'):
+    with pytest.raises(UserError, match='is being run already'):
       experiments.call([sys.executable, '-c', script], log)
 
 

@@ -13,16 +13,16 @@ import tiny_data
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import architecture
-import checkpoints
 import cifar100
-import devices
-import objective
 import resnet_split
-import strategy
 import train
 import utils
-from stage import lr_scales
+from splitnet.common.errors import UserError
+from splitnet.network import architecture
+from splitnet.parallel import devices
+from splitnet.training import checkpoints, objective
+from splitnet.training import replicas as strategy
+from splitnet.training.step import lr_scales
 
 
 def read(*path):
@@ -376,7 +376,7 @@ def test_a_gpu_without_what_xla_needs_trains_without_it_and_says_so(monkeypatch,
   told = capsys.readouterr().err
   assert told.startswith('without XLA, so slower: XLA cannot compile here (libdevice not found at ')
   assert told.count('\n') == 1 and 'more' not in told and '--xla_gpu_cuda_data_dir' in told
-  with pytest.raises(utils.UserError, match=r'tensorflow\[and-cuda\].*with --jit_compile False it goes without'):
+  with pytest.raises(UserError, match=r'tensorflow\[and-cuda\].*with --jit_compile False it goes without'):
     train.choose_devices(train.parse_flags(['--mode', 'baseline', '--jit_compile', 'True']))
 
 

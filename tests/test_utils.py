@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 import utils
+from splitnet.common.errors import UserError, run_program
 
 SHAPES = [(2, 5), (3, 7), (5, 6)]  # groups, units
 
@@ -307,19 +308,19 @@ def test_totals_leave_out_what_the_paper_leaves_out():
 
 def test_run_program_tells_a_users_mistake_in_one_sentence(capsys):
   def mistaken():
-    raise utils.UserError('--k is 0; it must be at least 1')
+    raise UserError('--k is 0; it must be at least 1')
 
-  assert utils.run_program('train.py', mistaken) == 1
+  assert run_program('train.py', mistaken) == 1
   assert capsys.readouterr().err == 'train.py: --k is 0; it must be at least 1\n'
 
   def interrupted():
     raise KeyboardInterrupt
 
-  assert utils.run_program('train.py', interrupted) == 130
-  assert utils.run_program('train.py', lambda: sys.stdout.write('done\n')) == 0
+  assert run_program('train.py', interrupted) == 130
+  assert run_program('train.py', lambda: sys.stdout.write('done\n')) == 0
   assert capsys.readouterr().out == 'done\n'
 
 
 def test_run_program_does_not_hide_a_bug():
   with pytest.raises(ZeroDivisionError):
-    utils.run_program('train.py', lambda: 1 // 0)
+    run_program('train.py', lambda: 1 // 0)

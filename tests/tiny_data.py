@@ -20,7 +20,7 @@ import train
 tf.config.set_visible_devices([], 'GPU')
 
 PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-RELEASED = os.path.join(PROJECT, 'tests', 'data', 'original_checkpoint', 'model.ckpt-0')
+RELEASED = os.path.join(PROJECT, 'tests', 'reference', 'original_checkpoint', 'model.ckpt-0')
 SIZES = {'train': 90, 'val': 60, 'test': 70}
 BATCH = 20
 NETWORK = ['--k', '1', '--num_residual_units', '1']
@@ -75,9 +75,10 @@ def call(program, arguments, capsys):
 
 
 def start(program, arguments):
-  """Starts train.py or eval.py as a user would; stdout and stderr are pipes of text."""
-  environment = dict(os.environ, CUDA_VISIBLE_DEVICES='-1')
-  command = [sys.executable, os.path.join(PROJECT, program)] + [str(a) for a in arguments]
+  """Starts train.py, eval.py or a module as a user would; stdout and stderr are pipes of text."""
+  environment = dict(os.environ, CUDA_VISIBLE_DEVICES='-1', PYTHONPATH=PROJECT)
+  command = [sys.executable, *(['-m', program] if '.py' not in program else [os.path.join(PROJECT, program)])]
+  command += [str(a) for a in arguments]
   return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 

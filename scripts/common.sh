@@ -1,0 +1,60 @@
+# Sourced by the scripts: the project's folder, its Python, and its data. Nothing here is an experiment's setting.
+project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+export PYTHONPATH=$project${PYTHONPATH:+:$PYTHONPATH} # for python -m, from any folder
+venv=$project/.venv
+data=$project/cifar100/train_val_split
+runs=$project/runs
+
+# Makes .venv and installs the given requirements files into it; each is installed again only when it has changed.
+make_venv() {
+  local file candidate found=
+  # Where Debian's python3-venv is missing, what breaks off leaves a Python without pip behind.
+  if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -c 'import pip' 2>/dev/null; then
+    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10}; do
+      if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null; then
+        found=$candidate
+        break
+      fi
+    done
+    if [ -z "$found" ]; then
+      echo "$(basename "$0"): no Python 3.10 to 3.13 found, which TensorFlow 2.21 is for: install one, or name it with PYTHON=/path/to/python" >&2
+      exit 1
+    fi
+    echo "making $venv"
+    rm -f "$venv"/installed-*
+    "$found" -m venv "$venv"
+  fi
+  for file in "$@"; do
+    if cmp -s "$project/$file" "$venv/installed-$file"; then continue; fi
+    echo "installing $file into $venv"
+    if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$project/$file"; then
+      echo "$(basename "$0"): pip could not install $file (above): it needs a package registry" >&2
+      exit 1
+    fi
+    cp "$project/$file" "$venv/installed-$file"
+  done
+}
+
+# Sets $python: the project's .venv, else a Python on the path that has all of requirements.txt, else a new .venv. One
+# into which nothing could be installed, for want of a network, does not count.
+find_python() {
+  local found='import importlib.util, sys
+wanted = "tensorflow numpy six tqdm matplotlib tensorboard sklearn".split()
+sys.exit(not (3, 10) <= sys.version_info < (3, 14) or not all(map(importlib.util.find_spec, wanted)))'
+  if [ ! -e "$venv/installed-requirements.txt" ] && ! "$venv/bin/python" -c "$found" 2>/dev/null &&
+    python3 -c "$found" 2>/dev/null; then
+    python=python3
+    return
+  fi
+  make_venv requirements.txt
+  python=$venv/bin/python
+}
+
+# Fetches CIFAR-100 where it is missing, unless the arguments name another folder or only ask for help.
+need_data() {
+  local argument
+  for argument in "$@"; do
+    case $argument in --data_dir | --data_dir=* | --help | -h) return ;; esac
+  done
+  if [ ! -e "$data/names.json" ]; then "$python" "$project/download_cifar100.py" --data_dir "$data"; fi
+}

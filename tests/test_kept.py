@@ -1,0 +1,53 @@
+"""Runs that an earlier version made (tests/reference/kept) load, compute the same logits, and go on to the same ones.
+
+`kept` holds a tiny baseline, grouping and split run of six steps each and what that version computed of given images:
+logits of the last and of the best checkpoint, and of the last one after six steps more.
+"""
+
+import os
+import shutil
+
+import numpy as np
+import pytest
+import tiny_data
+
+import cifar100
+import train
+from splitnet.training import checkpoints
+
+KEPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'reference', 'kept')
+MORE = {
+  'baseline': tiny_data.NETWORK,
+  'group': [*tiny_data.GROUPS, '--dropout_keep_prob', '0.9', '--basemodel', 'kept/baseline'],
+  'split': ['--basemodel', 'kept/group'],
+}
+
+
+@pytest.fixture(scope='module')
+def expected():
+  with np.load(os.path.join(KEPT, 'logits.npz')) as archive:
+    return dict(archive)
+
+
+def assert_logits(path, expected, name, tolerance):
+  network = checkpoints.load_network(checkpoints.read(path))
+  logits = network(cifar100.whiten(expected['images'])).numpy()
+  np.testing.assert_allclose(logits, expected[name], rtol=0, atol=tolerance * np.abs(expected[name]).max())
+
+
+@pytest.mark.parametrize('mode', MORE)
+def test_a_kept_checkpoint_computes_the_same_logits(mode, expected):
+  assert_logits(os.path.join(KEPT, mode), expected, mode, 1e-5)
+  assert_logits(os.path.join(KEPT, mode, 'best'), expected, mode + '_best', 1e-5)
+
+
+@pytest.mark.parametrize('mode', MORE)
+def test_a_kept_run_goes_on(mode, expected, data, tmp_path, monkeypatch):
+  shutil.copytree(KEPT, tmp_path / 'kept')
+  monkeypatch.chdir(tmp_path)  # its configuration names its base model as kept/MODE
+  folder = os.path.join('kept', mode)
+  assert train.main(tiny_data.flags(mode, data, folder, *MORE[mode], '--max_to_keep', 1, '--max_steps', 12)) == 0
+  with open(os.path.join(folder, 'train.log')) as f:
+    assert 'from step 6' in f.readline()
+  # Another processor rounds otherwise, and six steps of training make more of it.
+  assert_logits(folder, expected, mode + '_on', 1e-2)
