@@ -5,19 +5,19 @@ import signal
 import sys
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..')
-sys.path.insert(0, os.path.normpath(ROOT))
+sys.path[:0] = [os.path.normpath(ROOT), os.path.dirname(os.path.abspath(__file__))]
 
 import splitnet.common.quiet  # noqa: E402, F401 - before any test imports TensorFlow
 
+import helpers  # noqa: E402
 import pytest  # noqa: E402
-import tiny_data  # noqa: E402
 
 # A shell's background jobs ignore interrupts, and so would every program that is started here to be interrupted.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
   signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The files that take longest come first, so that none of them is left for the end, when the other process has nothing.
-FIRST = ['test_whole_way.py', 'test_distributed.py', 'test_resume.py']
+FIRST = ['test_whole_way.py', 'test_replicas.py', 'test_resume.py']
 
 
 def pytest_collection_modifyitems(items):
@@ -28,10 +28,10 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture(scope='session')
 def runs(tmp_path_factory):
   """The folders of tiny runs of the three stages, by mode."""
-  return tiny_data.stages(tmp_path_factory)
+  return helpers.stages(tmp_path_factory)
 
 
 @pytest.fixture(scope='session')
 def data(tmp_path_factory):
   """The folder of the tiny data that they were trained on."""
-  return tiny_data.data(tmp_path_factory)
+  return helpers.data(tmp_path_factory)

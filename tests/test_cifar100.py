@@ -5,10 +5,10 @@ import itertools
 import json
 import os
 
+import helpers
 import numpy as np
 import pytest
 import tensorflow as tf
-import tiny_data
 
 import cifar100
 import train
@@ -163,7 +163,7 @@ def test_evaluation_batches_are_in_order_and_the_last_is_smaller():
 
 @pytest.mark.parametrize('split', cifar100.SPLITS)
 def test_load_reads_what_the_file_holds(tmp_path_factory, split):
-  folder = tiny_data.data(tmp_path_factory)
+  folder = helpers.data(tmp_path_factory)
   loaded = cifar100.load(folder, split)
   with np.load(os.path.join(folder, split + '.npz')) as archive:
     np.testing.assert_array_equal(loaded.images, archive['images'])
@@ -175,7 +175,7 @@ def test_load_reads_what_the_file_holds(tmp_path_factory, split):
 
 
 def test_names_are_those_of_the_file(tmp_path_factory):
-  folder = tiny_data.data(tmp_path_factory)
+  folder = helpers.data(tmp_path_factory)
   names = cifar100.load_names(folder)
   assert len(names.fine) == 100 and len(names.coarse) == 20
   np.testing.assert_array_equal(names.fine_to_coarse, np.arange(100) % 20)
@@ -205,7 +205,7 @@ def flip_a_byte(content):
   'damage', [cut, flip_a_byte, lambda content: b'', lambda content: b'no archive'], ids=['cut', 'flip', 'empty', 'text']
 )
 def test_a_damaged_split_names_the_file_and_the_way_out(tmp_path, damage):
-  folder = tiny_data.write(tmp_path)
+  folder = helpers.write(tmp_path)
   path = os.path.join(folder, 'train.npz')
   with open(path, 'rb') as f:
     content = f.read()
@@ -217,7 +217,7 @@ def test_a_damaged_split_names_the_file_and_the_way_out(tmp_path, damage):
 
 
 def test_a_split_without_labels_is_damaged(tmp_path):
-  folder = tiny_data.write(tmp_path)
+  folder = helpers.write(tmp_path)
   np.savez(os.path.join(folder, 'val.npz'), images=np.zeros((2, 32, 32, 3), np.uint8))
   with pytest.raises(UserError, match=r'val\.npz.*labels.*--force'):
     cifar100.load(folder, 'val')
@@ -225,7 +225,7 @@ def test_a_split_without_labels_is_damaged(tmp_path):
 
 @pytest.mark.parametrize('content', ['', '{', '{}', '[]', json.dumps({'fine': ['a'], 'coarse': ['b']})])
 def test_damaged_names_name_the_file_and_the_way_out(tmp_path, content):
-  folder = tiny_data.write(tmp_path)
+  folder = helpers.write(tmp_path)
   path = os.path.join(folder, 'names.json')
   with open(path, 'w') as f:
     f.write(content)
@@ -236,11 +236,11 @@ def test_damaged_names_name_the_file_and_the_way_out(tmp_path, content):
 
 def test_more_images_than_there_are_names_both_numbers(tmp_path_factory):
   with pytest.raises(UserError, match=r'61 images.*only 60'):
-    cifar100.load(tiny_data.data(tmp_path_factory), 'val', 61)
+    cifar100.load(helpers.data(tmp_path_factory), 'val', 61)
 
 
 def test_train_tells_of_missing_data_in_one_sentence_and_makes_nothing(tmp_path, capsys):
-  arguments = tiny_data.flags('baseline', str(tmp_path / 'nothing'), str(tmp_path / 'run'))
-  code, _, stderr = tiny_data.call(train, arguments, capsys)
+  arguments = helpers.flags('baseline', str(tmp_path / 'nothing'), str(tmp_path / 'run'))
+  code, _, stderr = helpers.call(train, arguments, capsys)
   assert code == 1 and str(tmp_path / 'nothing') in stderr and stderr.count('\n') == 1
   assert not os.listdir(tmp_path)

@@ -5,8 +5,8 @@ import os
 import re
 import shlex
 
+import helpers
 import pytest
-import tiny_data
 from test_scripts import project, run  # noqa: F401 - a fixture
 
 import eval as evaluation
@@ -17,7 +17,7 @@ from paper import estimate, figures, table5, tables
 from serving import export, infer
 from splitnet.parallel import worker
 
-PAGES = ['README.md', *sorted(glob.glob('docs/*.md', root_dir=tiny_data.PROJECT))]
+PAGES = ['README.md', *sorted(glob.glob('docs/*.md', root_dir=helpers.PROJECT))]
 PARSERS = {
   'benchmarks.speed': speed.parse_flags,
   'eval.py': evaluation.parse_flags,
@@ -33,7 +33,7 @@ PARSERS = {
 
 
 def read(page):
-  with open(os.path.join(tiny_data.PROJECT, page)) as f:
+  with open(os.path.join(helpers.PROJECT, page)) as f:
     return f.read()
 
 
@@ -73,7 +73,7 @@ def test_every_command_is_one_that_the_programs_take(page, project, tmp_path, mo
   assert len(found) >= {'README.md': 40, 'docs/groups.md': 8}.get(page, 0)
   for program, *words in found:
     path = program if '/' in program or program.endswith('.py') else program.replace('.', '/') + '.py'
-    assert os.path.exists(os.path.join(tiny_data.PROJECT, path)), program
+    assert os.path.exists(os.path.join(helpers.PROJECT, path)), program
     if program.startswith(('./', 'scripts/')) and program not in ('./demo.sh', './test.sh'):
       code, calls, stderr = run(project, program.removeprefix('./'), *words)
       assert (code, stderr) == (0, ''), (program, words)
@@ -83,7 +83,7 @@ def test_every_command_is_one_that_the_programs_take(page, project, tmp_path, mo
     elif program == 'splitnet.reporting.compare':
       assert all(re.fullmatch(r'[\w-]+=\S+\.json', word) for word in words)
     elif program == 'tests/check_reference.py':
-      assert glob.glob(os.path.join(tiny_data.PROJECT, *words))
+      assert glob.glob(os.path.join(helpers.PROJECT, *words))
     elif program in PARSERS:
       flags = PARSERS[program](words)
       if program == 'paper.tables' and flags.only:
@@ -98,10 +98,10 @@ def test_what_a_page_links_to_is_there(page):
   assert links or page != 'README.md'
   for link in links:
     if not link.startswith('http'):
-      assert os.path.exists(os.path.join(tiny_data.PROJECT, os.path.dirname(page), link)), link
+      assert os.path.exists(os.path.join(helpers.PROJECT, os.path.dirname(page), link)), link
 
 
 def test_every_program_is_in_the_list_of_files():
   listed = read('README.md').split('\n## Files\n')[1]
-  for path in glob.glob('*.py', root_dir=tiny_data.PROJECT):
+  for path in glob.glob('*.py', root_dir=helpers.PROJECT):
     assert '`%s`' % path in listed, path

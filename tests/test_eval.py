@@ -3,10 +3,10 @@
 import json
 import os
 
+import helpers
 import numpy as np
 import pytest
 import tensorflow as tf
-import tiny_data
 from PIL import Image
 
 import cifar100
@@ -89,7 +89,7 @@ def test_ties_count_against_the_network_and_large_logits_do_not_overflow():
 
 @pytest.mark.parametrize('stage', ['baseline', 'group', 'split'])
 def test_every_stages_checkpoint_evaluates_alone(tmp_path_factory, runs, data, stage):
-  result = tiny_data.evaluated(tmp_path_factory, stage)
+  result = helpers.evaluated(tmp_path_factory, stage)
   stored = checkpoints.read(runs[stage])
   test = cifar100.load(data, 'test')
   logits = checkpoints.load_network(stored)(cifar100.whiten(test.images)).numpy()
@@ -107,14 +107,14 @@ def test_every_stages_checkpoint_evaluates_alone(tmp_path_factory, runs, data, s
 
 
 def test_the_counts_are_the_evaluated_networks(tmp_path_factory, runs):
-  baseline, split = (tiny_data.evaluated(tmp_path_factory, stage) for stage in ('baseline', 'split'))
+  baseline, split = (helpers.evaluated(tmp_path_factory, stage) for stage in ('baseline', 'split'))
   assert split['parameters'] < baseline['parameters'] and split['flops'] < baseline['flops']
   network = checkpoints.load_network(checkpoints.read(runs['split']))
   assert (split['parameters'], split['flops']) == utils.total_count(network.counts)
 
 
 def test_the_json_is_complete_and_the_picture_opens(tmp_path_factory):
-  result = tiny_data.evaluated(tmp_path_factory, 'split')
+  result = helpers.evaluated(tmp_path_factory, 'split')
   confusion = np.array(result['confusion'])
   assert confusion.shape == (100, 100) and confusion.sum() == 70 == result['images']
   assert np.trace(confusion) / 70 == pytest.approx(result['accuracy'])
@@ -129,8 +129,8 @@ def test_the_json_is_complete_and_the_picture_opens(tmp_path_factory):
 
 
 def test_the_table_shows_the_numbers(tmp_path_factory, runs, data, capsys):
-  result = tiny_data.evaluated(tmp_path_factory, 'split')
-  code, stdout, stderr = tiny_data.call(evaluation, ['--checkpoint', runs['split'], '--data_dir', data], capsys)
+  result = helpers.evaluated(tmp_path_factory, 'split')
+  code, stdout, stderr = helpers.call(evaluation, ['--checkpoint', runs['split'], '--data_dir', data], capsys)
   assert code == 0 and stderr == ''
   assert 'accuracy, top 1            %.2f %%\n' % (100 * result['accuracy']) in stdout
   assert 'parameters                 {:,}\n'.format(result['parameters']) in stdout
@@ -142,7 +142,7 @@ def test_a_precision_that_is_slow_here_is_told(runs, data, capsys, monkeypatch):
   monkeypatch.setattr(devices, 'precision_note', lambda precision, training: 'note: %s, %s' % (precision, training))
   arguments = ['--checkpoint', runs['split'], '--data_dir', data, '--test_iter', 1]
   for precision in ('float32', 'bfloat16'):
-    code, _, stderr = tiny_data.call(evaluation, [*arguments, '--precision', precision], capsys)
+    code, _, stderr = helpers.call(evaluation, [*arguments, '--precision', precision], capsys)
     assert (code, stderr) == (0, 'note: %s, False\n' % precision)
 
 
@@ -164,14 +164,14 @@ def test_the_validation_accuracy_is_the_one_that_train_reported(runs, data, tmp_
   assert evaluation.main(arguments) == 0
   with open(path) as f, open(os.path.join(runs[stage], 'train.log')) as log:
     result, lines = json.load(f), log.read()
-  step = tiny_data.LAST[stage]
+  step = helpers.LAST[stage]
   reported = 'step %d: validation accuracy %.2f %%, cross-entropy %.4f,'
   assert reported % (step, 100 * result['accuracy'], result['cross_entropy']) in lines
 
 
 def test_bfloat16_evaluates_to_about_the_same(tmp_path_factory):
-  exact = tiny_data.evaluated(tmp_path_factory, 'split')
-  rounded = tiny_data.evaluated(tmp_path_factory, 'split', '--precision', 'bfloat16')
+  exact = helpers.evaluated(tmp_path_factory, 'split')
+  rounded = helpers.evaluated(tmp_path_factory, 'split', '--precision', 'bfloat16')
   assert rounded['precision'] == 'bfloat16'
   assert rounded['cross_entropy'] != exact['cross_entropy']
   assert rounded['cross_entropy'] == pytest.approx(exact['cross_entropy'], rel=0.02)
@@ -185,13 +185,13 @@ def test_hardening_while_evaluating_is_what_split_mode_starts_from(tmp_path_fact
   first = checkpoints.read(os.path.join(runs['split'], 'ckpt-0'))
   images = cifar100.whiten(cifar100.load(data, 'test').images)
   hardened = evaluation.load_network(grouping, True, tf.float32)
-  tiny_data.assert_same({n: v.numpy() for n, v in hardened.weights.items()}, first.values)
-  tiny_data.assert_same(hardened.groups, first.groups)
+  helpers.assert_same({n: v.numpy() for n, v in hardened.weights.items()}, first.values)
+  helpers.assert_same(hardened.groups, first.groups)
   logits = checkpoints.load_network(first)(images).numpy()
   np.testing.assert_array_equal(hardened(images).numpy(), logits)
 
-  result = tiny_data.evaluated(tmp_path_factory, 'group', '--harden')
-  plain = tiny_data.evaluated(tmp_path_factory, 'group')
+  result = helpers.evaluated(tmp_path_factory, 'group', '--harden')
+  plain = helpers.evaluated(tmp_path_factory, 'group')
   labels = cifar100.load(data, 'test').labels
   assert result['hardened'] and result['network_text'] == 'WRN-10-1, split 1-2-3'
   assert result['accuracy'] == (logits.argmax(1) == labels).mean()
@@ -206,7 +206,7 @@ def test_a_released_checkpoint_evaluates_dense_and_hardened(data, tmp_path):
   results = []
   for more in ([], ['--harden']):
     path = str(tmp_path / 'result.json')
-    arguments = ['--checkpoint', tiny_data.RELEASED, '--data_dir', data, '--output_file', path]
+    arguments = ['--checkpoint', helpers.RELEASED, '--data_dir', data, '--output_file', path]
     assert evaluation.main(arguments + more) == 0
     with open(path) as f:
       results.append(json.load(f))
@@ -226,10 +226,10 @@ def test_hardening_an_empty_group_is_refused_by_its_name(runs):
 
 @pytest.mark.parametrize('count, trunk', [(2, 'first'), (3, 'replicate')])
 def test_logits_do_not_depend_on_the_placement(tmp_path_factory, runs, data, tmp_path, count, trunk):
-  alone = tiny_data.evaluated(tmp_path_factory, 'split')
+  alone = helpers.evaluated(tmp_path_factory, 'split')
   path = str(tmp_path / 'result.json')
   arguments = ['--checkpoint', runs['split'], '--data_dir', data, '--num_logical_devices', count, '--trunk', trunk]
-  process = tiny_data.start('eval.py', arguments + ['--output_file', path])
+  process = helpers.start('eval.py', arguments + ['--output_file', path])
   stdout, stderr = process.communicate()
   assert (process.returncode, stderr) == (0, '')
   with open(path) as f:
@@ -294,38 +294,38 @@ def test_a_mistake_is_told_in_one_sentence_and_leaves_no_trace(runs, data, capsy
   def filled(text):
     return text.replace('RUNS', folder).replace('DATA', data)
 
-  before = tiny_data.files(folder)
+  before = helpers.files(folder)
   arguments = [filled(a) for a in arguments]
   if '--data_dir' not in arguments:
     arguments += ['--data_dir', data]
-  code, _, stderr = tiny_data.call(evaluation, arguments, capsys)
+  code, _, stderr = helpers.call(evaluation, arguments, capsys)
   assert code == expected_code
   assert stderr.startswith('eval.py: ' if code == 1 else '') and stderr.count('\n') == 1, stderr
   for word in words:
     assert filled(word) in stderr
-  assert tiny_data.files(folder) == before
+  assert helpers.files(folder) == before
 
 
 def test_data_with_other_classes_is_refused(runs, tmp_path, capsys):
-  folder = tiny_data.write(tmp_path)
+  folder = helpers.write(tmp_path)
   path = os.path.join(folder, 'names.json')
   with open(path) as f:
     names = json.load(f)
   names.update(fine=names['fine'][:10], fine_to_coarse=names['fine_to_coarse'][:10])
   with open(path, 'w') as f:
     json.dump(names, f)
-  code, _, stderr = tiny_data.call(evaluation, ['--checkpoint', runs['split'], '--data_dir', folder], capsys)
+  code, _, stderr = helpers.call(evaluation, ['--checkpoint', runs['split'], '--data_dir', folder], capsys)
   assert code == 1 and '100 classes' in stderr and 'has 10' in stderr and stderr.count('\n') == 1
 
 
 def test_other_data_than_in_training_is_pointed_out(runs, tmp_path, capsys):
-  folder = tiny_data.write(tmp_path)
+  folder = helpers.write(tmp_path)
   path = os.path.join(folder, 'names.json')
   with open(path) as f:
     names = json.load(f)
   with open(path, 'w') as f:
     json.dump(dict(names, source='official'), f)
-  code, _, stderr = tiny_data.call(evaluation, ['--checkpoint', runs['split'], '--data_dir', folder], capsys)
+  code, _, stderr = helpers.call(evaluation, ['--checkpoint', runs['split'], '--data_dir', folder], capsys)
   assert code == 0 and 'synthetic' in stderr and 'official' in stderr and stderr.count('\n') == 1
 
 
@@ -340,5 +340,5 @@ def test_a_damaged_checkpoint_is_told_in_one_sentence(runs, data, tmp_path, caps
         content = content[: len(content) // 2]
       (tmp_path / name).write_bytes(content)
   arguments = ['--checkpoint', str(tmp_path / 'ckpt-6'), '--data_dir', data]
-  code, _, stderr = tiny_data.call(evaluation, arguments, capsys)
+  code, _, stderr = helpers.call(evaluation, arguments, capsys)
   assert code == 1 and str(tmp_path / 'ckpt-6') in stderr and stderr.count('\n') == 1

@@ -7,9 +7,9 @@ logits of the last and of the best checkpoint, and of the last one after six ste
 import os
 import shutil
 
+import helpers
 import numpy as np
 import pytest
-import tiny_data
 
 import cifar100
 import train
@@ -17,8 +17,8 @@ from splitnet.training import checkpoints
 
 KEPT = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'reference', 'kept')
 MORE = {
-  'baseline': tiny_data.NETWORK,
-  'group': [*tiny_data.GROUPS, '--dropout_keep_prob', '0.9', '--basemodel', 'kept/baseline'],
+  'baseline': helpers.NETWORK,
+  'group': [*helpers.GROUPS, '--dropout_keep_prob', '0.9', '--basemodel', 'kept/baseline'],
   'split': ['--basemodel', 'kept/group'],
 }
 
@@ -46,7 +46,7 @@ def test_a_kept_run_goes_on(mode, expected, data, tmp_path, monkeypatch):
   shutil.copytree(KEPT, tmp_path / 'kept')
   monkeypatch.chdir(tmp_path)  # its configuration names its base model as kept/MODE
   folder = os.path.join('kept', mode)
-  assert train.main(tiny_data.flags(mode, data, folder, *MORE[mode], '--max_to_keep', 1, '--max_steps', 12)) == 0
+  assert train.main(helpers.flags(mode, data, folder, *MORE[mode], '--max_to_keep', 1, '--max_steps', 12)) == 0
   with open(os.path.join(folder, 'train.log')) as f:
     assert 'from step 6' in f.readline()
   # Another processor rounds otherwise, and six steps of training make more of it.

@@ -8,7 +8,7 @@ import check_reference
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT
+from helpers import PROJECT as ROOT
 
 from splitnet.training import objective
 

@@ -10,47 +10,23 @@ import unittest.mock
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT
-from test_architecture import SPLITS, config_of, even_groups, random_groups, weighted
+from helpers import PROJECT as ROOT
+from networks import (
+  SPLITS,
+  config_of,
+  drop_between_groups,
+  even_groups,
+  grouping,
+  images,
+  random_groups,
+  weighted,
+)
 
 import resnet_split
 import utils
 from resnet_split import Network
 from splitnet.common.errors import UserError
 from splitnet.network import architecture, dropout
-
-
-def images(batch=4, size=16, seed=0):
-  # Half the real height and width, for speed: nothing here depends on them.
-  return tf.constant(np.random.RandomState(seed).normal(size=(batch, size, size, 3)), tf.float32)
-
-
-def scramble(network, seed=0):
-  """Uneven random assignments, and batch norms whose every channel differs, so that a swapped channel shows."""
-  rng = np.random.RandomState(seed)
-  for name, variable in network.weights.items():
-    shape = tuple(variable.shape)
-    if name.endswith('/alpha'):
-      alpha = rng.normal(size=shape) * 2 + np.linspace(1, -1, shape[0])[:, None]
-      some = rng.permutation(shape[1])[: shape[0]]
-      alpha[np.arange(shape[0]), some] = 20  # no group is empty
-      variable.assign(alpha)
-    elif name.endswith(('/beta', '/mu', '/biases')):
-      variable.assign(rng.normal(size=shape) * 0.3)
-    elif name.endswith(('/gamma', '/sigma')):
-      variable.assign(rng.uniform(0.5, 1.5, size=shape))
-  return network
-
-
-def grouping(config, seed=0):
-  return scramble(Network(config, with_assignments=True, seed=seed), seed)
-
-
-def drop_between_groups(dense, groups):
-  for layer in weighted(dense.plan):
-    kernel = dense.weights[architecture.layer_weights(layer)]
-    kernel.assign(kernel * architecture.kept_weights(dense.plan, layer, groups))
-
 
 # --- counting ------------------------------------------------------------------------------------------------------
 
@@ -345,7 +321,8 @@ import splitnet.common.quiet, tensorflow as tf
 devices = ['/CPU:%d' % i for i in range(4)]
 cpu = tf.config.list_physical_devices('CPU')[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
-import placement, resnet_split, test_resnet_split as t
+from splitnet.parallel import placement
+import resnet_split, networks as t
 found = []
 for split, branch_input, counts in (('2-2-2', 'group', (1, 3)), ('2-4-4', 'all', (2, 3, 4)), ('1-2-2', 'group', (2,))):
   dense = t.grouping(t.config_of(split, num_residual_units=1, branch_input=branch_input))
@@ -366,7 +343,7 @@ print(json.dumps(found))
 
 def test_logits_do_not_depend_on_the_placement():
   # In a program of its own: the CPU must be divided into logical devices before TensorFlow first uses it.
-  here = os.path.dirname(os.path.abspath(__file__))
+  here = os.path.join(ROOT, 'tests')
   done = subprocess.run([sys.executable, '-c', PLACED, ROOT, here], capture_output=True, text=True)
   assert done.returncode == 0, done.stderr
   found = json.loads(done.stdout.splitlines()[-1])

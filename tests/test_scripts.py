@@ -6,8 +6,8 @@ import shutil
 import subprocess
 import sys
 
+import helpers
 import pytest
-import tiny_data
 
 import train
 from splitnet.common import quiet
@@ -22,13 +22,13 @@ def project(tmp_path):
   python.write_text('#!/bin/sh\nif [ "$1" = -m ] && [ "$2" != pip ]; then shift; set -- "program: $@"; fi\n'
     'case "$1" in "%s"/*.py | "program: "*) printf "%%s\\n" "$@" ;; esac\n' % folder)
   python.chmod(0o755)
-  for name in os.listdir(tiny_data.PROJECT):
+  for name in os.listdir(helpers.PROJECT):
     if name == 'scripts':
-      shutil.copytree(os.path.join(tiny_data.PROJECT, name), folder / name)
+      shutil.copytree(os.path.join(helpers.PROJECT, name), folder / name)
     elif name.endswith('.sh') or name.startswith('requirements'):
-      shutil.copy(os.path.join(tiny_data.PROJECT, name), folder)
+      shutil.copy(os.path.join(helpers.PROJECT, name), folder)
       if name.startswith('requirements'):
-        shutil.copy(os.path.join(tiny_data.PROJECT, name), folder / '.venv' / ('installed-' + name))
+        shutil.copy(os.path.join(helpers.PROJECT, name), folder / '.venv' / ('installed-' + name))
   return folder
 
 
@@ -165,7 +165,7 @@ def test_an_empty_environment_is_not_preferred_to_a_python_that_has_all(project,
 
 def test_a_python_without_tensorflow_says_where_one_is():
   command = [sys.executable, '-S', '-E', '-m', 'splitnet.reporting.compare']  # no site-packages
-  done = subprocess.run(command, cwd=tiny_data.PROJECT, capture_output=True, text=True)
+  done = subprocess.run(command, cwd=helpers.PROJECT, capture_output=True, text=True)
   assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
   assert done.stderr.startswith('compare.py: ') and '. .venv/bin/activate' in done.stderr
 

@@ -6,10 +6,10 @@ import os
 import re
 import shutil
 
+import helpers
 import numpy as np
 import pytest
 import tensorflow as tf
-import tiny_data
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -56,7 +56,7 @@ def test_each_folder_describes_its_run(runs):
     assert json.loads(read(folder, 'best', 'config.json')) == stored[mode]
     assert stored[mode]['network']['k'] == 1 and stored[mode]['network']['num_residual_units'] == 1
     assert stored[mode]['data']['train_images'] == 90 and stored[mode]['data']['source'] == 'synthetic'
-    assert stored[mode]['settings']['max_steps'] == tiny_data.LAST[mode]
+    assert stored[mode]['settings']['max_steps'] == helpers.LAST[mode]
   for mode in ('group', 'split'):
     assert [stored[mode]['network']['ngroups%d' % i] for i in (1, 2, 3)] == [3, 2, 1]
   assert stored['baseline']['groups'] is None and stored['group']['groups'] is None
@@ -71,21 +71,21 @@ def test_each_folder_keeps_its_last_and_its_best_checkpoints(runs):
   assert kept['split'] == ['ckpt-0.index', 'ckpt-6.index']
   for folder in runs.values():
     best = checkpoints.read(os.path.join(folder, 'best'))
-    steps, accuracies, _ = zip(*tiny_data.validations(read(folder, 'train.log')))
+    steps, accuracies, _ = zip(*helpers.validations(read(folder, 'train.log')))
     assert best.path.endswith('-%d' % steps[accuracies.index(max(accuracies))])
     assert len(glob.glob(os.path.join(folder, 'best', '*.index'))) == 1
 
 
 def test_each_stage_starts_from_the_weights_of_the_one_before(runs):
   baseline, group = checkpoints.read(runs['baseline']), checkpoints.read(os.path.join(runs['group'], 'ckpt-0'))
-  tiny_data.assert_same({n: group.values[n] for n in baseline.values}, baseline.values)
+  helpers.assert_same({n: group.values[n] for n in baseline.values}, baseline.values)
   assert sum(n.startswith('group/') for n in group.values) == 4
   last = checkpoints.read(runs['group'])
   network = resnet_split.Network(last.config, with_assignments=True)
   checkpoints.assign(network.weights, last.values, 'the test')
   hardened = resnet_split.harden(network)
   split = checkpoints.read(os.path.join(runs['split'], 'ckpt-0'))
-  tiny_data.assert_same({n: v.numpy() for n, v in hardened.weights.items()}, split.values)
+  helpers.assert_same({n: v.numpy() for n, v in hardened.weights.items()}, split.values)
 
 
 def test_the_log_tells_each_stages_start_and_end(runs, data):
@@ -93,8 +93,8 @@ def test_the_log_tells_each_stages_start_and_end(runs, data):
   for mode, folder in runs.items():
     log = read(folder, 'train.log')
     assert log.startswith('step 0: validation accuracy ') == (mode != 'baseline')  # which starts from random weights
-    assert 'done at step %d: ' % tiny_data.LAST[mode] in log
-    assert 'step %d: validation accuracy' % tiny_data.LAST[mode] in log
+    assert 'done at step %d: ' % helpers.LAST[mode] in log
+    assert 'step %d: validation accuracy' % helpers.LAST[mode] in log
   split = checkpoints.load_network(checkpoints.read(os.path.join(runs['split'], 'ckpt-0')))
   accuracy = (split(cifar100.whiten(val.images)).numpy().argmax(1) == val.labels).mean()
   assert read(runs['split'], 'train.log').startswith('step 0: validation accuracy %.2f %%' % (100 * accuracy))
@@ -129,7 +129,7 @@ def test_grouping_tells_what_it_would_harden_into_beside_the_dense_network(runs)
 
 
 def test_a_dozen_steps_learn_something(runs):
-  reported = tiny_data.validations(read(runs['group'], 'train.log'))
+  reported = helpers.validations(read(runs['group'], 'train.log'))
   assert reported[-1][2] < reported[0][2] - 0.2  # cross-entropy
 
 
@@ -182,11 +182,11 @@ def test_pictures_are_drawn_and_open(runs):
 @pytest.mark.parametrize('mode', ['group', 'split'])
 def test_a_released_checkpoint_is_gone_on_from(data, tmp_path, mode):
   folder = str(tmp_path / mode)
-  assert train.main(tiny_data.flags(mode, data, folder, '--basemodel', tiny_data.RELEASED, '--max_steps', 1)) == 0
-  first, released = checkpoints.read(os.path.join(folder, 'ckpt-0')), checkpoints.read(tiny_data.RELEASED)
+  assert train.main(helpers.flags(mode, data, folder, '--basemodel', helpers.RELEASED, '--max_steps', 1)) == 0
+  first, released = checkpoints.read(os.path.join(folder, 'ckpt-0')), checkpoints.read(helpers.RELEASED)
   assert first.config == architecture.Config(k=1, num_residual_units=2)  # 2-2-2
   if mode == 'group':
-    tiny_data.assert_same({n: first.values[n] for n in released.values}, released.values)
+    helpers.assert_same({n: first.values[n] for n in released.values}, released.values)
   else:
     assert first.groups.keys() >= {'split_q1', 'split_p1', 'split_p2', 'split_p3', 'split_r21', 'split_r32'}
     for name in ('split_q1', 'split_r31'):
@@ -223,9 +223,9 @@ def test_one_cycle_rises_linearly_and_falls_along_half_a_cosine():
 
 
 def test_a_cosine_cannot_be_gone_on_with_to_another_end(runs, data, tmp_path, capsys):
-  arguments = tiny_data.flags('split', data, str(tmp_path), '--basemodel', runs['group'], '--lr_schedule', 'cosine')
-  assert tiny_data.call(train, [*arguments, '--max_steps', 2], capsys)[0] == 0
-  code, _, err = tiny_data.call(train, [*arguments, '--max_steps', 6], capsys)
+  arguments = helpers.flags('split', data, str(tmp_path), '--basemodel', runs['group'], '--lr_schedule', 'cosine')
+  assert helpers.call(train, [*arguments, '--max_steps', 2], capsys)[0] == 0
+  code, _, err = helpers.call(train, [*arguments, '--max_steps', 6], capsys)
   assert code == 1 and '--max_steps 2, now it is 6' in err and err.count('\n') == 1
 
 
@@ -311,8 +311,8 @@ def test_several_steps_a_call_are_the_same_steps(data):
     assert int(stage.step) == 4
     ends.append(values(stage))
     means.append({n: sum(c * float(t[n]) for c, t in zip(calls, terms)) / 4 for n in terms[0]})
-  tiny_data.assert_same(ends[0], ends[1])
-  tiny_data.assert_same(ends[0], ends[2])
+  helpers.assert_same(ends[0], ends[1])
+  helpers.assert_same(ends[0], ends[2])
   for name, value in means[0].items():
     assert value == pytest.approx(means[1][name], rel=1e-5) and value == pytest.approx(means[2][name], rel=1e-5)
 
@@ -387,7 +387,7 @@ def test_bfloat16_trains_with_float32_weights(runs, data, tmp_path, monkeypatch)
   monkeypatch.setattr(devices, 'precision_note', lambda precision, training: 'note: %s, %s' % (precision, training))
   more = ['--basemodel', runs['group'], '--max_steps', 3, '--precision', 'bfloat16', '--train_split', 'train_val']
   more += ['--initial_lr', 0.01]
-  assert train.main(tiny_data.flags('split', data, str(tmp_path), *more)) == 0
+  assert train.main(helpers.flags('split', data, str(tmp_path), *more)) == 0
   stored = checkpoints.read(str(tmp_path))
   assert all(v.dtype == np.float32 and np.isfinite(v).all() for v in stored.values.values())
   first = checkpoints.read(str(tmp_path / 'ckpt-0'))
@@ -396,7 +396,7 @@ def test_bfloat16_trains_with_float32_weights(runs, data, tmp_path, monkeypatch)
   assert json.loads(read(tmp_path, 'config.json'))['data']['train_images'] == 150
   # Near what float32 gives, and no kernel the same: every convolution was computed in bfloat16.
   exact = str(tmp_path / 'float32')
-  assert train.main(tiny_data.flags('split', data, exact, *more, '--precision', 'float32')) == 0
+  assert train.main(helpers.flags('split', data, exact, *more, '--precision', 'float32')) == 0
   for name, value in checkpoints.read(exact).values.items():
     if name.endswith('/kernel'):
       change, exact_change = (v - first.values[name] for v in (stored.values[name], value))
@@ -405,8 +405,8 @@ def test_bfloat16_trains_with_float32_weights(runs, data, tmp_path, monkeypatch)
   # A run that is gone on with computes as it began.
   broken = str(tmp_path / 'broken')
   for steps in (1, 3):
-    assert train.main(tiny_data.flags('split', data, broken, *more, '--max_steps', steps)) == 0
-  tiny_data.assert_same(tiny_data.weights(broken), tiny_data.weights(str(tmp_path)))
+    assert train.main(helpers.flags('split', data, broken, *more, '--max_steps', steps)) == 0
+  helpers.assert_same(helpers.weights(broken), helpers.weights(str(tmp_path)))
   assert read(broken, 'train.log').count('note: bfloat16, True\n') == 1, 'told when it can still be changed'
 
 
@@ -550,40 +550,40 @@ def test_a_mistake_is_told_in_one_sentence_and_leaves_no_trace(runs, data, tmp_p
   folder = os.path.dirname(runs['group'])
 
   def filled(text):
-    for short, long in (('NEW', str(tmp_path)), ('RUNS', folder), ('DATA', data), ('RELEASED', tiny_data.RELEASED)):
+    for short, long in (('NEW', str(tmp_path)), ('RUNS', folder), ('DATA', data), ('RELEASED', helpers.RELEASED)):
       text = text.replace(short, long)
     return text
 
-  before = tiny_data.files(folder)
-  arguments = tiny_data.flags(mode, data, filled(train_dir), '--max_steps', 20)
+  before = helpers.files(folder)
+  arguments = helpers.flags(mode, data, filled(train_dir), '--max_steps', 20)
   if mode is None:
     arguments = arguments[2:]
   if train_dir == 'RUNS/group':  # the rest as it was begun
     arguments += ['--dropout_keep_prob', '0.9', '--group_summary_interval', '6']
-  code, _, stderr = tiny_data.call(train, arguments + [filled(m) for m in more], capsys)
+  code, _, stderr = helpers.call(train, arguments + [filled(m) for m in more], capsys)
   assert code == expected_code, stderr
   assert stderr.count('\n') == 1 and stderr.startswith('train.py: ' if code == 1 else ''), stderr
   for word in words:
     assert filled(word) in stderr
-  assert tiny_data.files(folder) == before
+  assert helpers.files(folder) == before
   assert not os.listdir(tmp_path)
 
 
 def test_a_folder_with_a_released_checkpoint_is_not_trained_in(data, tmp_path, capsys):
   folder = str(tmp_path / 'released')
-  shutil.copytree(os.path.dirname(tiny_data.RELEASED), folder)
+  shutil.copytree(os.path.dirname(helpers.RELEASED), folder)
   with open(os.path.join(folder, 'checkpoint'), 'w') as f:
     f.write('model_checkpoint_path: "model.ckpt-0"\nall_model_checkpoint_paths: "model.ckpt-0"\n')
-  before = tiny_data.files(folder)
-  arguments = tiny_data.flags('group', data, folder, '--basemodel', folder, '--max_steps', 2)
-  code, _, stderr = tiny_data.call(train, arguments, capsys)
+  before = helpers.files(folder)
+  arguments = helpers.flags('group', data, folder, '--basemodel', folder, '--max_steps', 2)
+  code, _, stderr = helpers.call(train, arguments, capsys)
   assert code == 1 and stderr.count('\n') == 1 and folder in stderr and '--train_dir' in stderr
-  assert tiny_data.files(folder) == before
+  assert helpers.files(folder) == before
 
 
 def test_a_mistake_on_the_command_line_shows_the_sentence_and_nothing_else(data, tmp_path):
-  arguments = tiny_data.flags('group', data, str(tmp_path / 'run'), '--num_train_instance', 7)
-  process = tiny_data.start('train.py', arguments)
+  arguments = helpers.flags('group', data, str(tmp_path / 'run'), '--num_train_instance', 7)
+  process = helpers.start('train.py', arguments)
   stdout, stderr = process.communicate()
   assert process.returncode == 1 and stdout == ''
   assert stderr == 'train.py: --batch_size is 20, but there are only 7 training images\n'

@@ -5,10 +5,10 @@ import shutil
 import subprocess
 import sys
 
+import helpers
 import numpy as np
 import pytest
 import tensorflow as tf
-import tiny_data
 
 import resnet_split
 import train
@@ -20,12 +20,12 @@ from splitnet.network import architecture
 from splitnet.parallel import devices
 from splitnet.training import checkpoints
 
-SCRIPT = os.path.join(tiny_data.PROJECT, 'paper.sh')
+SCRIPT = os.path.join(helpers.PROJECT, 'paper.sh')
 
 
 @pytest.fixture(scope='module')
 def data_dir(tmp_path_factory):
-  return tiny_data.data(tmp_path_factory)
+  return helpers.data(tmp_path_factory)
 
 
 def runs_of(out, *arguments):
@@ -140,7 +140,7 @@ def test_a_folder_of_runs_goes_on_where_it_was_moved_to_the_same_weights(tmp_pat
   assert code == 0 and 'going on from step 2' in out and '2 runs, 1 of them done' in out
   folders = [str(tmp_path / name / 'k1' / 'seed0' / 'split-1-1-4') for name in ('kept', 'away')]
   assert checkpoints.latest(folders[1]).endswith('ckpt-4')
-  tiny_data.assert_same(*(tiny_data.weights(folder) for folder in folders))
+  helpers.assert_same(*(helpers.weights(folder) for folder in folders))
   # Nothing is done again, and the tables and the list of runs were written.
   monkeypatch.setattr(experiments, 'call', None)
   assert run(tmp_path / 'away')[0] == 0

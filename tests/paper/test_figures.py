@@ -3,10 +3,10 @@
 import os
 import sys
 
+import helpers
 import numpy as np
 import pytest
 import tensorflow as tf
-import tiny_data
 from PIL import Image
 
 import resnet_split
@@ -21,7 +21,7 @@ CONFIG = architecture.Config(k=1, num_residual_units=1, ngroups1=4, ngroups2=2, 
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-  return tiny_data.data(tmp_path_factory)
+  return helpers.data(tmp_path_factory)
 
 
 def save(folder, mode, moments, config=CONFIG, groups=None, settings=None):
@@ -102,7 +102,7 @@ def test_figure_3_orders_every_moment_by_the_final_groups(run, tmp_path, monkeyp
   folder, values, final = run
   drawn = []
   monkeypatch.setattr(plots, 'draw_moments', lambda *arguments: drawn.append(arguments))
-  code, out, _ = tiny_data.call(figures, ['3', '--run', folder, '--output', tmp_path / 'a.png'], capsys)
+  code, out, _ = helpers.call(figures, ['3', '--run', folder, '--output', tmp_path / 'a.png'], capsys)
   (rows, moments, title, _), = drawn  # fmt: skip
   assert code == 0 and out.count('\n') == 1 and 'step 0 to 100: unit_2_0/conv_1 ' in out
   assert moments == ['step 0', 'step 5', 'step 10', 'step 100'] and '2-2-4' in title and '100' in title
@@ -138,7 +138,7 @@ def test_figure_3_measures_the_weight_within_the_groups(run, tmp_path, capsys):
 def test_figure_3_draws_chosen_layers_and_few_moments(run, tmp_path, capsys):
   path = str(tmp_path / 'new' / 'a.png')
   arguments = ['3', '--run', run[0], '--layers', 'logits/fc, unit_2_0/conv_2', '--moments', 2, '--output', path]
-  code, out, _ = tiny_data.call(figures, arguments, capsys)
+  code, out, _ = helpers.call(figures, arguments, capsys)
   assert code == 0 and 'step 0 to 100: logits/fc' in out and 'unit_2_0/conv_2' in out
   check_picture(path, 1.9 * 2 + 0.7, 2.15 * 2 + 0.6)
 
@@ -167,7 +167,7 @@ def test_moments_are_spread_over_the_steps():
 
 def test_figure_3_refuses_with_a_sentence(run, tmp_path, capsys):
   def answer(*arguments):
-    return tiny_data.call(figures, ['3', *arguments, '--output', tmp_path / 'a.png'], capsys)
+    return helpers.call(figures, ['3', *arguments, '--output', tmp_path / 'a.png'], capsys)
 
   plan = architecture.wide_resnet(CONFIG)
   groups = {name: np.arange(units.size) % units.groups for name, units in plan.units.items()}
@@ -179,7 +179,7 @@ def test_figure_3_refuses_with_a_sentence(run, tmp_path, capsys):
   assert_sentence(answer('--run', run[0], '--layers', 'unit_1_0/conv_1'), 'unit_1_0/conv_1', 'logits/fc')
   assert_sentence(answer('--run', run[0], '--moments', 1), '--moments is 1')
   assert_sentence(answer('--run', run[0], '--colour'), '--colour')
-  assert_sentence(tiny_data.call(figures, ['3', '--run', run[0], '--output', tmp_path], capsys), 'is a folder')
+  assert_sentence(helpers.call(figures, ['3', '--run', run[0], '--output', tmp_path], capsys), 'is a folder')
   assert not os.path.exists(tmp_path / 'a.png')
 
 
@@ -196,11 +196,11 @@ def test_figure_4_trains_what_is_missing_and_counts_the_classes(data, tmp_path, 
   flags = figures.make_parser().parse_args([*arguments, '--steps', '2'])
   settings = vars(train.parse_flags(figures.train_arguments(flags, MORE, 0.5)))
   class_run(os.path.join(out, 'balance-0.5'), np.repeat([0, 2, 1], [31, 40, 29]), 3, 2, settings)
-  done = tiny_data.files(os.path.join(out, 'balance-0.5'))
-  code, printed, err = tiny_data.call(figures, [*arguments, '--balances', '100,.5', '--steps', 2, *MORE], capsys)
+  done = helpers.files(os.path.join(out, 'balance-0.5'))
+  code, printed, err = helpers.call(figures, [*arguments, '--balances', '100,.5', '--steps', 2, *MORE], capsys)
   assert (code, err) == (0, '')
   assert 'balance 100: step 2: loss' in printed and 'balance 0.5: ' not in printed
-  assert tiny_data.files(os.path.join(out, 'balance-0.5')) == done
+  assert helpers.files(os.path.join(out, 'balance-0.5')) == done
   counts = {}
   for balance in ('0.5', '100'):
     folder = os.path.join(out, 'balance-' + balance)
@@ -220,9 +220,9 @@ def test_figure_4_trains_what_is_missing_and_counts_the_classes(data, tmp_path, 
   flags.steps = 3
   assert not figures.is_done(folder, figures.train_arguments(flags, MORE, 100))
   # Other settings, and fewer steps than there are, are told before anything is trained.
-  answer = tiny_data.call(figures, [*arguments, '--balances', '100', '--steps', 2, *MORE, '--gamma2', 5], capsys)
+  answer = helpers.call(figures, [*arguments, '--balances', '100', '--steps', 2, *MORE, '--gamma2', 5], capsys)
   assert_sentence(answer, '--gamma2 1.0', '5.0', 'another --out')
-  answer = tiny_data.call(figures, [*arguments, '--balances', '100', '--steps', 1, *MORE], capsys)
+  answer = helpers.call(figures, [*arguments, '--balances', '100', '--steps', 1, *MORE], capsys)
   assert_sentence(answer, 'step 2 already', '--steps 2')
 
 
@@ -237,7 +237,7 @@ def test_figure_4_prints_what_exists_with_empty_groups(tmp_path, capsys):
   assert '100 at 0, 70 at 1e-05, 45 at 10' in capsys.readouterr().out
   check_picture(str(out / 'fig4.png'), height=4)
   class_run(out / 'balance-20', np.arange(100) % 2, 2)
-  code, _, err = tiny_data.call(figures, ['4', '--out', out, '--print'], capsys)
+  code, _, err = helpers.call(figures, ['4', '--out', out, '--print'], capsys)
   assert code == 1 and 'different numbers of groups' in err
 
 
@@ -246,7 +246,7 @@ def test_figure_4_refuses_with_a_sentence(data, tmp_path, capsys, monkeypatch):
   out = tmp_path / 'out'
 
   def answer(*arguments):
-    return tiny_data.call(figures, ['4', '--out', out, '--data_dir', data, *arguments], capsys)
+    return helpers.call(figures, ['4', '--out', out, '--data_dir', data, *arguments], capsys)
 
   assert_sentence(answer('--print'), 'no run yet')
   assert_sentence(answer('--print', '--gamma2', 5), '--gamma2')
@@ -300,7 +300,7 @@ def test_superclasses_stand_below_their_group_and_shared_ones_beside_the_other()
 def test_figure_5_refuses_with_a_sentence(data, tmp_path, capsys):
   def answer(checkpoint, folder=data):
     arguments = ['5', '--checkpoint', checkpoint, '--data_dir', folder, '--output', tmp_path / 'a.png']
-    return tiny_data.call(figures, arguments, capsys)
+    return helpers.call(figures, arguments, capsys)
 
   baseline = save(tmp_path / 'baseline', 'baseline', {3: {}}, CONFIG.dense())
   few = architecture.Config(k=1, num_residual_units=1, num_classes=10)
@@ -312,5 +312,5 @@ def test_figure_5_refuses_with_a_sentence(data, tmp_path, capsys):
 
 
 def test_figure_is_needed_and_one_of_the_three(capsys):
-  assert_sentence(tiny_data.call(figures, [], capsys), 'required')
-  assert_sentence(tiny_data.call(figures, ['6'], capsys), "'6'")
+  assert_sentence(helpers.call(figures, [], capsys), 'required')
+  assert_sentence(helpers.call(figures, ['6'], capsys), "'6'")

@@ -4,10 +4,10 @@ import json
 import os
 import shutil
 
+import helpers
 import numpy as np
 import pytest
 import tensorflow as tf
-import tiny_data
 
 import cifar100
 import resnet_split
@@ -95,60 +95,60 @@ def test_the_teacher_sees_the_steps_own_images_with_its_moving_averages_and_does
   stage = train.Stage(flags, network, 4.0, teacher=teacher)
   terms = stage.train(iter(cifar100.training_batches(split, 20, 3)), tf.constant(1))
   assert float(terms['distillation']) == pytest.approx(float(expected), rel=1e-4)
-  tiny_data.assert_same({n: v.numpy() for n, v in teacher.weights.items()}, stored.values)
+  helpers.assert_same({n: v.numpy() for n, v in teacher.weights.items()}, stored.values)
 
 
 def distilled(data, folder, runs, teacher, *more):
   more = ['--basemodel', runs['group'], '--teacher', teacher, '--distill_weight', 0.5, '--label_smoothing', 0.1, *more]
-  return tiny_data.flags('split', data, str(folder), *more)
+  return helpers.flags('split', data, str(folder), *more)
 
 
 def test_a_distilled_run_goes_on_after_it_and_its_teacher_were_moved(runs, data, tmp_path, capsys):
   home, away = tmp_path / 'home', tmp_path / 'away'
   shutil.copytree(runs['baseline'], home / 'teacher')
   teacher = str(home / 'teacher')
-  assert tiny_data.call(train, distilled(data, home / 'whole', runs, teacher, '--max_steps', 4), capsys)[0] == 0
-  assert tiny_data.call(train, distilled(data, home / 'run', runs, teacher, '--max_steps', 2), capsys)[0] == 0
+  assert helpers.call(train, distilled(data, home / 'whole', runs, teacher, '--max_steps', 4), capsys)[0] == 0
+  assert helpers.call(train, distilled(data, home / 'run', runs, teacher, '--max_steps', 2), capsys)[0] == 0
   stored = json.loads((home / 'run' / 'config.json').read_text())['settings']
   assert stored['teacher'] == teacher and stored['teacher_digest'] == checkpoints.digest(runs['baseline'])
-  assert not any('teacher' in name for name in tiny_data.weights(str(home / 'run')))  # as many as the network has
+  assert not any('teacher' in name for name in helpers.weights(str(home / 'run')))  # as many as the network has
   shutil.copytree(home, away)
   shutil.rmtree(home / 'teacher')
   more = ['--max_steps', 4]
-  code, out, err = tiny_data.call(train, distilled(data, away / 'run', runs, str(away / 'teacher'), *more), capsys)
+  code, out, err = helpers.call(train, distilled(data, away / 'run', runs, str(away / 'teacher'), *more), capsys)
   assert code == 0 and 'going on from step 2' in out, err
-  tiny_data.assert_same(*(tiny_data.weights(str(path)) for path in (home / 'whole', away / 'run')))
+  helpers.assert_same(*(helpers.weights(str(path)) for path in (home / 'whole', away / 'run')))
   # Another teacher, or the same folder with another checkpoint, is another run.
   other = distilled(data, away / 'run', runs, runs['group'], *more)
-  code, _, err = tiny_data.call(train, other, capsys)
+  code, _, err = helpers.call(train, other, capsys)
   assert code == 1 and '--teacher %s, now it is %s' % (away / 'teacher', runs['group']) in err and err.count('\n') == 1
   shutil.rmtree(away / 'teacher')
   shutil.copytree(runs['group'], away / 'teacher')
-  code, _, err = tiny_data.call(train, distilled(data, away / 'run', runs, str(away / 'teacher'), *more), capsys)
+  code, _, err = helpers.call(train, distilled(data, away / 'run', runs, str(away / 'teacher'), *more), capsys)
   assert code == 1 and "another --teacher than '%s' holds now" % (away / 'teacher') in err and err.count('\n') == 1
   shutil.rmtree(away / 'teacher')
-  code, _, err = tiny_data.call(train, distilled(data, away / 'run', runs, str(away / 'teacher'), *more), capsys)
+  code, _, err = helpers.call(train, distilled(data, away / 'run', runs, str(away / 'teacher'), *more), capsys)
   assert code == 1 and "no checkpoint '%s'" % (away / 'teacher') in err and err.count('\n') == 1
 
 
 def test_a_run_goes_on_where_its_basemodel_was_moved_or_is_gone_but_not_from_another(runs, data, tmp_path, capsys):
   base, run = tmp_path / 'base', tmp_path / 'run'
   shutil.copytree(runs['group'], base)
-  arguments = tiny_data.flags('split', data, str(run), '--basemodel')
-  assert tiny_data.call(train, [*arguments, str(base), '--max_steps', '2'], capsys)[0] == 0
+  arguments = helpers.flags('split', data, str(run), '--basemodel')
+  assert helpers.call(train, [*arguments, str(base), '--max_steps', '2'], capsys)[0] == 0
   os.rename(base, tmp_path / 'moved')
   os.rename(run, tmp_path / 'elsewhere')
   arguments[arguments.index(str(run))] = str(tmp_path / 'elsewhere')
   last = None
   for steps, path in ((4, tmp_path / 'moved'), (6, tmp_path / 'gone')):
-    code, out, err = tiny_data.call(train, [*arguments, str(path), '--max_steps', steps], capsys)
+    code, out, err = helpers.call(train, [*arguments, str(path), '--max_steps', steps], capsys)
     assert code == 0 and (last is None or 'going on from step %d' % last in out), err
     last = steps
   stored = json.loads((tmp_path / 'elsewhere' / 'config.json').read_text())
   assert stored['settings']['basemodel'] == str(tmp_path / 'moved')
-  tiny_data.assert_same(tiny_data.weights(str(tmp_path / 'elsewhere')), tiny_data.weights(runs['split']))
-  code, _, err = tiny_data.call(train, [*arguments, tiny_data.RELEASED, '--max_steps', 7], capsys)
-  assert code == 1 and 'now it is %s' % tiny_data.RELEASED in err and err.count('\n') == 1
+  helpers.assert_same(helpers.weights(str(tmp_path / 'elsewhere')), helpers.weights(runs['split']))
+  code, _, err = helpers.call(train, [*arguments, helpers.RELEASED, '--max_steps', 7], capsys)
+  assert code == 1 and 'now it is %s' % helpers.RELEASED in err and err.count('\n') == 1
 
 
 @pytest.mark.parametrize('stage', ['baseline', 'group', 'split'])
@@ -190,8 +190,8 @@ def test_a_mistake_is_one_sentence_and_leaves_no_trace(runs, data, tmp_path, tmp
       text = text.replace(short, str(path))
     return text
 
-  arguments = tiny_data.flags('split', data, str(tmp_path / 'run'), '--basemodel', runs['group'])
-  code, _, err = tiny_data.call(train, arguments + [filled(m) for m in more], capsys)
+  arguments = helpers.flags('split', data, str(tmp_path / 'run'), '--basemodel', runs['group'])
+  code, _, err = helpers.call(train, arguments + [filled(m) for m in more], capsys)
   assert code == 1 and err.startswith('train.py: ') and err.count('\n') == 1, err
   assert all(filled(word) in err for word in words), err
   assert not os.listdir(tmp_path)

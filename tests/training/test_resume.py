@@ -7,10 +7,10 @@ import re
 import shutil
 import signal
 
+import helpers
 import numpy as np
 import pytest
 import tensorflow as tf
-import tiny_data
 
 import train
 import utils
@@ -27,25 +27,25 @@ def read(*path):
 
 
 def test_a_killed_and_an_interrupted_run_end_as_an_uninterrupted_one(data, tmp_path):
-  more = tiny_data.NETWORK + tiny_data.GROUPS + ['--checkpoint_interval', 20, '--seed', 5]
+  more = helpers.NETWORK + helpers.GROUPS + ['--checkpoint_interval', 20, '--seed', 5]
   more += ['--num_train_instance', 50, '--assignment_lr_scale', 3, '--display', 10, '--val_iter', 1]
   more += ['--initial_lr', 0.05]
 
   def start(name, steps=2000):  # far from the end: on a busy machine a signal comes many steps after its line
-    arguments = tiny_data.flags('group', data, str(tmp_path / name), *more, '--max_steps', steps)
-    return tiny_data.start('train.py', arguments)
+    arguments = helpers.flags('group', data, str(tmp_path / name), *more, '--max_steps', steps)
+    return helpers.start('train.py', arguments)
 
   broken = start('broken')
-  tiny_data.read_until(broken, 'step 50:')
+  helpers.read_until(broken, 'step 50:')
   broken.kill()
   broken.communicate()
   killed_at = checkpoints.read(str(tmp_path / 'broken')).path
   assert broken.returncode == -signal.SIGKILL and not killed_at.endswith('-0')
 
   broken = start('broken')
-  lines = tiny_data.read_until(broken, 'going on from step ')
+  lines = helpers.read_until(broken, 'going on from step ')
   assert killed_at in lines[-1]
-  tiny_data.read_until(broken, 'step %d:' % (int(killed_at.split('-')[-1]) + 20))
+  helpers.read_until(broken, 'step %d:' % (int(killed_at.split('-')[-1]) + 20))
   broken.send_signal(signal.SIGINT)
   stdout, stderr = broken.communicate()
   assert (broken.returncode, stderr) == (130, '') and 'the same command goes on from' in stdout
@@ -58,26 +58,26 @@ def test_a_killed_and_an_interrupted_run_end_as_an_uninterrupted_one(data, tmp_p
     stdout, stderr = process.communicate()
     assert (process.returncode, stderr) == (0, '')
     assert re.search('^' + begins, stdout, re.M) and 'done at step %d' % last in stdout
-  tiny_data.assert_same(*(tiny_data.weights(str(tmp_path / name)) for name in ('whole', 'broken')))
+  helpers.assert_same(*(helpers.weights(str(tmp_path / name)) for name in ('whole', 'broken')))
 
 
 def test_a_split_run_goes_on_to_more_steps_as_if_it_had_not_stopped(runs, data, tmp_path, capsys):
-  arguments = tiny_data.flags('split', data, str(tmp_path), '--basemodel', runs['group'])
+  arguments = helpers.flags('split', data, str(tmp_path), '--basemodel', runs['group'])
   for steps, basemodel in ((2, True), (6, False)):  # a run that was begun needs its basemodel no more
     given = arguments if basemodel else arguments[:-2]
-    assert tiny_data.call(train, [*given, '--max_steps', steps], capsys)[0] == 0
-  tiny_data.assert_same(tiny_data.weights(str(tmp_path)), tiny_data.weights(runs['split']))
+    assert helpers.call(train, [*given, '--max_steps', steps], capsys)[0] == 0
+  helpers.assert_same(helpers.weights(str(tmp_path)), helpers.weights(runs['split']))
   assert "going on from step 2 ('%s')" % (tmp_path / 'ckpt-2') in read(tmp_path, 'train.log')
   assert json.loads(read(tmp_path, 'config.json'))['settings']['basemodel'] == runs['group']
-  before = tiny_data.weights(str(tmp_path))
-  assert tiny_data.call(train, [*arguments, '--max_steps', 6], capsys)[0] == 0  # nothing left to do
-  tiny_data.assert_same(tiny_data.weights(str(tmp_path)), before)
+  before = helpers.weights(str(tmp_path))
+  assert helpers.call(train, [*arguments, '--max_steps', 6], capsys)[0] == 0  # nothing left to do
+  helpers.assert_same(helpers.weights(str(tmp_path)), before)
 
 
 def test_another_seed_gives_another_run(runs, data, tmp_path):
   more = ['--basemodel', runs['group'], '--max_steps', 6, '--seed', 1]
-  assert train.main(tiny_data.flags('split', data, str(tmp_path), *more)) == 0
-  one, other = tiny_data.weights(str(tmp_path)), tiny_data.weights(runs['split'])
+  assert train.main(helpers.flags('split', data, str(tmp_path), *more)) == 0
+  one, other = helpers.weights(str(tmp_path)), helpers.weights(runs['split'])
   name = next(n for n in one if n.startswith('weights/init_conv') and not n.startswith('weights/init_conv/Mom'))
   assert not np.array_equal(one[name], other[name])
 
@@ -98,16 +98,16 @@ def test_a_damaged_last_checkpoint_is_told_and_left_as_it_is(runs, data, tmp_pat
     content = f.read()
   with open(path, 'wb') as f:
     f.write(content[: len(content) // 2])
-  arguments = tiny_data.flags('split', data, folder, '--basemodel', runs['group'], '--max_steps', 8)
-  code, _, stderr = tiny_data.call(train, arguments, capsys)
+  arguments = helpers.flags('split', data, folder, '--basemodel', runs['group'], '--max_steps', 8)
+  code, _, stderr = helpers.call(train, arguments, capsys)
   assert code == 1 and stderr.count('\n') == 1 and os.path.join(folder, 'ckpt-6') in stderr, stderr
   with open(path, 'rb') as f:
     assert f.read() == content[: len(content) // 2]
   for path in glob.glob(os.path.join(folder, 'ckpt-6.*')):  # as the sentence says
     os.remove(path)
-  code, stdout, _ = tiny_data.call(train, [*arguments[:-1], 6], capsys)
+  code, stdout, _ = helpers.call(train, [*arguments[:-1], 6], capsys)
   assert code == 0 and "going on from step 0 ('%s')" % os.path.join(folder, 'ckpt-0') in stdout
-  tiny_data.assert_same(tiny_data.weights(folder), tiny_data.weights(runs['split']))
+  helpers.assert_same(helpers.weights(folder), helpers.weights(runs['split']))
 
 
 # --- an interrupt in a validation ---------------------------------------------------------------------------------
@@ -127,15 +127,15 @@ def test_an_interrupt_in_a_validation_loses_nothing(runs, data, tmp_path, monkey
     return step / 10, 1.0  # each is the best so far
 
   monkeypatch.setattr(stage.Stage, 'validate', validate)
-  arguments = tiny_data.flags('split', data, str(tmp_path), *more)
-  assert tiny_data.call(train, arguments, capsys)[0] == 130
+  arguments = helpers.flags('split', data, str(tmp_path), *more)
+  assert helpers.call(train, arguments, capsys)[0] == 130
   assert checkpoints.find(str(tmp_path)).endswith('-%d' % at)
   assert checkpoints.find(str(tmp_path / 'best')).endswith('-%d' % (at - 2))
-  code, stdout, _ = tiny_data.call(train, arguments, capsys)
+  code, stdout, _ = helpers.call(train, arguments, capsys)
   assert code == 0 and 'best validation accuracy 60.00 %' in stdout
   assert checkpoints.find(str(tmp_path / 'best')).endswith('-6')
   assert validated == sorted([0, 2, 4, 6, at])
-  assert tiny_data.call(train, arguments, capsys)[0] == 0
+  assert helpers.call(train, arguments, capsys)[0] == 0
   assert validated == sorted([0, 2, 4, 6, at])  # what has been validated is not validated again
 
 
@@ -152,9 +152,9 @@ def test_best_is_written_before_it_counts_as_the_best(runs, data, tmp_path, monk
   monkeypatch.setattr(checkpoints.Saver, 'save_best', interrupted)
   monkeypatch.setattr(stage.Stage, 'validate', lambda self, *arguments: (0.9 if self.step == 4 else 0.1, 1.0))
   more = ['--basemodel', runs['group'], '--max_steps', 6, '--val_interval', 2]
-  arguments = tiny_data.flags('split', data, str(tmp_path), *more)
-  assert tiny_data.call(train, arguments, capsys)[0] == 130
-  code, stdout, _ = tiny_data.call(train, arguments, capsys)
+  arguments = helpers.flags('split', data, str(tmp_path), *more)
+  assert helpers.call(train, arguments, capsys)[0] == 130
+  code, stdout, _ = helpers.call(train, arguments, capsys)
   assert code == 0 and 'best validation accuracy 90.00 %' in stdout
   assert checkpoints.find(str(tmp_path / 'best')).endswith('-4')
 
@@ -177,25 +177,25 @@ def test_a_run_of_before_the_last_validation_was_kept_is_gone_on_with(runs, data
       state[first]['/'.join(rest).replace('.S', '/')] = tf.Variable(value)
     elif first != 'save_counter':
       state[first] = tf.Variable(value)
-  before = tiny_data.weights(folder)
+  before = helpers.weights(folder)
   tf.train.CheckpointManager(tf.train.Checkpoint(**state), folder, 5).save(6)
   assert 'validated/.ATTRIBUTES/VARIABLE_VALUE' not in keys()
-  tiny_data.assert_same(tiny_data.weights(folder), before)
-  arguments = tiny_data.flags('split', data, folder, '--basemodel', runs['group'], '--max_steps', 8)
-  code, stdout, stderr = tiny_data.call(train, arguments, capsys)
+  helpers.assert_same(helpers.weights(folder), before)
+  arguments = helpers.flags('split', data, folder, '--basemodel', runs['group'], '--max_steps', 8)
+  code, stdout, stderr = helpers.call(train, arguments, capsys)
   assert (code, stderr) == (0, '') and 'going on from step 6' in stdout and 'done at step 8' in stdout
-  whole = tiny_data.flags('split', data, str(tmp_path / 'whole'), '--basemodel', runs['group'], '--max_steps', 8)
-  assert tiny_data.call(train, whole, capsys)[0] == 0
-  tiny_data.assert_same(tiny_data.weights(folder), tiny_data.weights(str(tmp_path / 'whole')))
+  whole = helpers.flags('split', data, str(tmp_path / 'whole'), '--basemodel', runs['group'], '--max_steps', 8)
+  assert helpers.call(train, whole, capsys)[0] == 0
+  helpers.assert_same(helpers.weights(folder), helpers.weights(str(tmp_path / 'whole')))
 
 
 # --- stopping early ---------------------------------------------------------------------------------------------
 
 
 def test_a_grouping_run_stops_when_its_assignments_have_converged(runs, data, tmp_path, capsys):
-  more = tiny_data.GROUPS + ['--basemodel', runs['baseline'], '--max_steps', 300, '--stop_when_converged', 0.6]
+  more = helpers.GROUPS + ['--basemodel', runs['baseline'], '--max_steps', 300, '--stop_when_converged', 0.6]
   more += ['--assignment_lr_scale', 1000, '--gamma1', 3, '--initial_lr', 0.05]
-  code, stdout, _ = tiny_data.call(train, tiny_data.flags('group', data, str(tmp_path), *more), capsys)
+  code, stdout, _ = helpers.call(train, helpers.flags('group', data, str(tmp_path), *more), capsys)
   assert code == 0
   last = int(checkpoints.read(str(tmp_path)).path.split('-')[-1])
   assert 0 < last < 300 and last % 5 == 0
@@ -208,10 +208,10 @@ def test_a_grouping_run_stops_when_its_assignments_have_converged(runs, data, tm
 def test_a_run_stops_when_its_patience_is_spent(runs, data, tmp_path, capsys):
   more = ['--basemodel', runs['group'], '--max_steps', 50, '--val_interval', 2, '--patience', 3]
   more += ['--initial_lr', 0, '--num_val_instance', 30, '--val_iter', 1, '--batch_size', 30]
-  code, stdout, _ = tiny_data.call(train, tiny_data.flags('split', data, str(tmp_path), *more), capsys)
+  code, stdout, _ = helpers.call(train, helpers.flags('split', data, str(tmp_path), *more), capsys)
   assert code == 0
   # With a learning rate of 0 only the moving averages change, so a better accuracy may come by once or twice.
-  steps, accuracies, _ = zip(*tiny_data.validations(stdout))
+  steps, accuracies, _ = zip(*helpers.validations(stdout))
   last_better = max(i for i in range(len(steps)) if accuracies[i] > max([-1.0, *accuracies[:i]]))
   assert len(steps) == last_better + 4 and steps[-1] < 50
   assert 'done at step %d (no better validation accuracy in 3 validations)' % steps[-1] in stdout
@@ -219,9 +219,9 @@ def test_a_run_stops_when_its_patience_is_spent(runs, data, tmp_path, capsys):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkpoint(runs, data, tmp_path, capsys):
-  more = tiny_data.GROUPS + ['--basemodel', runs['baseline'], '--max_steps', 40, '--initial_lr', 1e10]
-  arguments = tiny_data.flags('group', data, str(tmp_path), *more, '--checkpoint_interval', 20, '--val_interval', 1)
-  code, _, stderr = tiny_data.call(train, arguments, capsys)
+  more = helpers.GROUPS + ['--basemodel', runs['baseline'], '--max_steps', 40, '--initial_lr', 1e10]
+  arguments = helpers.flags('group', data, str(tmp_path), *more, '--checkpoint_interval', 20, '--val_interval', 1)
+  code, _, stderr = helpers.call(train, arguments, capsys)
   assert code == 1 and stderr.count('\n') == 1, stderr
   assert 'not finite' in stderr and str(tmp_path / 'ckpt-0') in stderr and '--initial_lr' in stderr
   for path in (str(tmp_path), str(tmp_path / 'best')):
@@ -238,12 +238,12 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkp
 def test_a_run_that_has_stopped_early_stays_stopped(data, tmp_path, monkeypatch, capsys, more, why):
   accuracies = iter([0.2] + [0.1] * 9)
   monkeypatch.setattr(stage.Stage, 'validate', lambda self, *arguments: (next(accuracies), 1.0))
-  given = [*tiny_data.NETWORK, *tiny_data.GROUPS, '--max_steps', 8, *more]
-  arguments = tiny_data.flags('group', data, str(tmp_path), *given)
-  code, stdout, _ = tiny_data.call(train, arguments, capsys)
+  given = [*helpers.NETWORK, *helpers.GROUPS, '--max_steps', 8, *more]
+  arguments = helpers.flags('group', data, str(tmp_path), *given)
+  code, stdout, _ = helpers.call(train, arguments, capsys)
   stopped = int(re.search(r'done at step (\d+) \(%s\)' % why, stdout).group(1))
   assert code == 0 and stopped < 8
-  code, stdout, _ = tiny_data.call(train, arguments, capsys)
+  code, stdout, _ = helpers.call(train, arguments, capsys)
   assert code == 0 and re.search(r'done at step %d \(%s\)' % (stopped, why), stdout)
   assert ': validation accuracy' not in stdout
   assert checkpoints.find(str(tmp_path)).endswith('-%d' % stopped)
@@ -254,25 +254,25 @@ def test_a_run_that_has_stopped_early_stays_stopped(data, tmp_path, monkeypatch,
 
 def test_a_basemodel_that_was_made_anew_is_told(runs, data, tmp_path, capsys):
   base = copy_run(runs['group'], str(tmp_path / 'base'))
-  arguments = tiny_data.flags('split', data, str(tmp_path / 'run'), '--basemodel', base)
-  assert tiny_data.call(train, [*arguments, '--max_steps', 1], capsys)[0] == 0
-  code, stdout, _ = tiny_data.call(train, [*arguments, '--max_steps', 2], capsys)
+  arguments = helpers.flags('split', data, str(tmp_path / 'run'), '--basemodel', base)
+  assert helpers.call(train, [*arguments, '--max_steps', 1], capsys)[0] == 0
+  code, stdout, _ = helpers.call(train, [*arguments, '--max_steps', 2], capsys)
   assert code == 0 and 'has changed' not in stdout
   shutil.rmtree(base)
-  given = [*tiny_data.NETWORK, *tiny_data.GROUPS, '--max_steps', 1, '--seed', 3]
-  assert tiny_data.call(train, tiny_data.flags('group', data, base, *given), capsys)[0] == 0
-  code, stdout, _ = tiny_data.call(train, [*arguments, '--max_steps', 3], capsys)
+  given = [*helpers.NETWORK, *helpers.GROUPS, '--max_steps', 1, '--seed', 3]
+  assert helpers.call(train, helpers.flags('group', data, base, *given), capsys)[0] == 0
+  code, stdout, _ = helpers.call(train, [*arguments, '--max_steps', 3], capsys)
   assert code == 0 and "'%s' has changed since this run started from it" % base in stdout
 
 
 def test_two_runs_do_not_write_in_the_same_folder(data, tmp_path, capsys):
   folder = str(tmp_path / 'run')
-  arguments = tiny_data.flags('baseline', data, folder, *tiny_data.NETWORK, '--max_steps', 100000)
-  first = tiny_data.start('train.py', arguments)
+  arguments = helpers.flags('baseline', data, folder, *helpers.NETWORK, '--max_steps', 100000)
+  first = helpers.start('train.py', arguments)
   try:
-    tiny_data.read_until(first, 'step 5:')
+    helpers.read_until(first, 'step 5:')
     before = checkpoints.find(folder)
-    code, stdout, stderr = tiny_data.call(train, arguments, capsys)
+    code, stdout, stderr = helpers.call(train, arguments, capsys)
     assert code == 1 and len(stderr.splitlines()) == 1
     assert "another process trains in '%s'" % folder in stderr
     assert checkpoints.find(folder) == before
@@ -280,7 +280,7 @@ def test_two_runs_do_not_write_in_the_same_folder(data, tmp_path, capsys):
     first.kill()
     first.communicate()
   arguments[arguments.index('--max_steps') + 1] = '1'  # a killed run leaves nothing that stands in the way
-  assert tiny_data.call(train, arguments, capsys)[0] == 0
+  assert helpers.call(train, arguments, capsys)[0] == 0
 
 
 def test_without_images_to_validate_on_best_is_the_last_validation(runs, data, tmp_path, monkeypatch, capsys):
@@ -288,7 +288,7 @@ def test_without_images_to_validate_on_best_is_the_last_validation(runs, data, t
   more = ['--basemodel', runs['group'], '--max_steps', 2, '--val_interval', 1]
   for split, step in (('train', 0), ('train_val', 2)):
     folder = str(tmp_path / split)
-    given = tiny_data.flags('split', data, folder, *more, '--train_split', split)
-    code, stdout, _ = tiny_data.call(train, given, capsys)
+    given = helpers.flags('split', data, folder, *more, '--train_split', split)
+    code, stdout, _ = helpers.call(train, given, capsys)
     assert code == 0 and ('the validation images are trained on' in stdout) == (split == 'train_val')
     assert checkpoints.find(os.path.join(folder, 'best')).endswith('-%d' % step)

@@ -7,8 +7,8 @@ import socket
 import subprocess
 import sys
 
+import helpers
 import pytest
-import tiny_data
 
 from splitnet.common.errors import UserError
 from splitnet.parallel import worker
@@ -21,11 +21,11 @@ class Process:
   """A worker of worker.py."""
 
   def __init__(self, *arguments):
-    self.process = tiny_data.start('splitnet.parallel.worker', ['--port', 0, *arguments])
+    self.process = helpers.start('splitnet.parallel.worker', ['--port', 0, *arguments])
     self.address = None
 
   def wait_until_ready(self):
-    (line,) = tiny_data.read_until(self.process, 'worker: ready at ')
+    (line,) = helpers.read_until(self.process, 'worker: ready at ')
     self.address = line.split()[-1]
     return self
 
@@ -57,13 +57,13 @@ def pair(start):
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-  return tiny_data.data(tmp_path_factory)
+  return helpers.data(tmp_path_factory)
 
 
 @pytest.fixture(scope='module')
 def arguments(tmp_path_factory, data):
   """eval.py's for the tiny split network, 1-2-3, in 14 batches."""
-  split = tiny_data.stages(tmp_path_factory)['split']
+  split = helpers.stages(tmp_path_factory)['split']
   return ['--checkpoint', split, '--data_dir', data, '--batch_size', 5, '--worker_timeout', TIMEOUT]
 
 
@@ -94,10 +94,10 @@ def assert_same_result(path, alone):
 def test_two_workers_compute_what_one_process_does(tmp_path_factory, pair, arguments, tmp_path, trunk):
   path = str(tmp_path / 'result.json')
   more = ['--workers', addresses(pair), '--trunk', trunk, '--output_file', path]
-  process = tiny_data.start('eval.py', arguments + more)
+  process = helpers.start('eval.py', arguments + more)
   stdout, stderr = process.communicate()
   assert (process.returncode, stderr) == (0, '')
-  result = assert_same_result(path, tiny_data.evaluated(tmp_path_factory, 'split'))
+  result = assert_same_result(path, helpers.evaluated(tmp_path_factory, 'split'))
   assert result['devices'] == [worker.address + '/CPU:0' for worker in pair]
   assert ', '.join(result['devices']) in stdout
   assert result['latency'] > 0 and result['images_per_second'] > 0
@@ -107,8 +107,9 @@ def test_two_workers_compute_what_one_process_does(tmp_path_factory, pair, argum
 SIGNALLED = """
 import json, os, signal, sys
 sys.path.insert(0, sys.argv[1])
-import eval as evaluation, hosts, spread
-run, asked = spread.Spread.run, []
+import eval as evaluation
+from splitnet.parallel import executor, workers as hosts
+run, asked = executor.Spread.run, []
 def signalling(self, batches):
   batches = list(batches)
   asked.append([key for key, _ in batches])
@@ -116,7 +117,7 @@ def signalling(self, batches):
     yield computed
     if i == 3 and len(asked[-1]) == 14:
       os.kill(int(sys.argv[2]), getattr(signal, sys.argv[3]))
-spread.Spread.run = signalling
+executor.Spread.run = signalling
 code = evaluation.main(sys.argv[4:])
 print(json.dumps([keys for keys in asked if len(keys) > 1]))
 hosts.leave(code)
@@ -125,7 +126,7 @@ hosts.leave(code)
 
 def signalled(victim, name, arguments):
   """Runs eval.py while a worker gets a signal: (exit code, the last line of stdout, stderr)."""
-  command = [sys.executable, '-c', SIGNALLED, tiny_data.PROJECT, victim.process.pid, name, *arguments]
+  command = [sys.executable, '-c', SIGNALLED, helpers.PROJECT, victim.process.pid, name, *arguments]
   environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '-1'}
   done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=environment)
   return done.returncode, (done.stdout.splitlines() or [''])[-1], done.stderr
@@ -149,7 +150,7 @@ def test_with_retry_the_others_go_on(tmp_path_factory, pair, start, arguments, t
   assert code == 0, stderr
   note = 'note: worker %s cannot be reached; going on with %s\n' % (victim.address, pair[1].address)
   assert stderr == note
-  result = assert_same_result(path, tiny_data.evaluated(tmp_path_factory, 'split'))
+  result = assert_same_result(path, helpers.evaluated(tmp_path_factory, 'split'))
   assert result['devices'] == [pair[1].address + '/CPU:0']
   first, second = json.loads(last)
   assert first == list(range(14)) and set(second) < set(first) and len(second) <= 10  # four were done
@@ -166,7 +167,7 @@ def test_a_late_worker_is_named_and_with_retry_gone_without(tmp_path_factory, pa
   assert stderr.count('\n') == 1 and 'worker %s did not answer within %d s' % (victim.address, TIMEOUT) in stderr
   assert code == (0 if retry else 1)
   if retry:
-    assert assert_same_result(path, tiny_data.evaluated(tmp_path_factory, 'split'))['devices'] == [
+    assert assert_same_result(path, helpers.evaluated(tmp_path_factory, 'split'))['devices'] == [
       other.address + '/CPU:0'
     ]
 
@@ -175,12 +176,12 @@ def test_a_wrong_port_is_told_and_with_retry_gone_without(tmp_path_factory, pair
   wrong, path = '127.0.0.1:%d' % unused_port(), str(tmp_path / 'result.json')
   more = ['--workers', '%s,%s' % (wrong, pair[0].address), '--output_file', path]
   for retry, expected in (([], 1), (['--retry'], 0)):
-    process = tiny_data.start('eval.py', arguments + more + retry)
+    process = helpers.start('eval.py', arguments + more + retry)
     _, stderr = process.communicate()
     assert process.returncode == expected
     assert 'worker %s cannot be reached' % wrong in stderr and stderr.count('\n') == 1
     assert os.path.exists(path) == bool(retry)
-  assert_same_result(path, tiny_data.evaluated(tmp_path_factory, 'split'))
+  assert_same_result(path, helpers.evaluated(tmp_path_factory, 'split'))
 
 
 # --- who is there -----------------------------------------------------------------------------------------------------
@@ -274,7 +275,7 @@ def test_connections_made_before_are_confined_too():
 )
 def test_a_workers_mistakes_are_one_sentence(pair, capsys, arguments, code, words):
   arguments = [pair[0].address.split(':')[1] if a == 'TAKEN' else a for a in arguments]
-  found, stdout, stderr = tiny_data.call(worker, arguments, capsys)
+  found, stdout, stderr = helpers.call(worker, arguments, capsys)
   assert found == code and stdout == '' and stderr.count('\n') == 1
   assert all(word in stderr for word in words), stderr
 

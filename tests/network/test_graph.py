@@ -4,40 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+from networks import SPLITS, config_of, random_groups, weighted
 
 import utils
 from splitnet.common.errors import UserError
 from splitnet.network import architecture
 from splitnet.network.architecture import Config
-
-# a-b-c = ngroups3-ngroups2-ngroups1. 2-3-5 merges unevenly twice, 3-3-3 has three ways from the bottom.
-SPLITS = ['1-1-4', '1-2-2', '2-2-2', '2-4-4', '2-3-5', '3-3-3']
-
-
-def config_of(split, **keywords):
-  ngroups3, ngroups2, ngroups1 = (int(part) for part in split.split('-'))
-  keywords = {'k': 1, 'num_residual_units': 2, 'num_classes': 20, **keywords}
-  return Config(ngroups1=ngroups1, ngroups2=ngroups2, ngroups3=ngroups3, **keywords)
-
-
-def weighted(plan):
-  """The layers that have weights."""
-  return [layer for layer in plan.layers if layer.kind != 'batch_norm']
-
-
-def even_groups(config):
-  """Hard groups of equal size (as nearly as it goes) at every set of units, in order."""
-  plan = architecture.wide_resnet(config)
-  return {name: np.arange(units.size) * units.groups // units.size for name, units in plan.units.items()}
-
-
-def random_groups(plan, seed=0):
-  """Hard groups in no order and of no even size, none empty."""
-  rng = np.random.RandomState(seed)
-  return {
-    name: rng.permutation(np.append(np.arange(units.groups), rng.randint(units.groups, size=units.size - units.groups)))
-    for name, units in plan.units.items()
-  }
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import types
 import numpy as np
 import pytest
 import tensorflow as tf
-from conftest import ROOT
+from helpers import PROJECT as ROOT
 
 import resnet_split
 import utils

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 
+import helpers
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -14,7 +15,7 @@ from splitnet.common.errors import UserError
 from splitnet.network import architecture
 from splitnet.training import checkpoints
 
-DATA = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'reference')
+DATA = os.path.join(helpers.PROJECT, 'tests', 'reference')
 RELEASED = os.path.join(DATA, 'original_checkpoint', 'model.ckpt-0')
 SMALL = architecture.Config(k=1, num_residual_units=1, num_classes=10, ngroups1=4, ngroups2=2, ngroups3=2)
 

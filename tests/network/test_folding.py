@@ -5,50 +5,17 @@ import collections
 import numpy as np
 import pytest
 import tensorflow as tf
+from networks import DENSE, TREES, assert_close, make
 from tensorflow.python.eager import context
 
 import resnet_split
 from splitnet.network import architecture, inference
 from splitnet.parallel import placement
 
-DENSE = dict(ngroups1=1, ngroups2=1, ngroups3=1)
-TREES = {
-  'dense': DENSE,
-  'dense of width 2': dict(DENSE, k=2),
-  'dense, three blocks': dict(DENSE, num_residual_units=3),
-  '2-2-2': dict(ngroups1=2, ngroups2=2, ngroups3=2),
-  '2-4-4': dict(ngroups1=4, ngroups2=4, ngroups3=2, num_residual_units=1),
-  '2-4-4 all': dict(ngroups1=4, ngroups2=4, ngroups3=2, num_residual_units=1, branch_input='all'),
-  '2-3-5 all': dict(ngroups1=5, ngroups2=3, ngroups3=2, branch_input='all'),
-  '1-2-3': dict(ngroups1=3, ngroups2=2, ngroups3=1, num_residual_units=1),
-  '1-1-4': dict(ngroups1=4, ngroups2=1, ngroups3=1, num_residual_units=1),
-}
-
-
-def make(seed=0, negative=False, dtype=tf.float32, **config):
-  """A network whose batch normalisations have seen something; with `negative`, a tenth of their scales are below 0."""
-  config = architecture.Config(**dict(dict(k=1), **config))
-  rng = np.random.default_rng(seed)
-  groups = {n: rng.permutation(np.arange(u.size) % u.groups) for n, u in architecture.wide_resnet(config).units.items()}
-  network = resnet_split.Network(config, groups=groups if config.ngroups1 > 1 else None, dtype=dtype)
-  for name, variable in network.weights.items():
-    if name.endswith(('/mu', '/beta', '/biases')):
-      variable.assign(rng.normal(0, 0.3, variable.shape))
-    elif name.endswith('/sigma'):
-      variable.assign(rng.uniform(0.3, 2, variable.shape))
-    elif name.endswith('/gamma'):
-      sign = np.where(rng.random(variable.shape) < 0.1, -1, 1) if negative else 1
-      variable.assign(rng.uniform(0.5, 1.5, variable.shape) * sign)
-  return network
-
 
 @pytest.fixture(scope='module')
 def images():
   return np.random.default_rng(1).normal(0, 1, (5, 32, 32, 3)).astype(np.float32)
-
-
-def assert_close(one, other, tolerance=1e-5):
-  np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * np.abs(other).max())
 
 
 def kept(folded):

@@ -7,11 +7,11 @@ import shutil
 import subprocess
 import sys
 
+import helpers
+import networks
 import numpy as np
 import pytest
 import tensorflow as tf
-import test_inference
-import tiny_data
 from PIL import Image
 
 import cifar100
@@ -50,10 +50,10 @@ np.savez('answers.npz', **answers)
 
 TREES = {
   'two': dict(num_residual_units=1),
-  'deep': test_inference.TREES['2-4-4'],
-  'all': test_inference.TREES['2-4-4 all'],
-  'uneven': test_inference.TREES['1-2-3'],
-  'logits': test_inference.TREES['1-1-4'],
+  'deep': networks.TREES['2-4-4'],
+  'all': networks.TREES['2-4-4 all'],
+  'uneven': networks.TREES['1-2-3'],
+  'logits': networks.TREES['1-1-4'],
   'rounded': dict(num_residual_units=1, dtype=tf.bfloat16),
 }
 
@@ -74,7 +74,7 @@ def write(folder, network, branches=True):
 @pytest.fixture(scope='module')
 def networks(runs):
   """Networks by the name of their export."""
-  networks = {name: test_inference.make(**tree) for name, tree in TREES.items()}
+  networks = {name: networks.make(**tree) for name, tree in TREES.items()}
   networks['split'] = checkpoints.load_network(checkpoints.read(runs['split']))
   networks['hardened'] = evaluation.load_network(checkpoints.read(runs['group']), True, tf.float32)
   networks['baseline'] = checkpoints.load_network(checkpoints.read(runs['baseline']))
@@ -124,7 +124,7 @@ def test_a_process_without_this_project_computes_the_same_logits(networks, expor
   for size in (1, len(images)):
     answers = served[name]
     logits = answers[size, 'whole', 'logits']
-    test_inference.assert_close(logits, expected[:size], tolerance)
+    networks.assert_close(logits, expected[:size], tolerance)
     odds = np.exp(logits - logits.max(1, keepdims=True))
     np.testing.assert_allclose(answers[size, 'whole', 'probabilities'], odds / odds.sum(1, keepdims=True), atol=1e-6)
     names = answers[size, 'whole', 'class_names']
@@ -137,7 +137,7 @@ def test_a_process_without_this_project_computes_the_same_logits(networks, expor
       names = answers[size, model['name'], 'class_names']
       assert [n.decode() for n in names[-1]] == [NAMES[i] for i in ids[0]] == model['class_names']
     if name != 'baseline':
-      test_inference.assert_close(together, logits, 1e-5)
+      networks.assert_close(together, logits, 1e-5)
   assert len(branches) == {'baseline': 0, 'two': 2, 'rounded': 2, 'uneven': 2, 'split': 2, 'hardened': 2}.get(name, 4)
 
 
@@ -220,12 +220,12 @@ def test_each_models_size_is_told(networks, exports):
 def test_an_export_is_replaced_with_force_only(runs, data, tmp_path, capsys):
   out = str(tmp_path / 'made' / 'export')
   given = ['--data_dir', data, '--out', out, '--checkpoint']
-  assert tiny_data.call(export, [*given, runs['split'], '--branches'], capsys)[0] == 0
-  before = tiny_data.files(str(tmp_path))
-  code, _, stderr = tiny_data.call(export, [*given, runs['baseline']], capsys)
+  assert helpers.call(export, [*given, runs['split'], '--branches'], capsys)[0] == 0
+  before = helpers.files(str(tmp_path))
+  code, _, stderr = helpers.call(export, [*given, runs['baseline']], capsys)
   assert code == 1 and stderr.count('\n') == 1 and out in stderr and '--force' in stderr
-  assert tiny_data.files(str(tmp_path)) == before
-  assert tiny_data.call(export, [*given, runs['baseline'], '--force'], capsys)[0] == 0
+  assert helpers.files(str(tmp_path)) == before
+  assert helpers.call(export, [*given, runs['baseline'], '--force'], capsys)[0] == 0
   assert sorted(os.listdir(out)) == ['manifest.json', 'whole'] and os.listdir(os.path.dirname(out)) == ['export']
 
 
@@ -233,8 +233,8 @@ def test_an_export_is_replaced_with_force_only(runs, data, tmp_path, capsys):
 def test_an_export_that_fails_leaves_what_was_there(runs, data, tmp_path, capsys, monkeypatch, fails):
   out = str(tmp_path / 'export')
   given = ['--data_dir', data, '--out', out, '--checkpoint', runs['split'], '--branches', '--force']
-  write(out, test_inference.make(num_residual_units=1), branches=False)
-  before = tiny_data.files(str(tmp_path))
+  write(out, networks.make(num_residual_units=1), branches=False)
+  before = helpers.files(str(tmp_path))
   calls = []
 
   def failing(real, at):
@@ -250,10 +250,10 @@ def test_an_export_that_fails_leaves_what_was_there(runs, data, tmp_path, capsys
     monkeypatch.setattr(tf.saved_model, 'save', failing(tf.saved_model.save, 3))
   else:
     monkeypatch.setattr(os, 'rename', failing(os.rename, 1 if fails == 'rename' else 2))
-  code, _, stderr = tiny_data.call(export, given, capsys)
+  code, _, stderr = helpers.call(export, given, capsys)
   assert code == 1 and stderr == "export.py: --out: '%s' cannot be written (No space left on device)\n" % out
   assert len(calls) == {'save': 3, 'rename': 1, 'second rename': 3}[fails]
-  assert tiny_data.files(str(tmp_path)) == before
+  assert helpers.files(str(tmp_path)) == before
 
 
 REFUSED = {
@@ -278,12 +278,12 @@ def test_a_mistake_in_exporting_is_told_in_one_sentence(runs, data, tmp_path, ca
   given = [text.replace('RUNS', folder) for text in given]
   given += [] if '--data_dir' in given else ['--data_dir', data]
   given += [] if '--out' in given else ['--out', str(tmp_path / 'out')]
-  before = tiny_data.files(folder)
-  code, _, stderr = tiny_data.call(export, given, capsys)
+  before = helpers.files(folder)
+  code, _, stderr = helpers.call(export, given, capsys)
   assert code == expected_code and stderr.count('\n') == 1, stderr
   for word in words:
     assert word.replace('RUNS', folder) in stderr
-  assert tiny_data.files(folder) == before and os.listdir(tmp_path) == []
+  assert helpers.files(folder) == before and os.listdir(tmp_path) == []
 
 
 # --- infer.py -----------------------------------------------------------------------------------------------------
@@ -315,20 +315,20 @@ def expected_lines(network, paths, images, top):
 @pytest.mark.parametrize('more', [[], ['--branches']])
 def test_infer_prints_the_networks_most_probable_classes(networks, exports, images, pictures, capsys, more):
   single = os.path.join(pictures, '1.png')
-  code, stdout, stderr = tiny_data.call(infer, ['--export', exports['two'], pictures, single, *more], capsys)
+  code, stdout, stderr = helpers.call(infer, ['--export', exports['two'], pictures, single, *more], capsys)
   assert (code, stderr) == (0, '')
   paths = [os.path.join(pictures, name) for name in ('0.png', '1.png', '2.png', 'wide.PNG')] + [single]
   shown = [infer.read_image(path) for path in paths]
   np.testing.assert_array_equal(shown[:3], images[:3])
   assert stdout.splitlines() == expected_lines(networks['two'], paths, shown, 5)
-  code, stdout, _ = tiny_data.call(infer, ['--export', exports['two'], single, '--top', 2, *more], capsys)
+  code, stdout, _ = helpers.call(infer, ['--export', exports['two'], single, '--top', 2, *more], capsys)
   assert stdout.splitlines() == expected_lines(networks['two'], [single], [images[1]], 2)
 
 
 def test_many_images_are_done_in_batches(networks, exports, images, pictures, capsys, monkeypatch):
   monkeypatch.setattr(infer, 'BATCH', 2)
   paths = [os.path.join(pictures, '%d.png' % (i % 3)) for i in range(5)]
-  code, stdout, _ = tiny_data.call(infer, ['--export', exports['two'], *paths], capsys)
+  code, stdout, _ = helpers.call(infer, ['--export', exports['two'], *paths], capsys)
   assert code == 0
   assert stdout.splitlines() == expected_lines(networks['two'], paths, [images[i % 3] for i in range(5)], 5)
 
@@ -366,7 +366,7 @@ def test_a_bad_image_is_told_and_the_others_are_done(networks, exports, images, 
       f.write(content)
   (tmp_path / 'nothing').mkdir()
   given = [str(tmp_path / 'missing.png'), str(tmp_path / 'nothing'), pictures, os.path.join(pictures, 'notes.txt')]
-  process = tiny_data.start('serving.infer', ['--export', exports['two'], *given])
+  process = helpers.start('serving.infer', ['--export', exports['two'], *given])
   stdout, stderr = process.communicate()
   assert process.returncode == 1
   paths = [os.path.join(pictures, name) for name in ('0.png', '1.png', '2.png', 'wide.PNG')]

@@ -11,7 +11,7 @@ import threading
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from helpers import PROJECT as ROOT
 
 import resnet_split
 from paper import partition, table5, tables
@@ -43,7 +43,8 @@ import splitnet.common.quiet, tensorflow as tf
 devices = ['/CPU:%d' % i for i in range(3)]
 cpu = tf.config.list_physical_devices('CPU')[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 3)
-import partition, test_resnet_split as t
+import networks as t
+from paper import partition
 found = []
 for units in (1, 2):
   dense = t.scramble(t.Network(t.config_of('1-1-1', num_residual_units=units)))
@@ -73,7 +74,7 @@ print(json.dumps([found, rounding]))
 @pytest.fixture(scope='module')
 def partitioned():
   """What the partitions of networks on 1 to 3 logical devices were: by (spread, residual units, devices)."""
-  output = program('-c', PARTITIONED, ROOT, os.path.dirname(os.path.abspath(__file__))).stdout
+  output = program('-c', PARTITIONED, ROOT, os.path.join(ROOT, 'tests')).stdout
   found, rounding = json.loads(output.splitlines()[-1])
   return {(f['spread'], f['units'], f['count']): f for f in found}, rounding
 
@@ -356,7 +357,7 @@ def test_a_row_for_which_there_are_too_few_devices_stays_empty(monkeypatch, caps
 TIMED = """
 import json, sys
 sys.path.insert(0, sys.argv[1])
-import table5
+from paper import table5
 steps, compiled = [], table5.compiled
 table5.compiled = lambda *arguments: steps.append(compiled(*arguments)) or steps[-1]
 assert table5.main(sys.argv[2:]) == 0

@@ -8,9 +8,9 @@ import re
 import signal
 import sys
 
+import helpers
 import pytest
 import tensorflow as tf
-import tiny_data
 
 import eval as evaluation
 import resnet_split
@@ -35,7 +35,7 @@ DATA = {'source': 'synthetic', 'seed': 0, 'num_val_instance': 60, 'images_per_cl
 
 @pytest.fixture(scope='module')
 def data_dir(tmp_path_factory):
-  return tiny_data.data(tmp_path_factory)
+  return helpers.data(tmp_path_factory)
 
 
 @pytest.fixture(scope='module')
@@ -167,10 +167,10 @@ def test_table_2_has_the_sizes_of_what_was_run(tmp_path, capsys):
 def test_printing_runs_and_writes_nothing(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(experiments, 'call', None)
   finish(tables.make_runs(parse(1, '--k', 1, '--out', tmp_path), 0)['baseline'], 0.7)
-  before = tiny_data.files(tmp_path)
+  before = helpers.files(tmp_path)
   assert tables.main(['1', '--k', '1', '--out', str(tmp_path), '--print', '--data_dir', str(tmp_path / 'none')]) == 0
   assert rows_of(capsys.readouterr().out)[1][3] == '30.00'
-  assert tiny_data.files(tmp_path) == before
+  assert helpers.files(tmp_path) == before
 
 
 def write_confidences(run, values):
@@ -351,7 +351,7 @@ def test_the_papers_recipe_is_that_of_the_scripts(tmp_path):
   runs = tables.make_runs(parse(1, '--recipe', 'paper', '--out', tmp_path), 0)
   scripts = {'baseline': 'baseline.sh', 'group-2-2-2': 'group.sh', 'split-2-2-2': 'split.sh'}
   for name, script in scripts.items():
-    with open(os.path.join(tiny_data.PROJECT, script)) as f:
+    with open(os.path.join(helpers.PROJECT, script)) as f:
       text = ''.join(line for line in f if not line.startswith('#'))
     words = re.sub(r'\nelse\n.*?\nfi\n', '\n', text, flags=re.DOTALL).split()  # group.sh has the paper's settings first
     parsed = train.parse_flags(runs[name].commands('data', 45000)[0][2:])
@@ -513,7 +513,7 @@ def test_other_settings_are_refused_before_anything_runs(program, tmp_path):
 def test_other_data_and_what_a_run_started_from_are_settings_too(program, tmp_path):
   assert program(2, '--only', '1-2-2')[0] == 0
   seed = tmp_path / 'out' / 'k1' / 'seed0'
-  other = tiny_data.write(tmp_path / 'other', seed=5)
+  other = helpers.write(tmp_path / 'other', seed=5)
   refused(program(2, '--data_dir', other), "data's seed 0, now it is 5")
   for name in ('baseline', 'group-1-2-2'):
     for file in os.listdir(seed / name):
@@ -608,8 +608,8 @@ def test_two_cells_of_table_1_for_real(tmp_path, data_dir, monkeypatch, capsys):
   ):
     with open(tmp_path / 'k1' / 'seed0' / folder / 'eval.json') as f:
       assert by_name[name][column] == '%.2f' % (100 - 100 * json.load(f)['accuracy'])
-  before = tiny_data.files(tmp_path)
+  before = helpers.files(tmp_path)
   monkeypatch.setattr(experiments, 'call', None)
   assert tables.main(arguments) == 0
   assert rows_of(capsys.readouterr().out) == table
-  assert tiny_data.files(tmp_path) == before
+  assert helpers.files(tmp_path) == before

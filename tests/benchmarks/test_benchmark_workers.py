@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT
+from helpers import PROJECT as ROOT
 
 from benchmarks import workers as hosts_benchmark
 

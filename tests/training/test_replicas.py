@@ -13,9 +13,9 @@ import socket
 import subprocess
 import sys
 
+import helpers
 import numpy as np
 import pytest
-import tiny_data
 
 import train
 from splitnet.common.errors import UserError
@@ -33,7 +33,7 @@ def start():
 
   def begin(command, workers=(), worker=0):
     # Without oneDNN the processes use the same kernels for shares of any size.
-    environment = dict(os.environ, CUDA_VISIBLE_DEVICES='-1', TF_ENABLE_ONEDNN_OPTS='0', PYTHONPATH=tiny_data.PROJECT)
+    environment = dict(os.environ, CUDA_VISIBLE_DEVICES='-1', TF_ENABLE_ONEDNN_OPTS='0', PYTHONPATH=helpers.PROJECT)
     environment.pop('TF_CPP_MIN_LOG_LEVEL', None)
     if workers:
       task = {'type': 'worker', 'index': worker}
@@ -62,14 +62,14 @@ def flags(mode, data, folder, *more):
   given = ['--display', 1, '--val_interval', 2, '--initial_lr', 0.01, '--dropout_keep_prob', 0.5, '--l2_weight', 0.05]
   given += ['--max_steps', STEPS, '--seed', 1]
   if mode == 'split':
-    given += ['--basemodel', tiny_data.RELEASED]
+    given += ['--basemodel', helpers.RELEASED]
   else:
-    given += tiny_data.NETWORK + ['--ngroups1', 3, '--ngroups2', 2, '--ngroups3', 2]
-  return tiny_data.flags(mode, data, str(folder), *given, *more)
+    given += helpers.NETWORK + ['--ngroups1', 3, '--ngroups2', 2, '--ngroups3', 2]
+  return helpers.flags(mode, data, str(folder), *given, *more)
 
 
 def script(arguments):
-  return [os.path.join(tiny_data.PROJECT, 'train.py'), *arguments]
+  return [os.path.join(helpers.PROJECT, 'train.py'), *arguments]
 
 
 def finished(process):
@@ -82,7 +82,7 @@ def finished(process):
 @pytest.fixture(scope='module')
 def runs(start, tmp_path_factory):
   """Runs of each stage on one device, on several, with branches placed, and in two processes: folder, and stdouts."""
-  data, folder = tiny_data.data(tmp_path_factory), tmp_path_factory.mktemp('distributed')
+  data, folder = helpers.data(tmp_path_factory), tmp_path_factory.mktemp('distributed')
   several = ['--num_logical_devices', SEVERAL]
   one = [flags(mode, data, folder / 'one' / mode) for mode in ('baseline', 'group', 'split')]
   one.append(flags('baseline', data, folder / 'resumed', '--max_steps', 2))
@@ -117,7 +117,7 @@ def assert_alike(one, other):
   # A split starts from a basemodel, so it has a validation more.
   assert len(losses(one)) == STEPS + STEPS // 2 + (one.name == 'split')
   assert losses(other) == pytest.approx(losses(one), rel=1e-4, abs=1e-4)  # the log has four digits
-  a, b = tiny_data.weights(str(one)), tiny_data.weights(str(other))
+  a, b = helpers.weights(str(one)), helpers.weights(str(other))
   assert a.keys() == b.keys() and a['step/.ATTRIBUTES/VARIABLE_VALUE'] == b['step/.ATTRIBUTES/VARIABLE_VALUE'] == STEPS
   weights, slots = ([k for k in a if k.startswith(kind)] for kind in ('weights/', 'momentum/'))
   assert all(norm([a[k]]) > 0 for k in slots)
@@ -163,7 +163,7 @@ def test_two_processes_train_as_one_and_only_the_chief_writes(runs):
 def test_a_run_on_one_device_goes_on_on_two(runs, start, tmp_path_factory):
   folder, _ = runs
   more = ['--num_logical_devices', 2, '--num_replicas', 2]
-  arguments = flags('baseline', tiny_data.data(tmp_path_factory), folder / 'resumed', *more)
+  arguments = flags('baseline', helpers.data(tmp_path_factory), folder / 'resumed', *more)
   assert 'going on from step 2 ' in finished(start(script(arguments)))
   with open(folder / 'resumed' / 'train.log') as f:
     log = f.read()
@@ -176,7 +176,7 @@ def test_a_run_on_one_device_goes_on_on_two(runs, start, tmp_path_factory):
 
 
 def test_a_lost_worker_is_told_in_one_sentence_and_the_same_command_goes_on(start, tmp_path_factory, tmp_path):
-  data, folder = tiny_data.data(tmp_path_factory), tmp_path / 'run'
+  data, folder = helpers.data(tmp_path_factory), tmp_path / 'run'
 
   def begin(steps):
     workers = free_addresses(2)
@@ -184,13 +184,13 @@ def test_a_lost_worker_is_told_in_one_sentence_and_the_same_command_goes_on(star
     return workers, [start(script(flags('baseline', data, folder, *more)), workers, i) for i in (0, 1)]
 
   workers, (chief, other) = begin(100000)
-  tiny_data.read_until(chief, 'step 10:')
+  helpers.read_until(chief, 'step 10:')
   other.kill()
   stdout, stderr = chief.communicate(timeout=300)
   assert chief.returncode == 1 and other.wait() == -signal.SIGKILL
   assert len(stderr.splitlines()) == 1, stderr
   assert stderr.startswith('train.py: worker 0 (%s) has lost worker 1 (%s); ' % tuple(workers))
-  last = int(tiny_data.weights(str(folder))['step/.ATTRIBUTES/VARIABLE_VALUE'])
+  last = int(helpers.weights(str(folder))['step/.ATTRIBUTES/VARIABLE_VALUE'])
   assert last >= 5 and last % 5 == 0
   _, (chief, other) = begin(last + 2)
   stdout = finished(chief)
@@ -240,8 +240,8 @@ for name, (text, words) in CLUSTERS.items():
 def test_a_mistake_is_told_in_one_sentence(tmp_path_factory, tmp_path, monkeypatch, capsys, case):
   mode, more, text, words = REFUSED[case]
   monkeypatch.setenv('TF_CONFIG', text)
-  arguments = flags(mode, tiny_data.data(tmp_path_factory), tmp_path / 'run', *more)
-  code, stdout, stderr = tiny_data.call(train, arguments, capsys)
+  arguments = flags(mode, helpers.data(tmp_path_factory), tmp_path / 'run', *more)
+  code, stdout, stderr = helpers.call(train, arguments, capsys)
   assert code == 1 and stdout == '' and len(stderr.splitlines()) == 1, stdout + stderr
   for word in words:
     assert word in stderr
@@ -258,8 +258,8 @@ def test_what_replicas_cannot_do_is_told(tmp_path_factory, tmp_path, monkeypatch
       self.count = 21
 
   monkeypatch.setattr(strategy, 'on_devices', lambda names, count: Many())
-  arguments = flags('group', tiny_data.data(tmp_path_factory), tmp_path / 'run', *more)
-  code, _, stderr = tiny_data.call(train, arguments, capsys)
+  arguments = flags('group', helpers.data(tmp_path_factory), tmp_path / 'run', *more)
+  code, _, stderr = helpers.call(train, arguments, capsys)
   assert code == 1 and len(stderr.splitlines()) == 1 and word in stderr
 
 

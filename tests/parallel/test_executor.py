@@ -6,10 +6,10 @@ import subprocess
 import sys
 import threading
 
+import helpers
 import numpy as np
 import pytest
-import tiny_data
-from conftest import ROOT
+from helpers import PROJECT as ROOT
 
 import cifar100
 from splitnet.parallel import executor, placement
@@ -66,7 +66,7 @@ def test_an_exception_comes_with_its_device():
 @pytest.fixture(scope='module')
 def network(tmp_path_factory):
   """The split network, 1-2-3, of the tiny runs."""
-  return checkpoints.load_network(checkpoints.read(tiny_data.stages(tmp_path_factory)['split']))
+  return checkpoints.load_network(checkpoints.read(helpers.stages(tmp_path_factory)['split']))
 
 
 def images(count, seed=0):
@@ -119,7 +119,8 @@ import splitnet.common.quiet, numpy as np, tensorflow as tf
 devices = ['/CPU:%d' % i for i in range(3)]
 cpu = tf.config.list_physical_devices('CPU')[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 3)
-import cifar100, placement, resnet_split, spread, test_resnet_split as t
+import cifar100, resnet_split, networks as t
+from splitnet.parallel import executor, placement
 images = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8)
 found = []
 for split, branch_input, dtype in (
@@ -151,7 +152,7 @@ print(json.dumps(found))
 
 
 def test_both_trunks_compute_the_networks_logits_on_their_devices():
-  here = os.path.dirname(os.path.abspath(__file__))
+  here = os.path.join(ROOT, 'tests')
   environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '-1'}
   done = subprocess.run([sys.executable, '-c', SPREAD, ROOT, here], capture_output=True, text=True, env=environment)
   assert done.returncode == 0, done.stderr
