@@ -24,6 +24,7 @@ import cifar100
 import resnet_split
 import utils
 from splitnet.common.errors import UserError, run_program
+from splitnet.common.files import check_output_file, write_json
 from splitnet.common.flags import Parser, add, boolean
 from splitnet.network import architecture, inference
 from splitnet.parallel import devices, executor, placement
@@ -103,15 +104,7 @@ def parse_flags(argv):
   elif flags.retry:
     raise UserError('--retry goes on when a worker is lost, but there is no --workers')
   if flags.output_file:
-    folder = os.path.dirname(flags.output_file) or '.'
-    try:
-      os.makedirs(folder, exist_ok=True)
-    except OSError as e:
-      raise UserError("--output_file: the folder '%s' cannot be made (%s)" % (folder, e.strerror)) from e
-    if not os.access(folder, os.W_OK):
-      raise UserError("--output_file: the folder '%s' cannot be written to" % folder)
-    if os.path.isdir(flags.output_file):
-      raise UserError("--output_file: '%s' is a folder; name a file in it" % flags.output_file)
+    check_output_file('--output_file', flags.output_file)
   return flags
 
 
@@ -165,7 +158,7 @@ def predict(network, split, batch_size, test_iter=0, placed=None, workers=None, 
   """Runs a network over images once.
 
   Args:
-    network: a resnet_split.Network that was built without devices; split: a cifar100.Split.
+    network: a resnet_split.Network that was built without devices; split: an Images.
     batch_size: images per batch; test_iter: batches, 0 for all.
     placed: names of the devices for its branches; None: the first that there is.
     workers: the hosts.Workers to compute on instead, or None.
@@ -206,7 +199,7 @@ def measure(logits, labels, names, groups):
 
   Args:
     logits: [images, classes]; labels: int [images].
-    names: a cifar100.Names.
+    names: a ClassNames.
     groups: int array [classes], or None.
 
   Returns:
@@ -389,7 +382,7 @@ def run(flags):
     result['confusion_picture'] = picture
     title = '%s, %s: top-1 accuracy %.2f %%' % (result['network_text'], flags.split, 100 * result['accuracy'])
     plots.draw_confusion(np.array(result['confusion']), order, borders, title, picture)
-    checkpoints.write_json(flags.output_file, result)
+    write_json(flags.output_file, result)
     print('\nwritten: %s, %s' % (flags.output_file, picture))
   return result
 

@@ -18,7 +18,6 @@ import collections
 import dataclasses
 import datetime
 import json
-import os
 import re
 import subprocess
 import sys
@@ -31,13 +30,12 @@ import tensorflow as tf
 
 from paper import tables
 from splitnet.common.errors import UserError, run_program
+from splitnet.common.files import PROJECT, check_output_file, write_json
 from splitnet.common.flags import Parser, add
 from splitnet.parallel import devices
-from splitnet.training import checkpoints
 
 # A row: its name for --only, what the tables call it, its workload (workloads.py), that workload's arguments.
 Row = collections.namedtuple('Row', 'name text workload arguments')
-PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 XLA = not devices.use_xla('auto')  # the other way than train.py's default, which has to be the faster one
 TRAINING = [
   Row('baseline', 'dense', 'training', dict(mode='baseline')),
@@ -127,19 +125,8 @@ def parse_flags(argv):
   for k in flags.k:
     config_of(flags, k)
   if flags.output:
-    check_output(flags.output)
+    check_output_file('--output', flags.output)
   return flags
-
-
-def check_output(path):
-  """Raises UserError where --output cannot be written: better now than after an hour."""
-  folder = os.path.dirname(path) or '.'
-  try:
-    os.makedirs(folder, exist_ok=True)
-  except OSError as e:
-    raise UserError("--output: the folder '%s' cannot be made (%s)" % (folder, e.strerror)) from e
-  if os.path.isdir(path) or not os.access(folder, os.W_OK):
-    raise UserError("--output: '%s' cannot be written" % path)
 
 
 def config_of(flags, k):
@@ -401,7 +388,7 @@ def run(flags):
   results, machine = [], {}
   for results, machine in run_all(flags):
     if flags.output:
-      checkpoints.write_json(flags.output, {'settings': vars(flags), 'machine': machine, 'results': results})
+      write_json(flags.output, {'settings': vars(flags), 'machine': machine, 'results': results})
   print(caption(flags, machine) + markdown(results, flags.split), end='')
   if results and not any(line['rate'] for line in results):
     raise UserError('nothing could be measured: %s' % results[0]['remark'])

@@ -21,10 +21,13 @@ import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 
 import numpy as np
 
+import cifar100
 import resnet_split
 from paper import table5, tables
 from splitnet.common.errors import UserError, run_program
+from splitnet.common.files import PROJECT
 from splitnet.common.flags import Parser, add
+from splitnet.data.synthetic import random_images
 from splitnet.network import architecture, grouping
 from splitnet.parallel import executor, placement
 from splitnet.parallel import workers as hosts
@@ -39,7 +42,6 @@ ROWS = [
   Row('hierarchical', 'hierarchical', '2-4-4', 2, 'replicate'),
 ]
 WORKERS = 2
-PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def parse_flags(argv):
@@ -143,7 +145,7 @@ def run(flags):
 
 def measure(flags, devices):
   """Times the rows on the workers' devices and prints the table."""
-  pixels = np.random.default_rng(0).integers(0, 256, (flags.images, 32, 32, 3), np.uint8)
+  pixels, _ = random_images(flags.images, cifar100.IMAGE_SIZE)
   batches = [pixels[i : i + flags.batch_size] for i in range(0, flags.images, flags.batch_size)]
   timers, flops = {}, {}
   for row in flags.rows:

@@ -22,17 +22,12 @@ import resnet_split
 import train
 import utils
 from benchmarks import keras_wrn
+from splitnet.data.batches import Images, training_batches
+from splitnet.data.synthetic import random_images
 from splitnet.network import architecture, grouping, inference
 from splitnet.parallel import devices
 
 TRAINING_IMAGES, EVALUATION_IMAGES = 45000, 10000  # as CIFAR-100 has
-
-
-def random_images(count, classes):
-  """Random images and labels: a cifar100.Split."""
-  rng = np.random.default_rng(0)
-  images = rng.integers(0, 256, (count, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3), np.uint8)
-  return cifar100.Split(images, rng.integers(0, classes, count).astype(np.int32))
 
 
 def groups_of(config, uneven=False):
@@ -95,14 +90,14 @@ class Training:
   def __init__(self, config, mode, batch_size, precision, more=(), uneven=False):
     arguments = ['--mode', mode, '--batch_size', str(batch_size), '--precision', precision, *more]
     settings = train.parse_flags(arguments + (['--grouping', 'random'] if mode == 'split' else []))
-    split = random_images(max(TRAINING_IMAGES, batch_size), config.num_classes)
+    split = Images(*random_images(max(TRAINING_IMAGES, batch_size), cifar100.IMAGE_SIZE, config.num_classes))
     network = resnet_split.Network(
       config, groups=groups_of(config, uneven) if mode == 'split' else None, with_assignments=mode == 'group',
       dtype=tf.dtypes.as_dtype(precision),
     )  # fmt: skip
     self._batch_size, self.flops = batch_size, flops(network)
     self._stage = train.Stage(settings, network, len(split.images) / batch_size)
-    self._batches = iter(cifar100.training_batches(split, batch_size, seed=0))
+    self._batches = iter(training_batches(split, batch_size, seed=0))
     self._seconds = 0.0
 
   def step(self):
@@ -128,10 +123,10 @@ class KerasTraining:
       seed = tf.stack([0, tf.cast(step, tf.int32)])
       return cifar100.whiten(cifar100.augment(images, seed)), labels
 
-    split = random_images(max(TRAINING_IMAGES, batch_size), config.num_classes)
+    split = Images(*random_images(max(TRAINING_IMAGES, batch_size), cifar100.IMAGE_SIZE, config.num_classes))
     self._batch_size, self.flops = batch_size, dense_flops(config)
     self._model = keras_wrn.compile_model(keras_wrn.build(config, precision))
-    self._data = cifar100.training_batches(split, batch_size, seed=0).map(prepare).prefetch(2)
+    self._data = training_batches(split, batch_size, seed=0).map(prepare).prefetch(2)
     self._seconds = 0.0
 
   def step(self):
@@ -159,7 +154,7 @@ class Evaluation:
     scatter(network)
     self._network = inference.Folded(network)
     self._batch_size, self.flops = batch_size, flops(network)
-    self._images = random_images(max(EVALUATION_IMAGES, 4 * batch_size), config.num_classes)
+    self._images = Images(*random_images(max(EVALUATION_IMAGES, 4 * batch_size), cifar100.IMAGE_SIZE))
     self._rates = {batch_size: 0.0, 1: 0.0}
 
   def step(self):
@@ -182,9 +177,9 @@ class Pipeline:
   """The input pipeline of training alone: batches from memory, augmented and whitened."""
 
   def __init__(self, config, batch_size):
-    split = random_images(max(TRAINING_IMAGES, batch_size), config.num_classes)
+    split = Images(*random_images(max(TRAINING_IMAGES, batch_size), cifar100.IMAGE_SIZE, config.num_classes))
     self._batch_size, self._seconds, self.flops = batch_size, 0.0, None
-    self._batches = iter(cifar100.training_batches(split, batch_size, seed=0))
+    self._batches = iter(training_batches(split, batch_size, seed=0))
 
   @tf.function
   def _consume(self, count):

@@ -25,7 +25,10 @@ import utils
 from paper import runs as experiments
 from paper import tables
 from splitnet.common.errors import UserError, run_program
+from splitnet.common.files import PROJECT
 from splitnet.common.flags import Parser, add
+from splitnet.data.batches import Images, training_batches
+from splitnet.data.synthetic import random_images
 from splitnet.parallel import devices
 from splitnet.training import checkpoints, initialize
 
@@ -98,12 +101,10 @@ def measure(arguments, batch_size, steps):
   config = initialize.resolve_network(flags, {}, 'the flags')
   network = initialize.build_network(flags, config, None, None)
   stage = train.Stage(flags, network, tables.TRAIN_IMAGES / batch_size)
-  rng = np.random.default_rng(0)
-  images = rng.integers(0, 256, (max(256, batch_size), 32, 32, 3)).astype(np.uint8)
-  data = cifar100.Split(images, rng.integers(0, config.num_classes, len(images)).astype(np.int32))
+  data = Images(*random_images(max(256, batch_size), cifar100.IMAGE_SIZE, config.num_classes))
 
   def steps_of(batch_size, steps):
-    batches = iter(cifar100.training_batches(data, batch_size, 0))
+    batches = iter(training_batches(data, batch_size, 0))
     taken = []
     for _ in range(2 + steps):  # the first two compile and settle
       started = time.perf_counter()
@@ -165,7 +166,7 @@ def measured_apart(arguments, batch_size, steps):
     UserError: where it fails, as for want of memory.
   """
   call = [sys.executable, '-m', 'paper.estimate', '--child', json.dumps([arguments, batch_size, steps])]
-  done = subprocess.run(call, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=experiments.PROJECT)
+  done = subprocess.run(call, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=PROJECT)
   if done.returncode:
     last = ([line.strip() for line in done.stderr.splitlines() if line.strip()] or ['no output'])[-1]
     raise UserError(

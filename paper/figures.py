@@ -23,11 +23,10 @@ import eval as evaluation
 import train
 import utils
 from splitnet.common.errors import UserError, run_program
+from splitnet.common.files import PROJECT, check_output_file
 from splitnet.network import architecture
 from splitnet.reporting import compare, plots
 from splitnet.training import checkpoints, initialize
-
-PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def make_parser():
@@ -113,19 +112,6 @@ def make_parser():
   return parser
 
 
-def check_output(path):
-  """Raises UserError where a picture cannot be written; makes its folder."""
-  folder = os.path.dirname(path) or '.'
-  try:
-    os.makedirs(folder, exist_ok=True)
-  except OSError as e:
-    raise UserError("the folder '%s' cannot be made (%s)" % (folder, e.strerror)) from e
-  if not os.access(folder, os.W_OK):
-    raise UserError("the folder '%s' cannot be written to" % folder)
-  if os.path.isdir(path):
-    raise UserError("'%s' is a folder; name a file in it" % path)
-
-
 # --- figure 3 -----------------------------------------------------------------------------------------------------
 
 
@@ -180,7 +166,7 @@ def figure_3(flags):
   """Draws figure 3; returns {layer name: [share of the squared weight within the groups, one a moment]}."""
   if flags.moments < 2:
     raise UserError('--moments is %d; it must be at least 2, start and end' % flags.moments)
-  check_output(flags.output)
+  check_output_file('--output', flags.output)
   configuration = checkpoints.read_configuration(flags.run)
   if configuration is None:
     raise UserError("--run '%s' is no folder that train.py wrote" % flags.run)
@@ -327,7 +313,7 @@ def figure_4(flags, more):
     balances = finished_runs(flags.out)
     if not balances:
       raise UserError("--print: '%s' holds no run yet: leave --print out to train them" % flags.out)
-    check_output(picture)
+    check_output_file('--out', picture)
   else:
     if not flags.basemodel:
       raise UserError('--basemodel is missing: name the folder or checkpoint of a baseline, or give --print')
@@ -336,7 +322,7 @@ def figure_4(flags, more):
     balances = parse_balances(flags.balances)
     arguments = {balance: train_arguments(flags, more, balance) for balance in balances}
     missing = [b for b in balances if not is_done(run_folder(flags.out, b), arguments[b])]
-    check_output(picture)
+    check_output_file('--out', picture)
     for balance in missing:
       train_run(arguments[balance], 'balance %g' % balance)
   counts, steps = {}, []
@@ -372,7 +358,7 @@ def superclass_order(table):
 
 def figure_5(flags):
   """Draws figure 5; returns (table [groups, superclasses] as drawn, agreement)."""
-  check_output(flags.output)
+  check_output_file('--output', flags.output)
   names = cifar100.load_names(flags.data_dir)
   stored = checkpoints.read(flags.checkpoint)
   groups = evaluation.class_groups(stored)

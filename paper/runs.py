@@ -21,11 +21,11 @@ import time
 import numpy as np
 
 from splitnet.common.errors import UserError
+from splitnet.common.files import PROJECT, write_json
 from splitnet.parallel import devices
 from splitnet.training import checkpoints
 
 REPORT_SECONDS = 600  # between lines about a run that is going on
-PROJECT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 # Settings that are shares of max_steps, by the flag of train.py, which counts epochs: the shares after which the
 # learning rate is multiplied by 0.1, over which gamma2 rises, and over which the learning rate does.
@@ -224,7 +224,7 @@ def add_cost(run, seconds):
   used = before['device'].split(' + ')
   used += [devices.description()] if devices.description() not in used else []
   cost = {'seconds': round(before['seconds'] + seconds, 1), 'device': ' + '.join(used)}
-  checkpoints.write_json(os.path.join(run.folder, 'cost.json'), cost)
+  write_json(os.path.join(run.folder, 'cost.json'), cost)
 
 
 def print_progress(run, begun, seconds):
@@ -252,8 +252,7 @@ def do(run, data_dir, data):
     UserError: where one of the two fails.
   """
   try:
-    os.makedirs(run.folder, exist_ok=True)
-    checkpoints.write_json(os.path.join(run.folder, 'settings.json'), {'settings': run.settings, 'data': data})
+    write_json(os.path.join(run.folder, 'settings.json'), {'settings': run.settings, 'data': data})
   except OSError as e:
     raise UserError("cannot write to the folder '%s' (%s): give another --out" % (run.folder, e.strerror)) from e
   log = os.path.join(run.folder, 'output.txt')

@@ -30,7 +30,9 @@ import cifar100
 import resnet_split
 from paper import partition, tables
 from splitnet.common.errors import UserError, run_program
+from splitnet.common.files import check_output_file, write_text
 from splitnet.common.flags import Parser
+from splitnet.data.synthetic import random_images
 from splitnet.network import architecture, grouping
 from splitnet.parallel import devices
 
@@ -107,13 +109,7 @@ def parse_flags(argv):
     flags.output = os.path.abspath(flags.output)
     if not flags.output.endswith(('.csv', '.json')):
       raise UserError("--output is '%s'; its ending must be .csv or .json" % flags.output)
-    folder = os.path.dirname(flags.output)
-    try:
-      os.makedirs(folder, exist_ok=True)
-    except OSError as e:
-      raise UserError("--output: the folder '%s' cannot be made (%s)" % (folder, e.strerror)) from e
-    if not os.access(folder, os.W_OK) or os.path.isdir(flags.output):
-      raise UserError("--output: '%s' cannot be written" % flags.output)
+    check_output_file('--output', flags.output)
   return flags
 
 
@@ -180,10 +176,9 @@ def compiled(compute, device):
   return step.get_concrete_function()
 
 
-def random_batches(images, batch_size, seed=0):
+def random_batches(images, batch_size):
   """Random images in batches, in the CPU's memory: a list of tensors uint8 [batch, 32, 32, 3]."""
-  shape = (images, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3)
-  pixels = np.random.default_rng(seed).integers(0, 256, shape, np.uint8)
+  pixels, _ = random_images(images, cifar100.IMAGE_SIZE)
   with tf.device('/CPU:0'):
     return [tf.constant(pixels[i : i + batch_size]) for i in range(0, images, batch_size)]
 
@@ -303,9 +298,7 @@ def write(flags, summary, placed, note):
     settings = {name: getattr(flags, name) for name in names}
     content = json.dumps({**settings, 'devices': placed, 'note': note, 'rows': summary}, indent=2) + '\n'
   try:
-    with open(flags.output + '.tmp', 'w', encoding='utf-8') as f:
-      f.write(content)
-    os.replace(flags.output + '.tmp', flags.output)
+    write_text(flags.output, content)
   except OSError as e:
     raise UserError("cannot write '%s' (%s): give another --output" % (flags.output, e.strerror)) from e
 

@@ -32,6 +32,7 @@ from paper import group_table
 from paper import runs as experiments
 from paper.runs import Run, read_run, with_needs
 from splitnet.common.errors import UserError, run_program
+from splitnet.common.files import write_text
 from splitnet.common.flags import Parser, boolean
 from splitnet.network import architecture, grouping
 from splitnet.parallel import devices
@@ -526,11 +527,8 @@ def show_one(flags, table, note, header, rows):
   name = 'table' + table if table in ('1', '2') else table
   path = os.path.join(flags.out, 'k%d' % flags.k, name)
   try:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     for ending, content in (('.md', text), ('.csv', values.getvalue())):
-      with open(path + ending + '.tmp', 'w', encoding='utf-8') as f:
-        f.write(content)
-      os.replace(path + ending + '.tmp', path + ending)
+      write_text(path + ending, content)
   except OSError as e:
     raise UserError("cannot write '%s.md' (%s): give another --out" % (path, e.strerror)) from e
 

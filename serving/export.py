@@ -24,6 +24,7 @@ import cifar100
 import eval as evaluation
 import utils
 from splitnet.common.errors import UserError, run_program
+from splitnet.common.files import write_json
 from splitnet.common.flags import Parser, add
 from splitnet.network import inference
 from splitnet.training import checkpoints
@@ -289,7 +290,7 @@ def write(out, models, content, force):
     for model in models:
       path = os.path.join(temporary, model.name, VERSION)
       tf.saved_model.save(tf.Module(), path, signatures={'serving_default': model.function})
-    checkpoints.write_json(os.path.join(temporary, MANIFEST), content)
+    write_json(os.path.join(temporary, MANIFEST), content)
     check_out(out, force)  # again: it took a while
     if os.path.isdir(out):
       os.rename(out, old)

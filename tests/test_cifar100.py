@@ -1,4 +1,4 @@
-"""cifar100.py against NumPy: which pixels augmentation reads, whitening, the order of batches, and what is refused."""
+"""Tests of cifar100.py against NumPy: which pixels augmentation reads, whitening, and what is refused."""
 
 import collections
 import itertools
@@ -29,18 +29,6 @@ def variants(image):
     crop = padded[row : row + 32, column : column + 32]
     made[row, column, flipped] = crop[:, ::-1] if flipped else crop
   return made
-
-
-def split_of(size):
-  """A Split whose images and labels are their own index."""
-  index = np.arange(size)
-  return cifar100.Split(np.broadcast_to(index[:, None, None, None], (size, 32, 32, 3)).astype(np.uint8), index)
-
-
-def labels_of(split, batch_size, seed, count, first_step=0):
-  """The labels of the next `count` training batches: list of int arrays."""
-  batches = cifar100.training_batches(split, batch_size, seed, first_step)
-  return [labels.numpy() for _, labels, _ in batches.take(count)]
 
 
 # --- augmentation -----------------------------------------------------------------------------------------------
@@ -110,66 +98,18 @@ def test_the_faintest_channel_is_still_whitened():
   assert whitened.std() == pytest.approx(1, rel=0.01)
 
 
-# --- training batches -------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize('size, batch_size', [(30, 10), (30, 7), (30, 30), (7, 5)])
-def test_every_epoch_is_a_permutation(size, batch_size):
-  epochs = 4
-  stream = np.concatenate(labels_of(split_of(size), batch_size, 0, -(-epochs * size // batch_size)))
-  orders = [stream[e * size : (e + 1) * size] for e in range(epochs)]
-  for order in orders:
-    np.testing.assert_array_equal(np.sort(order), np.arange(size))
-  assert len({order.tobytes() for order in orders}) == epochs, 'two epochs have the same order'
-  assert not any(np.array_equal(order, np.arange(size)) for order in orders)
-
-
-def test_batches_are_whole_and_numbered_and_images_go_with_their_labels():
-  for expected_step, (images, labels, step) in enumerate(cifar100.training_batches(split_of(17), 5, 0).take(8)):
-    assert images.shape == (5, 32, 32, 3) and images.dtype == tf.uint8
-    assert int(step) == expected_step
-    np.testing.assert_array_equal(images[:, 0, 0, 0].numpy(), labels.numpy())
-
-
-def test_seeds_shuffle_differently_and_the_same_seed_the_same():
-  split = split_of(50)
-  first, again, other = (np.concatenate(labels_of(split, 10, seed, 5)) for seed in (1, 1, 2))
-  np.testing.assert_array_equal(first, again)
-  assert not np.array_equal(first, other)
-
-
-@pytest.mark.parametrize('first_step', [1, 3, 4, 5, 13])
-@pytest.mark.parametrize('size, batch_size', [(20, 5), (17, 5), (5, 5)])
-def test_a_later_first_step_gives_the_batches_of_an_uninterrupted_run(size, batch_size, first_step):
-  whole = labels_of(split_of(size), batch_size, 3, first_step + 6)
-  rest = cifar100.training_batches(split_of(size), batch_size, 3, first_step).take(6)
-  for (_, labels, step), expected_step in zip(rest, range(first_step, first_step + 6)):
-    assert int(step) == expected_step
-    np.testing.assert_array_equal(labels.numpy(), whole[expected_step])
-
-
-# --- evaluation batches -----------------------------------------------------------------------------------------
-
-
-def test_evaluation_batches_are_in_order_and_the_last_is_smaller():
-  batches = [(images.numpy(), labels.numpy()) for images, labels in cifar100.evaluation_batches(split_of(23), 10)]
-  assert [len(labels) for _, labels in batches] == [10, 10, 3]
-  np.testing.assert_array_equal(np.concatenate([labels for _, labels in batches]), np.arange(23))
-  np.testing.assert_array_equal(np.concatenate([images for images, _ in batches])[:, 3, 4, 1], np.arange(23))
-
-
 # --- files ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize('split', cifar100.SPLITS)
-def test_load_reads_what_the_file_holds(tmp_path_factory, split):
+@pytest.mark.parametrize('subset', cifar100.SUBSETS)
+def test_load_reads_what_the_file_holds(tmp_path_factory, subset):
   folder = helpers.data(tmp_path_factory)
-  loaded = cifar100.load(folder, split)
-  with np.load(os.path.join(folder, split + '.npz')) as archive:
+  loaded = cifar100.load(folder, subset)
+  with np.load(os.path.join(folder, subset + '.npz')) as archive:
     np.testing.assert_array_equal(loaded.images, archive['images'])
     np.testing.assert_array_equal(loaded.labels, archive['labels'])
   assert loaded.images.dtype == np.uint8 and loaded.labels.dtype == np.int32
-  first = cifar100.load(folder, split, 7)
+  first = cifar100.load(folder, subset, 7)
   np.testing.assert_array_equal(first.images, loaded.images[:7])
   np.testing.assert_array_equal(first.labels, loaded.labels[:7])
 
@@ -204,7 +144,7 @@ def flip_a_byte(content):
 @pytest.mark.parametrize(
   'damage', [cut, flip_a_byte, lambda content: b'', lambda content: b'no archive'], ids=['cut', 'flip', 'empty', 'text']
 )
-def test_a_damaged_split_names_the_file_and_the_way_out(tmp_path, damage):
+def test_a_damaged_subset_names_the_file_and_the_way_out(tmp_path, damage):
   folder = helpers.write(tmp_path)
   path = os.path.join(folder, 'train.npz')
   with open(path, 'rb') as f:
@@ -216,7 +156,7 @@ def test_a_damaged_split_names_the_file_and_the_way_out(tmp_path, damage):
   assert path in str(error.value) and 'download_cifar100.py --force' in str(error.value)
 
 
-def test_a_split_without_labels_is_damaged(tmp_path):
+def test_a_subset_without_labels_is_damaged(tmp_path):
   folder = helpers.write(tmp_path)
   np.savez(os.path.join(folder, 'val.npz'), images=np.zeros((2, 32, 32, 3), np.uint8))
   with pytest.raises(UserError, match=r'val\.npz.*labels.*--force'):

@@ -13,13 +13,14 @@ import cifar100
 import eval as evaluation
 import utils
 from splitnet.common.errors import UserError
+from splitnet.data.batches import ClassNames
 from splitnet.network import architecture
 from splitnet.parallel import devices
 from splitnet.training import checkpoints
 
 # --- measure ----------------------------------------------------------------------------------------------------
 
-NAMES = cifar100.Names(list('abcdef'), ['x', 'y', 'z'], np.array([0, 1, 0, 2, 1, 2]), {})
+NAMES = ClassNames(list('abcdef'), ['x', 'y', 'z'], np.array([0, 1, 0, 2, 1, 2]), {})
 GROUPS = np.array([0, 1, 0, 1, 1, 0])
 
 

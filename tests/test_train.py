@@ -18,6 +18,7 @@ import resnet_split
 import train
 import utils
 from splitnet.common.errors import UserError
+from splitnet.data.batches import Images, training_batches
 from splitnet.network import architecture
 from splitnet.parallel import devices
 from splitnet.training import checkpoints, objective
@@ -240,9 +241,9 @@ def step_changes(more, mode='group', groups=None):
   """How far one step of training moves each variable: dict from name to array."""
   stage = make_stage(['--lr_step_epoch', '', '--dropout_keep_prob', 1] + more, mode, groups=groups)
   rng = np.random.default_rng(0)
-  split = cifar100.Split(rng.integers(0, 256, (20, 32, 32, 3)).astype(np.uint8), np.arange(20, dtype=np.int32))
+  split = Images(rng.integers(0, 256, (20, 32, 32, 3)).astype(np.uint8), np.arange(20, dtype=np.int32))
   before = {n: v.numpy() for n, v in stage.network.trained.items()}
-  stage.train(iter(cifar100.training_batches(split, 20, 0)), tf.constant(1))
+  stage.train(iter(training_batches(split, 20, 0)), tf.constant(1))
   return {n: v.numpy() - before[n] for n, v in stage.network.trained.items()}
 
 
@@ -306,7 +307,7 @@ def test_several_steps_a_call_are_the_same_steps(data):
   ends, means = [], []
   for calls in ([4], [1, 1, 1, 1], [3, 1]):
     stage = make_stage(['--dropout_keep_prob', 0.5, '--lr_step_epoch', '0.5'])
-    batches = iter(cifar100.training_batches(split, 20, 0))
+    batches = iter(training_batches(split, 20, 0))
     terms = [stage.train(batches, tf.constant(count)) for count in calls]
     assert int(stage.step) == 4
     ends.append(values(stage))
@@ -332,7 +333,7 @@ def test_compiled_with_xla_a_step_is_the_same(data, mode):
       groups = {name: np.arange(units.size) % units.groups for name, units in plan.units.items()}
     more = ['--jit_compile', compiled, '--initial_lr', 0.01] + (['--grouping', 'random'] if mode == 'split' else [])
     stage = make_stage(more, mode, groups=groups)
-    stage.train(iter(cifar100.training_batches(split, 20, 0)), tf.constant(1))
+    stage.train(iter(training_batches(split, 20, 0)), tf.constant(1))
     ends.append(values(stage))
   for name, value in ends[0].items():
     np.testing.assert_allclose(ends[1][name], value, rtol=1e-3, atol=1e-5, err_msg=name)
@@ -429,7 +430,7 @@ def test_a_step_minimises_what_the_flags_say(data):
   stage = make_stage([*more, '--gamma2_ramp_epoch', 2, '--initial_lr', 0], steps_per_epoch=4)
   assert {name: getattr(stage._weights, name) for name in given} == given
   # The sixth of the eight steps over which gamma2 rises.
-  terms = stage.train(iter(cifar100.training_batches(split, 20, 0, first_step=5)), tf.constant(1))
+  terms = stage.train(iter(training_batches(split, 20, 0, first_step=5)), tf.constant(1))
   expected = terms['cross_entropy'] + 0.003 * terms['l2'] + 2 * terms['overlap'] + 5 * terms['uniform']
   expected += 7 * 5 / 8 * terms['weight_split']
   assert float(terms['total']) == pytest.approx(float(expected), rel=1e-6)
@@ -440,7 +441,7 @@ def test_a_step_minimises_what_the_flags_say(data):
   flags = train.parse_flags(['--mode', 'split', '--l2_weight', '0', '--initial_lr', '0', *more])
   stage = train.Stage(flags, resnet_split.Network(config), 4, teacher=teacher)
   assert (stage._weights.distill_weight, stage._weights.distill_temperature) == (0.3, 3.0)
-  terms = stage.train(iter(cifar100.training_batches(split, 20, 0)), tf.constant(1))
+  terms = stage.train(iter(training_batches(split, 20, 0)), tf.constant(1))
   expected = 0.7 * terms['cross_entropy'] + 0.3 * terms['distillation']
   assert float(terms['distillation']) > 0 and float(terms['total']) == pytest.approx(float(expected), rel=1e-6)
 

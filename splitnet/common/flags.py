@@ -1,31 +1,153 @@
-"""What the programs' command lines have in common."""
+"""Command lines: types that know their range or choices, and mistakes told in one sentence."""
 
 import argparse
+import dataclasses
+import re
+from collections.abc import Callable
+from typing import Any
+
+from splitnet.common.errors import UserError
+
+LARGEST = 2**31 - 2  # of seeds and steps, which TensorFlow counts in 32 bits
 
 
-def boolean(text):
-  """True or False from a flag's text (the released scripts write --bn_no_scale True)."""
-  if text.lower() in ('true', '1', 'yes'):
-    return True
-  if text.lower() in ('false', '0', 'no'):
+@dataclasses.dataclass(frozen=True)
+class Type:
+  """What a flag's value may be.
+
+  Attributes:
+    metavar: stands for the value in the help.
+    parse: function from text to value; ValueError if the text is none.
+    must_be: what the value must be, the end of the sentence that refuses another one.
+    accepts: whether a value is in range.
+  """
+
+  metavar: str
+  parse: Callable[[str], Any]
+  must_be: str
+  accepts: Callable[[Any], bool] = lambda value: True
+
+  def __call__(self, text):
+    """Parses as argparse wants it of a `type`."""
+    try:
+      value = self.parse(text)
+      if self.accepts(value):
+        return value
+    except ValueError:
+      pass
+    raise argparse.ArgumentTypeError(f"it is '{text}'; it must be {self.must_be}")
+
+
+def integer(low=None, high=None):
+  """Returns the type of whole numbers from `low` to `high`, if given."""
+  what = 'a whole number'
+  if low is not None:
+    what += f', at least {low}' if high is None else f', from {low} to {high}'
+  return Type('INT', int, what, lambda v: (low is None or v >= low) and (high is None or v <= high))
+
+
+def number(interval='(-inf, inf)'):
+  """Returns the type of the numbers in an interval, written as in mathematics: '[0, 1)' has 0 and has not 1."""
+  low, high = (float(end) for end in interval[1:-1].split(','))
+
+  def inside(value):  # not a number is in none
+    above = value >= low if interval[0] == '[' else value > low
+    return above and (value <= high if interval[-1] == ']' else value < high)
+
+  what = f'a number in {interval}'
+  if high == float('inf'):
+    what = 'a number' if low == -high else f'a number, {"at least" if interval[0] == "[" else "above"} {low:g}'
+  return Type('FLOAT', float, what, inside)
+
+
+def one_of(*choices):
+  """Returns the type of texts that are one of some choices."""
+  return Type(f'{{{",".join(choices)}}}', str, ' or '.join(filter(None, [', '.join(choices[:-1]), choices[-1]])),
+              choices.__contains__)  # fmt: skip
+
+
+def _truth(text):
+  for value, texts in ((True, ('true', '1', 'yes')), (False, ('false', '0', 'no'))):
+    if text.lower() in texts:
+      return value
+  raise ValueError(text)
+
+
+# The released scripts write --bn_no_scale True.
+boolean = Type('BOOLEAN', _truth, 'True or False')
+automatic = Type('{True,False,auto}', lambda text: 'auto' if text.lower() == 'auto' else _truth(text),
+                 'True, False or auto')  # fmt: skip
+
+
+def parse_epochs(text):
+  """Returns the rising epochs that a text separates by commas, a list of floats; ValueError if it does not."""
+  epochs = [float(part) for part in text.split(',') if part.strip()]
+  if not all(0 < epoch < float('inf') for epoch in epochs) or epochs != sorted(epochs):
+    raise ValueError(text)
+  return epochs
+
+
+def _rising(text):
+  try:
+    return parse_epochs(text) is not None
+  except ValueError:
     return False
-  raise argparse.ArgumentTypeError("'%s' is neither True nor False" % text)
 
 
-def automatic(text):
-  """True, False or 'auto' from a flag's text."""
-  return 'auto' if text.lower() == 'auto' else boolean(text)
+epochs = Type('EPOCHS', str, 'rising epochs separated by commas, such as 100,140', _rising)  # stays a text
 
 
 class Parser(argparse.ArgumentParser):
   """A parser whose errors are the one sentence, without the whole usage above it."""
 
+  def __init__(self, description, **keywords):
+    given = {'formatter_class': argparse.RawDescriptionHelpFormatter, 'allow_abbrev': False, **keywords}
+    super().__init__(description=description, **given)
+
   def error(self, message):
-    self.exit(2, '%s: %s (see --help)\n' % (self.prog, message))
+    message = re.sub('^argument [^:]*: (?=--)', '', message)
+    self.exit(2, f'{self.prog}: {message} (see --help)\n')
 
 
 def add(section, name, type_, default, text, **keywords):
-  """Adds the flag --name to a parser or a section of it; its help shows the type."""
-  section.add_argument(
-    '--' + name, type=type_, default=default, metavar=getattr(type_, '__name__', '').upper(), help=text, **keywords
-  )
+  """Adds the flag --name to a parser or a section of it.
+
+  Args:
+    section: a Parser or a group of it.
+    name: of the flag.
+    type_: a Type, or int, float or str.
+    default: None if something else decides, which the help then says in brackets.
+    text: the help; the default is put behind it.
+    **keywords: of add_argument.
+
+  A value out of range is a UserError; a text that is no such value at all ends the program as argparse does.
+  """
+  if not isinstance(type_, Type):
+    what = {int: 'a whole number', float: 'a number'}.get(type_, 'a text')
+    type_ = Type(type_.__name__.upper(), type_, what)
+
+  def parse(given):
+    sentence = f"--{name} is '{given}'; it must be {type_.must_be}"
+    try:
+      value = type_.parse(given)
+    except ValueError as e:
+      raise argparse.ArgumentTypeError(sentence) from e
+    if not type_.accepts(value):
+      raise UserError(sentence)
+    return value
+
+  if default is not None and not text.endswith(']'):
+    text += ' [%(default)s]'
+  section.add_argument(f'--{name}', type=parse, default=default, metavar=type_.metavar, help=text, **keywords)
+
+
+def take(kind, values, **more):
+  """Makes a settings object, a dataclass, of the values that its fields name; where one is None its default stays.
+
+  Args:
+    kind: the dataclass; values: dict, such as vars of the parsed flags.
+    **more: fields whose value is another one than in `values`.
+  """
+  chosen = {**values, **more}
+  names = [field.name for field in dataclasses.fields(kind)]
+  return kind(**{name: chosen[name] for name in names if chosen.get(name) is not None})

@@ -63,6 +63,13 @@ def make(images_per_class, seed):
   return data
 
 
+def random_images(count, size, classes=1, seed=0):
+  """Draws images and labels that mean nothing, for measuring time: uint8 [count, size, size, 3], int32 [count]."""
+  rng = np.random.default_rng(seed)
+  images = rng.integers(0, 256, (count, size, size, 3), np.uint8)
+  return images, rng.integers(0, classes, count).astype(np.int32)
+
+
 def classes():
   """Names and numbers: 100 class names, 20 superclass names (both in the order of their numbers), the list
   fine_to_coarse, and the int array [20, 5] of class numbers by place in SUPERCLASSES and LETTERS."""

@@ -52,7 +52,7 @@ def semantic(names, groups):
   """Classes grouped by superclass: whole superclasses, as even as these allow (Table 1's column S).
 
   Args:
-    names: a cifar100.Names.
+    names: a ClassNames.
     groups: number of groups.
 
   Raises:
@@ -146,7 +146,7 @@ def read_file(path, names, config):
   For 1-2-2 or 2-2-2: [["apple", ...], ["bed", ...]]; for 2-4-4: [[["apple", ...], ["bed", ...]], [[...], [...]]].
 
   Args:
-    path: of the file; names: a cifar100.Names; config: an architecture.Config.
+    path: of the file; names: a ClassNames; config: an architecture.Config.
 
   Returns:
     int array [classes].

@@ -1,6 +1,5 @@
 """Pictures: the weights of split layers ordered by group, confusion matrices, the paper's figures. PNG files."""
 
-import os
 
 import matplotlib
 
@@ -9,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 import utils
+from splitnet.common.files import whole_file
 from splitnet.network import architecture
 
 
@@ -183,8 +183,7 @@ def draw_superclasses(table, group_names, superclass_names, title, path):
 
 def _save(figure, path):
   """Writes a figure whole or not at all."""
-  os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
   figure.tight_layout()
-  figure.savefig(path + '.tmp', format='png', dpi=110)
+  with whole_file(path, 'wb') as f:
+    figure.savefig(f, format='png', dpi=110)
   plt.close(figure)
-  os.replace(path + '.tmp', path)

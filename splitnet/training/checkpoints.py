@@ -23,7 +23,9 @@ import numpy as np
 import tensorflow as tf
 
 import resnet_split
+import utils
 from splitnet.common.errors import UserError
+from splitnet.common.files import write_json
 from splitnet.network import architecture
 
 CONFIG = 'config.json'
@@ -34,17 +36,6 @@ YOUNGER = ['validated']  # of a run's state: what its first checkpoints did not 
 # What a checkpoint is: its mode ('baseline', 'group', 'split' or 'released'), its architecture.Config, its hard groups
 # by units name (or None), its values by variable name, its whole configuration, and the path of the checkpoint itself.
 Stored = collections.namedtuple('Stored', 'mode config groups values configuration path')
-
-
-def write_json(path, content):
-  """Writes a JSON file whole or not at all."""
-  temporary = path + '.tmp'
-  with open(temporary, 'w') as f:
-    json.dump(content, f, indent=1)
-    f.write('\n')
-    f.flush()
-    os.fsync(f.fileno())
-  os.replace(temporary, path)
 
 
 def _unwritable(folder, error):
@@ -254,16 +245,44 @@ def assign(variables, values, source):
     variable.assign(values[name])
 
 
-def load_network(stored, **keywords):
-  """The network that a checkpoint holds, for evaluation: with its hard groups if it has any.
+def load_network(stored, harden=False, **keywords):
+  """Builds the network that a checkpoint holds, for evaluation: with its hard groups if it has any.
 
   Args:
     stored: a Stored.
-    **keywords: of resnet_split.Network (dtype, devices).
+    harden: whether to split a grouping network by its present assignments first.
+    **keywords: of the network (dtype, devices).
+
+  Raises:
+    UserError: if there is nothing to harden, a group is empty, or the checkpoint holds another network's variables.
   """
-  network = resnet_split.Network(stored.config, groups=stored.groups, **keywords)
-  assign(network.weights, stored.values, "the checkpoint '%s'" % stored.path)
-  return network
+  if not harden:
+    network = resnet_split.Network(stored.config, groups=stored.groups, **keywords)
+    assign(network.weights, stored.values, f"the checkpoint '{stored.path}'")
+    return network
+  groups = unit_groups(stored)
+  if groups is None or stored.groups is not None:
+    raise UserError(f"--harden: '{stored.path}' is a {stored.mode} checkpoint; only a grouping one can be hardened")
+  architecture.check_groups(architecture.wide_resnet(stored.config), groups)
+  return resnet_split.split_by(stored.config, groups, stored.values, **keywords)
+
+
+def unit_groups(stored):
+  """Returns the hard groups of a checkpoint's units, stored or present ones, by units name; None for a dense network.
+
+  A group of a grouping checkpoint may be empty.
+  """
+  if stored.groups is not None or not any(name.startswith('group/') for name in stored.values):
+    return stored.groups
+  units = architecture.wide_resnet(stored.config).units.values()
+  alphas = {u.name: stored.values[f'group/{u.name}/alpha'] if u.groups > 1 else np.zeros([1, u.size]) for u in units}
+  return {name: utils.hard_groups(alpha) for name, alpha in alphas.items()}
+
+
+def class_groups(stored):
+  """Returns the hard group of each class in a checkpoint (int array [classes]), or None for a dense network."""
+  groups = unit_groups(stored)
+  return groups and groups['split_q1']
 
 
 class Saver:

@@ -134,7 +134,7 @@ def build_network(flags, config, base, names, placed=None, before=None):
   Args:
     flags, config: the flags and the architecture.Config.
     base: the basemodel, a checkpoints.Stored, or None.
-    names: a cifar100.Names.
+    names: a ClassNames.
     placed: the devices for the branches, or None.
     before: from `begun`; the network of such a run gets its weights from its checkpoint.
   """

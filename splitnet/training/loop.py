@@ -7,8 +7,8 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-import cifar100
 from splitnet.common.errors import UserError
+from splitnet.data.batches import training_batches
 from splitnet.training import checkpoints, initialize
 from splitnet.training import log as summaries
 
@@ -22,7 +22,7 @@ class Loop:
     Args:
       flags: train.py's.
       stage: a stage.Stage.
-      val: a cifar100.Split, the validation images.
+      val: an Images, the validation images.
       replicas: a strategy.Replicas.
       configuration: dict from checkpoints.describe.
 
@@ -56,7 +56,7 @@ class Loop:
     """Trains until --max_steps, or until a flag stops it earlier.
 
     Args:
-      images: a cifar100.Split, the training images.
+      images: an Images, the training images.
 
     Returns:
       (last step, best validation accuracy).
@@ -89,7 +89,7 @@ class Loop:
   def _steps(self, images, reason):
     """Takes the steps that are left, none where there is a reason to stop; returns the reason, None at --max_steps."""
     flags, network, log = self._flags, self._network, self._log
-    iterator = iter(cifar100.training_batches(images, flags.batch_size, flags.seed, self._step))
+    iterator = iter(training_batches(images, flags.batch_size, flags.seed, self._step))
     events = [flags.display, flags.val_interval, flags.checkpoint_interval]
     events += [flags.group_summary_interval] if network.with_assignments else []
     calls, window = 1, []

@@ -7,6 +7,7 @@ import tensorflow as tf
 
 import cifar100
 from splitnet.common.errors import UserError
+from splitnet.data.batches import evaluation_batches
 from splitnet.parallel import devices
 from splitnet.training import replicas as strategy
 from splitnet.training.objective import Momentum, Objective, objective
@@ -156,10 +157,10 @@ class Stage:
       return share.sum((tf.cast(right, tf.float32), tf.reduce_sum(loss)))
     return right, tf.reduce_sum(loss)
 
-  def validate(self, split, batches):
+  def validate(self, data, batches):
     """(accuracy, cross-entropy) on the validation images, moving averages; batches 0: all."""
     right, loss, seen = 0, 0.0, 0
-    for i, (images, labels) in enumerate(cifar100.evaluation_batches(split, self._flags.batch_size)):
+    for i, (images, labels) in enumerate(evaluation_batches(data, self._flags.batch_size)):
       if batches and i == batches:
         break
       correct, batch_loss = self._correct(images, labels)

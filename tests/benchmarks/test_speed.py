@@ -121,7 +121,7 @@ def test_help_names_the_rows():
     (['--split', '2-1-1'], 'a tree cannot have more branches'),
     (['--branch_input', 'some'], "--branch_input is 'some'"),
     (['--output', '/dev/null/x.json'], "--output: the folder '/dev/null' cannot be made"),
-    (['--output', ROOT], 'cannot be written'),
+    (['--output', ROOT], 'is a folder'),
   ],
 )
 def test_a_users_mistake_is_one_sentence(arguments, words, capsys):

@@ -5,11 +5,11 @@ import json
 import numpy as np
 import pytest
 
-import cifar100
 import resnet_split
 import train
 import utils
 from splitnet.common.errors import UserError
+from splitnet.data.batches import ClassNames
 from splitnet.network import architecture, grouping
 from splitnet.reporting import compare
 from splitnet.training import checkpoints, initialize
@@ -27,7 +27,7 @@ def plan_of(split, k=1, branch_input='group'):
 def names():
   """100 classes, five to each of CIFAR-100's superclasses, numbered so that they do not stand together."""
   coarse = sorted(grouping.SUPERCLASS_ORDER)
-  return cifar100.Names(['class%d' % i for i in range(100)], coarse, np.arange(100) % 20, {})
+  return ClassNames(['class%d' % i for i in range(100)], coarse, np.arange(100) % 20, {})
 
 
 def test_semantic_groups_are_even_and_of_whole_superclasses(names):

@@ -1,5 +1,6 @@
 """figures.py: the numbers behind the figures against naive counting, the pictures themselves, and what it refuses."""
 
+import glob
 import os
 import sys
 
@@ -57,7 +58,7 @@ def class_run(folder, groups, ngroups, step=7, settings=None):
 
 def check_picture(path, width=None, height=None):
   """Asserts that a picture has this size in inches, is not empty, and was not left beside a part of itself."""
-  assert not os.path.exists(path + '.tmp')
+  assert not glob.glob(glob.escape(path) + '.*')
   with Image.open(path) as image:
     pixels = np.array(image.convert('L'))
   assert pixels.min() < 100 and pixels.max() == 255

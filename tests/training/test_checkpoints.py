@@ -163,6 +163,32 @@ def test_a_grouping_network_comes_back_without_groups(tmp_path):
   assert all(np.array_equal(stored.values[name], v) for name, v in network.weights.items())
 
 
+def test_a_grouping_checkpoint_is_hardened_by_its_most_probable_groups(tmp_path):
+  stored = checkpoints.read(RELEASED)
+  hardened = checkpoints.load_network(stored, harden=True)
+  grouping = resnet_split.Network(stored.config, with_assignments=True)
+  checkpoints.assign(grouping.weights, stored.values, 'the test')
+  np.testing.assert_array_equal(hardened(images()), resnet_split.harden(grouping)(images()))
+  np.testing.assert_array_equal(checkpoints.class_groups(stored), stored.values['group/split_q1/alpha'].argmax(0))
+  assert checkpoints.unit_groups(stored).keys() == grouping.plan.units.keys()
+  network = split_network()
+  saver_of(str(tmp_path), network)[0].save(0)
+  split = checkpoints.read(str(tmp_path))
+  assert checkpoints.class_groups(split).tolist() == network.groups['split_q1'].tolist()
+  dense = split._replace(mode='baseline', groups=None)
+  assert checkpoints.class_groups(dense) is None
+  for stored in (split, dense):
+    with pytest.raises(UserError, match=f'is a {stored.mode} checkpoint; only a grouping one') as error:
+      checkpoints.load_network(stored, harden=True)
+    one_sentence(error)
+  empty = stored.config.dense()
+  values = {'group/split_q1/alpha': np.array([[1.0] * 10, [0.0] * 10])}
+  config = dataclasses.replace(empty, ngroups1=2)
+  with pytest.raises(UserError, match='leaves group 1 of 2 empty'):
+    checkpoints.load_network(checkpoints.Stored('group', config, None, values | {
+      'group/split_p1/alpha': np.eye(2)[np.arange(64) % 2].T}, None, 'here'), harden=True)  # fmt: skip
+
+
 def test_saver_keeps_the_last_ones_and_the_best(tmp_path):
   network = split_network()
   saver, step = saver_of(str(tmp_path), network, max_to_keep=2)

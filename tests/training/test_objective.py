@@ -12,6 +12,7 @@ import tensorflow as tf
 import cifar100
 import resnet_split
 import train
+from splitnet.data.batches import training_batches
 from splitnet.network import architecture
 from splitnet.training import checkpoints, initialize, objective
 
@@ -88,12 +89,12 @@ def test_the_teacher_sees_the_steps_own_images_with_its_moving_averages_and_does
   )
   split = cifar100.load(data, 'train', 20)
   network = resnet_split.Network(CONFIG, seed=1)
-  images, labels, step = next(iter(cifar100.training_batches(split, 20, 3)))
+  images, labels, step = next(iter(training_batches(split, 20, 3)))
   seen = cifar100.whiten(cifar100.augment(images, tf.constant([3, 0])))
   student = resnet_split.Network(CONFIG, seed=1)(seen, training=True)
   expected = objective.distillation(student, teacher(seen), 4.0)
   stage = train.Stage(flags, network, 4.0, teacher=teacher)
-  terms = stage.train(iter(cifar100.training_batches(split, 20, 3)), tf.constant(1))
+  terms = stage.train(iter(training_batches(split, 20, 3)), tf.constant(1))
   assert float(terms['distillation']) == pytest.approx(float(expected), rel=1e-4)
   helpers.assert_same({n: v.numpy() for n, v in teacher.weights.items()}, stored.values)
 
