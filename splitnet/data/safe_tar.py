@@ -1,0 +1,58 @@
+"""Reads files out of a tar archive that may be damaged or hostile; nothing is extracted to the disk."""
+
+import lzma
+import os
+import posixpath
+import re
+import tarfile
+import zlib
+
+from splitnet.common.errors import UserError
+
+MAX_MEMBER_BYTES = 1 << 29
+
+
+def read_members(path, folder, names, alternative):
+  """Reads some files of one folder of a tar.
+
+  Args:
+    path: the tar, plain or compressed (.gz, .bz2, .xz).
+    folder: the folder inside it; names: of the files to read.
+    alternative: what the user can give instead, the end of a sentence.
+
+  Returns:
+    dict from name to bytes.
+
+  Raises:
+    UserError: the archive is missing, not a whole tar, dangerous, or lacks a file.
+  """
+  if not os.path.isfile(path):
+    raise UserError(f'there is no file {path}: {alternative}')
+  contents = {}
+  try:
+    with tarfile.open(path, 'r:*') as tar:
+      for member in tar:  # in the file's order: going back in a compressed file would start it anew
+        fault = _fault(member)
+        if fault:
+          raise UserError(f'{path} is refused because its member {member.name!r} {fault}: {alternative}')
+        parent, _, name = posixpath.normpath(member.name).rpartition('/')
+        if parent == folder and name in names and member.isfile():
+          contents[name] = tar.extractfile(member).read()
+  except PermissionError:
+    raise UserError(f'{path} may not be read: change its mode, or {alternative}') from None
+  except (tarfile.TarError, EOFError, OSError, ValueError, lzma.LZMAError, zlib.error):
+    raise UserError(f'{path} is no tar archive, or cut short or damaged: {alternative}') from None
+  missing = [f'{folder}/{name}' for name in names if name not in contents]
+  if missing:
+    raise UserError(f'{path} lacks {" and ".join(missing)}, or is cut short: {alternative}')
+  return contents
+
+
+def _fault(member):
+  """Returns what an honest archive of plain files would not have in a member, read or not; '' if it is harmless."""
+  parts = re.split(r'[/\\]', member.name)
+  if not (member.isdir() or (member.isfile() and not member.issparse())):
+    return 'is a link, a device or sparse'
+  if '..' in parts or parts[0] == '' or parts[0].endswith(':'):
+    return 'points outside it'
+  return f'has {member.size} bytes' if member.size > MAX_MEMBER_BYTES else ''
