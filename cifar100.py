@@ -1,9 +1,8 @@
-"""Reads CIFAR-100 as download_cifar100.py wrote it; augments and whitens its images on the device.
+"""Reads CIFAR-100 as download_cifar100.py wrote it; augments and whitens images.
 
 Every random choice is a function of (seed, step), so a resumed training run sees the images that it would have seen
-without the interruption. Source of the recipe: the released code (reflect-pad 4, random crop, random flip, whitening
-of each image and channel).
-"""
+without the interruption. Source of the recipe: the released code (reflect-pad 4, random crop, random flip, whitening of
+each image and channel). """
 
 import json
 import os
@@ -31,7 +30,7 @@ def _damaged(path, reason):
 
 
 def load_names(data_dir):
-  """Reads the names of classes and superclasses from a folder that download_cifar100.py wrote: a ClassNames.
+  """Reads the names of classes and superclasses in a folder: a ClassNames.
 
   Raises:
     UserError: the file is missing or damaged.
@@ -76,9 +75,10 @@ def load(data_dir, subset, limit=None):
 
 
 def augment(images, seed, share=None):
-  """Reflect-pads by 4, crops 32 x 32 at any of the 81 offsets and flips left-right with probability one half.
+  """Reflect-pads by 4, crops 32 x 32 and flips left-right, each image at random.
 
-  Padding, cropping and flipping only choose which pixel is read, so they are one index per row and one per column.
+  There are 81 offsets, and half of the images are flipped. Padding, cropping and flipping only choose which pixel is
+  read, so they are one index per row and one per column.
 
   Args:
     images: [batch, 32, 32, 3], any type.
@@ -102,7 +102,7 @@ def augment(images, seed, share=None):
 
 
 def _reflect(index):
-  """Returns the pixels that a reflected border shows: -1 -> 1, 32 -> 30 (the edge itself is not repeated)."""
+  """Returns the pixels that a reflected border shows: -1 -> 1, 32 -> 30."""
   index = tf.abs(index)
   return tf.minimum(index, 2 * (IMAGE_SIZE - 1) - index)
 

@@ -1,6 +1,6 @@
-"""Downloads CIFAR-100 (or reads it from an archive, or generates images like it), verifies it and divides it.
+"""Downloads CIFAR-100, verifies it and divides it into the subsets of training.
 
-Under --data_dir it leaves
+It also reads a local archive, or generates images. Under --data_dir it leaves
 
   train.npz, val.npz, train_val.npz, test.npz
       images         uint8 [N, 32, 32, 3], RGB, 0-255
@@ -51,7 +51,7 @@ PROVENANCE = ('source', 'seed', 'num_val_instance', 'images_per_class')
 
 
 def read_archive(path):
-  """Reads a tar of CIFAR-100's Python layout and verifies its content; nothing is extracted.
+  """Reads a tar of CIFAR-100's Python layout and verifies its content.
 
   Args:
     path: tar file, plain or compressed (.gz, .bz2, .xz), with cifar-100-python/{train,test,meta}.
@@ -92,7 +92,7 @@ def _names(meta, key, count):
 
 
 def _images(batch, member, count):
-  """Returns images uint8 [count, 32, 32, 3], labels uint8 [count], and the [n, 2] pairs of fine and coarse in use."""
+  """Returns images, labels, and the [n, 2] pairs of fine and coarse in use."""
   images = batch.get('data')
   if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape != (count, 3 * 32 * 32):
     what = f'{images.dtype} {images.shape}' if isinstance(images, np.ndarray) else 'no array'
@@ -117,7 +117,7 @@ def _labels(batch, member, key, count, classes):
 
 
 def _fine_to_coarse(train_pairs, test_pairs):
-  """Returns each class's superclass, from the pairs in use: exactly one, and the same in train and test."""
+  """Returns each class's superclass: exactly one, and the same in train and test."""
   if train_pairs[:, 0].tolist() != list(range(CLASSES)):
     raise ValueError(f'not every one of the {CLASSES} classes is in exactly one superclass')
   if len(set(train_pairs[:, 1].tolist())) != SUPERCLASSES:
@@ -131,7 +131,7 @@ def _fine_to_coarse(train_pairs, test_pairs):
 
 
 def train_and_val(count, num_val, seed):
-  """Draws `num_val` of `count` at random; returns the sorted indices of the others and of those, two int arrays."""
+  """Divides range(count) at random into two sorted int arrays, train and val."""
   order = np.random.RandomState(seed).permutation(count)
   return np.sort(order[num_val:]), np.sort(order[:num_val])
 
@@ -161,7 +161,7 @@ def write(data, data_dir, provenance):
 
 
 def is_done(data_dir, wanted):
-  """Returns whether a folder holds, whole and readable, the files that `wanted` (with keys PROVENANCE) describes.
+  """Returns whether a folder holds, whole, what `wanted` (as in `write`) describes.
 
   Raises:
     UserError: it holds another data set or division, which is not to be overwritten unasked.
@@ -186,7 +186,7 @@ def is_done(data_dir, wanted):
 
 
 def _is_readable(path, count):
-  """Returns whether a file holds a whole subset of `count` images (None: of any number)."""
+  """Returns whether a file holds a whole subset of `count` (None: any) images."""
   try:
     with np.load(path, allow_pickle=False) as f:
       images, labels, coarse = f['images'], f['labels'], f['coarse_labels']
@@ -208,7 +208,7 @@ def describe(provenance):
 
 
 def parse_flags(argv=None):
-  """Parses the command line; a wrong one ends the program with a sentence and exit code 2."""
+  """Parses the command line; a wrong one ends the program with exit code 2."""
   parser = Parser(
     'Fetches CIFAR-100 (169 MB), verifies it, and writes the files that training reads:\n'
     'train, val, train_val and test (.npz) and names.json, 340 MB together.',
@@ -242,7 +242,7 @@ def parse_flags(argv=None):
 
 
 def provenance_of(flags):
-  """Returns what the flags ask for, a dict with keys PROVENANCE; UserError if no image would be left to train on."""
+  """Returns what the flags ask for, a dict with keys PROVENANCE."""
   count = CLASSES * (flags.images_per_class or 500) if flags.synthetic else TRAIN_IMAGES
   num_val = count // 10 if flags.num_val_instance is None else flags.num_val_instance
   if num_val >= count:
@@ -291,7 +291,7 @@ def run(flags):
 
 
 def main(argv=None):
-  """Runs the program; returns its exit code: 0 done, 1 a sentence on stderr says why not, 130 interrupted."""
+  """Runs the program; returns its exit code."""
   return run_program('download_cifar100.py', lambda: run(parse_flags(argv)))
 
 

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Evaluates what split.sh made, at its best validation accuracy, on all 10,000 test images; one device a branch where
-# there are several. The results go to runs/split/eval.json; those of another checkpoint, of other images or in another
-# precision where --output_file says, if anywhere. Further arguments are eval.py's and win over these:
+# Evaluates the best checkpoint (by validation accuracy) of split.sh on all 10,000 test images; with one device per
+# branch if there are several. The results go to runs/split/eval.json; those of another checkpoint, of other images or
+# in another precision go to --output_file, if it is given. Further arguments are eval.py's and override these:
 #   ./eval.sh --checkpoint runs/group --output_file runs/group/eval.json
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/scripts/common.sh"

@@ -1,15 +1,21 @@
 #!/usr/bin/env bash
-# The paper's tables: ./tables.sh counts, 1, 2, or all (1 and 2); ./tables.sh groups: how good the groups are. Further
-# arguments are tables.py's:
+# The paper's tables, from runs of this project: ./tables.sh 1 | 2 | 5 | all | groups | counts | plan (./tables.sh --help
+# explains each; further arguments are those of paper/tables.py, of paper/table5.py for 5, of paper/estimate.py for plan):
 #   ./tables.sh 1 --k 1 --seeds 0,1,2
-#   ./tables.sh 1 --k 1 --print
-# ./tables.sh 5: evaluation time on several devices. Further arguments are table5.py's.
+#   ./tables.sh all --recipe short --print
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/scripts/common.sh"
+if [ $# = 0 ]; then
+  echo "tables.sh: name a table: ./tables.sh 1 | 2 | 5 | all | groups | counts | plan (./tables.sh --help explains each)" >&2
+  exit 2
+fi
 find_python
-if [ "${1:-}" = 5 ]; then exec "$python" -m paper.table5 "${@:2}"; fi # times networks that it makes itself
+case $1 in # both time networks that they make themselves
+  5) exec "$python" -m paper.table5 "${@:2}" ;;
+  plan) exec "$python" -m paper.estimate "${@:2}" ;;
+esac
 case " $* " in
-  '  ' | *' counts '* | *' --print '*) ;; # no images needed
+  *' counts '* | *' --print '*) ;; # no images needed
   *) need_data "$@" ;;
 esac
-exec "$python" -m paper.tables --data_dir "$data" --out "$runs/tables" "$@"
+exec "$python" -m paper.tables --data_dir "$data" "$@"

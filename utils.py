@@ -1,7 +1,8 @@
-"""SplitNet's mathematics: assignments of units to groups, their merging, the three regularisers, hard groups, counting.
+"""Computes SplitNet's mathematics on arrays and tensors.
 
-Nothing here knows a network, a data set or a flag. Symbols are the paper's (Kim et al., "SplitNet: Learning to
-Semantically Split Deep Networks for Parameter Reduction and Model Parallelization", ICML 2017):
+That is soft assignments, their merging, the three regularisers, hard groups, and counting. Nothing here knows a
+network, a data set or a flag. Symbols are the paper's (Kim et al., "SplitNet: Learning to Semantically Split Deep
+Networks for Parameter Reduction and Model Parallelization", ICML 2017):
 
   q, p   a soft assignment, [groups, units]: one probability per group and unit, each column sums to 1
   W      a layer's weights, [in, out]; a convolution counts each in-out channel pair once
@@ -21,27 +22,31 @@ import tensorflow as tf
 
 
 def merge_sizes(groups, merged_groups):
-  """How many of `groups` consecutive groups each of `merged_groups` takes: group i takes (N + M - i - 1) // M.
+  """Returns how many consecutive groups go into each merged group.
 
-  Source: the released code's merging (the paper's section 3.3 asks for a merge, not for which one).
+  Of N groups (N + M - i - 1) // M go into group i of M. Source: the released code's merging (the paper's section 3.3
+  asks for a merge, not for which one).
 
   Raises:
-    ValueError: unless 1 <= merged_groups <= groups.
+    ValueError: not 1 <= merged_groups <= groups.
   """
   if not 1 <= merged_groups <= groups:
-    raise ValueError('cannot merge %d groups into %d' % (groups, merged_groups))
+    raise ValueError(f'cannot merge {groups} groups into {merged_groups}')
   return [(groups + merged_groups - i - 1) // merged_groups for i in range(merged_groups)]
 
 
 def parents(groups, merged_groups):
-  """The merged group that each group goes to: int array [groups], never decreasing."""
+  """Returns the merged group of each group: int array [groups], never decreasing."""
   return np.repeat(np.arange(merged_groups), merge_sizes(groups, merged_groups))
 
 
 def parents_along(counts):
-  """The last merged group that each of the first groups goes to, merged step by step: int array [counts[0]].
+  """Returns the last merged group of each of the first, merged step by step.
 
-  Down a tree of 5, 3 and 2 branches the five go to 0 0 0 0 1, but merged from 5 to 2 at once to 0 0 0 1 1.
+  In a tree of 5, 3 and 2 branches the five go to 0 0 0 0 1, but merged from 5 to 2 at once to 0 0 0 1 1.
+
+  Returns:
+    int array [counts[0]].
   """
   groups = np.arange(counts[0])
   for count, merged in itertools.pairwise(counts):
@@ -50,9 +55,9 @@ def parents_along(counts):
 
 
 def merge_assignment(q, merged_groups):
-  """Merges a soft assignment: [groups, units] -> [merged_groups, units], p_g(l) = sum of its children p_s(l+1).
+  """Merges a soft assignment: [groups, units] -> [merged_groups, units].
 
-  Source: paper, section 3.3 (hierarchical split).
+  p_g(l) is the sum of its children p_s(l+1). Source: paper, section 3.3 (hierarchical split).
   """
   groups = q.shape[0]
   if groups == merged_groups:
@@ -65,7 +70,9 @@ def merge_assignment(q, merged_groups):
 
 
 def overlap(q):
-  """R_D, disjoint assignment: sum over pairs g < h of q_g . q_h, divided by its value for a uniform q.
+  """Computes R_D, disjoint assignment.
+
+  It is the sum of q_g . q_h over pairs g < h, divided by its value for a uniform q.
 
   Args:
     q: soft assignment [groups, units], groups > 1.
@@ -77,15 +84,17 @@ def overlap(q):
 
 
 def overlaps(qs):
-  """R_D of soft assignments [groups, units of each] of the same number of groups, in few operations: [len(qs)]."""
+  """Computes R_D of soft assignments to the same number of groups: [len(qs)]."""
   groups, q = qs[0].shape[0], tf.concat(qs, 1)
   # The columns of q sum to one, but summing the pairs as (sum^2 - sum of squares) / 2 does not rely on it.
   pairs = (tf.square(tf.reduce_sum(q, 0)) - tf.reduce_sum(tf.square(q), 0)) / 2
-  return _sums(pairs, qs, [2.0 * groups / (each.shape[1] * (groups - 1)) for each in qs])
+  return _sums_per_assignment(pairs, qs, [2.0 * groups / (one.shape[1] * (groups - 1)) for one in qs])
 
 
 def uniform(q):
-  """R_E, balanced assignment: sum over g of (sum_i q_gi)^2, divided by its least value.
+  """Computes R_E, balanced assignment.
+
+  It is the sum of (sum_i q_gi)^2 over groups g, divided by its least value.
 
   Args:
     q: soft assignment [groups, units].
@@ -97,14 +106,14 @@ def uniform(q):
 
 
 def uniforms(qs):
-  """R_E of soft assignments [groups, units of each] of the same number of groups, in few operations: [len(qs)]."""
+  """Computes R_E of soft assignments to the same number of groups: [len(qs)]."""
   groups, q = qs[0].shape[0], tf.concat(qs, 1)
-  shares = _sums(q, qs, [1.0 / each.shape[1] for each in qs])  # [groups, len(qs)]
+  shares = _sums_per_assignment(q, qs, [1.0 / one.shape[1] for one in qs])  # [groups, len(qs)]
   return groups * tf.reduce_sum(tf.square(shares), 0)
 
 
 def weight_split(kernel, p, q):
-  """R_W, group weight regularisation of one layer: the norms of the weights that lie between different groups.
+  """Computes R_W of one layer: norms of its weights between different groups.
 
   S = sum_g [ sum_i ||((I - P_g) W Q_g)_i*|| / (in sqrt(out)) + sum_j ||(P_g W (I - Q_g))_*j|| / (sqrt(in) out) ]
       / (2 (G - 1) std / G)
@@ -123,31 +132,31 @@ def weight_split(kernel, p, q):
 
 
 def weight_splits(kernels, ps, qs):
-  """R_W of layers whose assignments have the same number of groups, in few operations: [layers].
+  """Computes R_W of layers with the same number of groups: [layers].
 
-  All that is as small as an assignment is computed for all layers at once; a layer's own are the squares of its
-  weights and two products with them.
+  All that is as small as an assignment is computed for all layers at once; for each layer there are only the squares
+  of its weights and two products with them.
   """
-  groups, units = ps[0].shape[0], [*ps, *qs]
-  assignments = tf.concat(units, 1)
-  squared = tf.split(tf.square(assignments), [each.shape[1] for each in units], 1)
+  groups, assignments = ps[0].shape[0], [*ps, *qs]
+  joined = tf.concat(assignments, 1)
+  squared = tf.split(tf.square(joined), [one.shape[1] for one in assignments], 1)
   squares = [mean_squares(kernel) for kernel in kernels]
   # (1 - p_gi) does not depend on j, so it leaves the row's norm: no [groups, in, out] tensor is needed.
   rows = [tf.matmul(q, s, transpose_b=True) for q, s in zip(squared[len(ps) :], squares)]  # [groups, in]
   columns = [tf.matmul(p, s) for p, s in zip(squared, squares)]  # [groups, out]
-  norms = tf.reduce_sum((1.0 - assignments) * _safe_sqrt(tf.concat(rows + columns, 1)), 0)
-  of_rows, of_columns = [], []
+  norms = tf.reduce_sum((1.0 - joined) * _safe_sqrt(tf.concat(rows + columns, 1)), 0)
+  row_weights, column_weights = [], []
   for kernel in kernels:
     inputs, outputs = kernel.shape[-2:]
     std = (1.0 / np.prod(kernel.shape[:-1])) ** 0.5
     fresh = 2.0 * (groups - 1) * std / groups
-    of_rows.append(1.0 / (inputs * outputs**0.5 * fresh))
-    of_columns.append(1.0 / (inputs**0.5 * outputs * fresh))
-  return tf.reduce_sum(tf.reshape(_sums(norms, units, of_rows + of_columns), [2, -1]), 0)
+    row_weights.append(1.0 / (inputs * outputs**0.5 * fresh))
+    column_weights.append(1.0 / (inputs**0.5 * outputs * fresh))
+  return tf.reduce_sum(tf.reshape(_sums_per_assignment(norms, assignments, row_weights + column_weights), [2, -1]), 0)
 
 
 def mean_squares(kernel):
-  """The mean square of each channel pair's weights over the window: [..., in, out] -> [in, out]."""
+  """Averages the squared weights over the window: [..., in, out] -> [in, out]."""
 
   # TensorFlow's own gradient of the mean first repeats it over the window, a tensor as large as the kernel.
   @tf.custom_gradient
@@ -159,23 +168,32 @@ def mean_squares(kernel):
   return compute(tf.convert_to_tensor(kernel))
 
 
-def _sums(values, qs, weights):
-  """Sums over the units of each assignment, weighted: [..., units of all] -> [..., len(qs)]."""
+def _sums_per_assignment(values, qs, weights):
+  """Sums over each assignment's units, weighted: [..., all units] -> [..., len(qs)]."""
   blocks = np.repeat(np.diag(weights), [q.shape[1] for q in qs], 0)  # [units of all, len(qs)]
   return tf.tensordot(values, tf.constant(blocks, values.dtype), 1)
 
 
-def _by_groups(term, *lists):
-  """A term of layers or assignments, those with the same number of groups at once: tensor in the lists' order."""
-  chosen = {}
-  for i, q in enumerate(lists[-1]):
-    chosen.setdefault(q.shape[0], []).append(i)
-  values = tf.concat([term(*([each[i] for i in some] for each in lists)) for some in chosen.values()], 0)
-  return values if len(chosen) == 1 else tf.gather(values, np.argsort(np.concatenate(list(chosen.values()))))
+def _per_group_count(term, *arguments):
+  """Computes a term, at once for all with the same number of groups.
+
+  Args:
+    term: function of lists, such as `overlaps`, to a tensor [length of the lists].
+    *arguments: lists for it, the last of assignments.
+
+  Returns:
+    Tensor in the lists' order.
+  """
+  places = {}  # in the lists, by number of groups
+  for i, q in enumerate(arguments[-1]):
+    places.setdefault(q.shape[0], []).append(i)
+  values = tf.concat([term(*([given[i] for i in chosen] for given in arguments)) for chosen in places.values()], 0)
+  return values if len(places) == 1 else tf.gather(values, np.argsort(np.concatenate(list(places.values()))))
 
 
 def _safe_sqrt(x):
-  """sqrt whose slope at 0 is large but finite: a block of exact zeros must not turn the gradient into NaN."""
+  """Computes a square root whose slope at 0 is large but finite."""
+  # A block of exact zeros must not turn the gradient into NaN.
   return tf.sqrt(x + 1e-20)
 
 
@@ -186,7 +204,7 @@ SplitLayer = collections.namedtuple('SplitLayer', 'name kernel p q counted')
 
 
 def regularisers(split_layers, weighted_group_loss=True):
-  """The three regularisers of a network, each about 1 at the start.
+  """Computes the three regularisers of a network, each about 1 at the start.
 
   Args:
     split_layers: list of SplitLayer, bottom up.
@@ -199,7 +217,8 @@ def regularisers(split_layers, weighted_group_loss=True):
   """
   counting = [layer for layer in split_layers if layer.counted]
   split = [layer for layer in split_layers if layer.p is not None]
-  split_terms = _by_groups(weight_splits, *([getattr(layer, part) for layer in split] for part in ('kernel', 'p', 'q')))
+  kernels, ps, qs = ([getattr(layer, part) for layer in split] for part in ('kernel', 'p', 'q'))
+  split_terms = _per_group_count(weight_splits, kernels, ps, qs)
   if weighted_group_loss:
     weights = tf.stop_gradient(split_terms)
     total_split = tf.reduce_sum(weights * split_terms) / tf.maximum(tf.reduce_sum(weights), 1e-20)
@@ -210,13 +229,14 @@ def regularisers(split_layers, weighted_group_loss=True):
   counts = [len(layer.counted) for layer in counting]
   means = np.repeat(np.diag(1.0 / np.array(counts)), counts, 0)  # [assignments, layers]
   for name, term in (('overlap', overlaps), ('uniform', uniforms)):
-    values = _by_groups(term, [q for layer in counting for q in layer.counted])
+    values = _per_group_count(term, [q for layer in counting for q in layer.counted])
     values = tf.tensordot(values, tf.constant(means, values.dtype), 1)
     terms[name], terms[name + '_terms'] = tf.reduce_mean(values), _named(counting, values)
   return terms
 
 
 def _named(layers, values):
+  """Returns a dict from the layers' names to the scalars in a tensor [layers]."""
   return dict(zip([layer.name for layer in layers], tf.unstack(values)))
 
 
@@ -224,75 +244,43 @@ def _named(layers, values):
 
 
 def confidence(q):
-  """Mean over the units of the probability of their most probable group: 1 / groups undecided, 1 decided."""
+  """Averages the units' greatest probabilities: 1 / groups undecided, 1 decided."""
   return tf.reduce_mean(tf.reduce_max(q, 0))
 
 
 def hard_groups(alpha):
-  """The most probable group of each unit (Algorithm 1 of the paper): alpha [groups, units] -> int array [units]."""
+  """Returns each unit's most probable group: [groups, units] -> int array [units].
+
+  Source: paper, Algorithm 1.
+  """
   return np.argmax(np.asarray(alpha), 0).astype(np.int64)
 
 
 def group_sizes(groups_of_units, groups):
-  """How many units each group has: int array [groups]."""
+  """Counts the units of each group: int array [groups]."""
   return np.bincount(groups_of_units, minlength=groups)
 
 
 def group_order(groups_of_units):
-  """The units ordered by group, in their own order inside a group: int array [units]."""
+  """Sorts the units by group, stably: int array [units]."""
   return np.argsort(groups_of_units, kind='stable')
 
 
 def superclass_agreement(groups_of_classes, superclass_of_classes):
-  """The share of the classes that are in the group which holds most of their superclass (paper, figure 5).
+  """Returns the share of classes in the group with most of their superclass.
 
   Args:
     groups_of_classes, superclass_of_classes: int arrays [classes].
 
   Returns:
-    Number in (0, 1]; 1 when no superclass is divided between groups.
+    Number in (0, 1]; 1 when no superclass is divided between groups. Source: paper, figure 5.
   """
   table = superclass_table(groups_of_classes, superclass_of_classes)
   return float(table.max(0).sum()) / len(groups_of_classes)
 
 
 def superclass_table(groups_of_classes, superclass_of_classes):
-  """How many classes of each superclass are in each group: int array [groups, superclasses] (paper, figure 5)."""
+  """Counts classes: int array [groups, superclasses], the table of figure 5."""
   table = np.zeros((max(groups_of_classes) + 1, max(superclass_of_classes) + 1), np.int64)
   np.add.at(table, (np.asarray(groups_of_classes), np.asarray(superclass_of_classes)), 1)
   return table
-
-
-# --- counting --------------------------------------------------------------------------------------------------
-
-# One layer's size. `counted`: whether the paper's tables count it (they leave out the first convolution and the
-# batch normalisations).
-LayerCount = collections.namedtuple('LayerCount', 'name parameters flops counted')
-
-
-def count_convolution(name, kernel_size, inputs, outputs, output_size, counted=True):
-  """Parameters, and FLOPs for one image at 2 per multiply-add, of a convolution without bias.
-
-  Args:
-    kernel_size, output_size: height (= width) of the window and of the output, pixels.
-    inputs, outputs: channels.
-  """
-  parameters = kernel_size * kernel_size * inputs * outputs
-  return LayerCount(name, parameters, 2 * parameters * output_size * output_size, counted)
-
-
-def count_linear(name, inputs, outputs):
-  """Parameters (weights and biases) and FLOPs for one image of a fully connected layer, a bias counted as a weight."""
-  parameters = inputs * outputs + outputs
-  return LayerCount(name, parameters, 2 * parameters, True)
-
-
-def count_batch_norm(name, channels, output_size, scaled):
-  """Learned parameters (offset, and scale if there is one) and FLOPs (2 per value) of a batch normalisation."""
-  return LayerCount(name, channels * (2 if scaled else 1), 2 * channels * output_size * output_size, False)
-
-
-def total_count(counts, everything=False):
-  """Sums a list of LayerCount to (parameters, FLOPs per image); `everything` adds what the paper leaves out."""
-  chosen = [c for c in counts if c.counted or everything]
-  return sum(c.parameters for c in chosen), sum(c.flops for c in chosen)

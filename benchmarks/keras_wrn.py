@@ -1,4 +1,4 @@
-"""A wide residual network in plain Keras, the same size as resnet_split.Network's dense one, for benchmark.py.
+"""A wide residual network in plain Keras, the same size as the project's dense one, for speed.py.
 
 The measure of what this project's own loop and layers are worth: the network as one would write it with Keras's layers
 and train it with `model.fit`. Blocks, initial values, batch norms, weight decay and optimiser are the dense network's.
@@ -6,16 +6,16 @@ and train it with `model.fit`. Blocks, initial values, batch norms, weight decay
 
 import tensorflow as tf
 
-import resnet_split
+from splitnet.network import layers
 
 keras = tf.keras
 
 
 def build(config, precision='float32', l2_weight=0.0005):
-  """The model: whitened images [batch, 32, 32, 3] to logits [batch, classes], not compiled.
+  """Builds the model: whitened images [batch, 32, 32, 3] to logits [batch, classes], not compiled.
 
   Args:
-    config: an architecture.Config; its groups do not matter.
+    config: a resnet_split.Config; its groups make no difference.
     precision: 'float32' or 'bfloat16' for the layers; weights and logits are float32.
     l2_weight: weight decay: times half the sum of squares of every kernel.
   """
@@ -31,7 +31,7 @@ def build(config, precision='float32', l2_weight=0.0005):
 
   def activate(x, scale=not config.bn_no_scale):
     x = keras.layers.BatchNormalization(
-      momentum=resnet_split.BATCH_NORM_DECAY, epsilon=resnet_split.BATCH_NORM_EPSILON, scale=scale, dtype=policy
+      momentum=layers.BATCH_NORM_DECAY, epsilon=layers.BATCH_NORM_EPSILON, scale=scale, dtype=policy
     )(x)
     return keras.layers.ReLU(dtype=policy)(x)
 
@@ -56,7 +56,7 @@ def build(config, precision='float32', l2_weight=0.0005):
 
 
 def compile_model(model, initial_lr=0.1, momentum=0.9):
-  """Compiles it as the baseline is trained: gradient descent with momentum, cross-entropy, accuracy."""
+  """Compiles a model as the baseline is trained: gradient descent with momentum, cross-entropy, accuracy."""
   model.compile(
     optimizer=keras.optimizers.SGD(initial_lr, momentum),
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -1,22 +1,22 @@
 """Measures how fast training, evaluation and the input pipeline are on this machine, as ratios, and prints tables.
 
 Every row runs in a process of its own; those that are compared are measured in turns, again and again, so that whatever
-else the machine does hits all alike; a ratio is the median of those of the turns. A first step's time begins
-with the process. Beside the rows of this project:
+else the machine does hits all alike; a ratio is the median of those of the turns. A first step's time begins with the
+process. Beside the rows of this project:
 
   ceiling   the best rate of plain 3x3 convolutions and matrix products of the network's shapes: what its FLOPs
             would take at that rate (training: three times those of evaluation)
   keras     a plain Keras network of the same size, trained with model.fit (keras_wrn.py)
 
-python benchmark.py                                   everything; the better part of an hour on two cores
-python benchmark.py --k 8 --only baseline,split       is the split network as fast as its FLOPs allow?
-python benchmark.py --k 8 --precision bfloat16        on a GPU, which has more batch sizes: what share of its peak?
+python -m benchmarks.speed                                everything; the better part of an hour on two cores
+python -m benchmarks.speed --k 8 --only baseline,split    is the split network as fast as its FLOPs allow?
+python -m benchmarks.speed --k 8 --precision bfloat16     on a GPU, which has more batch sizes: what share of its peak?
 """
 
-import argparse
 import collections
 import dataclasses
 import datetime
+import functools
 import json
 import re
 import subprocess
@@ -28,27 +28,24 @@ import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 
 import tensorflow as tf
 
-from paper import tables
+from resnet_split import Config
 from splitnet.common.errors import UserError, run_program
 from splitnet.common.files import PROJECT, check_output_file, write_json
-from splitnet.common.flags import Parser, add
+from splitnet.common.flags import Parser, add, integer, integers, number, some_of
 from splitnet.parallel import devices
+from splitnet.reporting import tables
+from splitnet.reporting.timing import interleaved, median
 
 # A row: its name for --only, what the tables call it, its workload (workloads.py), that workload's arguments.
 Row = collections.namedtuple('Row', 'name text workload arguments')
 XLA = not devices.use_xla('auto')  # the other way than train.py's default, which has to be the faster one
 TRAINING = [
   Row('baseline', 'dense', 'training', dict(mode='baseline')),
-  Row('group', 'grouping, dropout as grouping has it', 'training', dict(mode='group')),
-  Row('group_alone', 'grouping without dropout', 'training', dict(mode='group', more=['--dropout_keep_prob', '1'])),
+  Row('group', 'grouping, dropout as grouping has it', 'training', dict(mode='group', keep_prob=0.5)),
+  Row('group_alone', 'grouping without dropout', 'training', dict(mode='group')),
   Row('split', 'split', 'training', dict(mode='split')),
   Row('split_uneven', 'split, uneven groups', 'training', dict(mode='split', uneven=True)),
-  Row(
-    'xla',
-    'dense, with%s XLA' % ('' if XLA else 'out'),
-    'training',
-    dict(mode='baseline', more=['--jit_compile', str(XLA)]),
-  ),
+  Row('xla', f'dense, with{"" if XLA else "out"} XLA', 'training', dict(mode='baseline', jit_compile=XLA)),
   Row('keras', 'dense, plain Keras', 'keras', {}),
 ]
 EVALUATION = [
@@ -61,67 +58,28 @@ CEILING = Row('ceiling', 'ceiling', 'ceiling', {})
 NAMES = [row.name for row in (*TRAINING, *EVALUATION, PIPELINE, CEILING)]
 
 
-# --- flags ------------------------------------------------------------------------------------------------------
-
-
-def numbers(text):
-  """A list of positive numbers separated by commas."""
-  try:
-    found = [int(part) for part in text.split(',')]
-  except ValueError:
-    found = [0]
-  if min(found) < 1 or max(found) > 10**6:
-    raise argparse.ArgumentTypeError("'%s' is no list of numbers such as 1,2,8" % text)
-  return list(dict.fromkeys(found))
-
-
-def one_of(known):
-  """The type of a flag that lists some of the names that are known."""
-
-  def names(text):
-    found = [part.strip() for part in text.split(',') if part.strip()]
-    for name in found or ['']:
-      if name not in known:
-        raise argparse.ArgumentTypeError("'%s' is not one of %s" % (name, ', '.join(known)))
-    return list(dict.fromkeys(found))
-
-  return names
-
-
 def parse_flags(argv):
   """Parses and checks the flags.
 
   Raises:
-    UserError: where a value is out of range.
+    UserError: if a value is out of range.
   """
-  parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-  add(parser, 'only', one_of(NAMES), ', '.join(NAMES), 'which rows: some of %(default)s [all]')
-  add(parser, 'k', numbers, '1,2,8', 'width multipliers [%(default)s]')
-  add(parser, 'precision', one_of(['float32', 'bfloat16']), 'float32,bfloat16', 'of the convolutions [%(default)s]')
-  more = ',256,1024' if tf.config.list_physical_devices('GPU') else ''
-  add(parser, 'train_batch', numbers, '90' + more, 'images per batch in training [90; on a GPU 90,256,1024]')
-  add(parser, 'eval_batch', numbers, '100' + more, 'images per batch in evaluation [100; on a GPU 100,256,1024]')
-  add(parser, 'num_residual_units', int, 2, 'residual blocks per stage [%(default)s]')
-  add(
-    parser,
-    'split',
-    str,
-    '2-2-2',
-    'the split that is grouped for and split into, ngroups3-ngroups2-ngroups1 [%(default)s]',
-  )
-  add(parser, 'branch_input', str, 'group', "group or all, as train.py's [%(default)s]")
-  add(parser, 'seconds', float, 3.0, 'that each row is measured for in each turn, one call at least [%(default)s]')
-  add(parser, 'repeats', int, 3, 'turns [%(default)s]')
+  parser = Parser(prog='speed.py', description=__doc__)
+  add(parser, 'only', some_of(*NAMES), ','.join(NAMES), f'which rows: some of {", ".join(NAMES)} [all]')
+  add(parser, 'k', integers(1, 10**6), '1,2,8', 'width multipliers')
+  add(parser, 'precision', some_of('float32', 'bfloat16'), 'float32,bfloat16', 'of the convolutions')
+  larger = ',256,1024' if tf.config.list_physical_devices('GPU') else ''
+  text = 'images per batch in {} [{}; on a GPU {}]'
+  add(parser, 'train_batch', integers(1, 10**6), f'90{larger}', text.format('training', 90, '90,256,1024'))
+  add(parser, 'eval_batch', integers(1, 10**6), f'100{larger}', text.format('evaluation', 100, '100,256,1024'))
+  add(parser, 'num_residual_units', integer(1, 100), 2, 'residual blocks per stage')
+  text = 'the split that is grouped for and split into, ngroups3-ngroups2-ngroups1'
+  add(parser, 'split', str, '2-2-2', text)
+  add(parser, 'branch_input', str, 'group', "group or all, as train.py's")
+  add(parser, 'seconds', number('(0, 3600]'), 3.0, 'that each row is measured for in each turn, one call at least')
+  add(parser, 'repeats', integer(1, 1000), 3, 'turns')
   add(parser, 'output', str, '', 'JSON file for the results, written after every table [none]')
   flags = parser.parse_args(argv)
-  for name, good, what in (
-    ('seconds', 0 < flags.seconds <= 3600, 'above 0, at most 3600'),
-    ('repeats', 1 <= flags.repeats <= 1000, 'from 1 to 1000'),
-    ('split', re.fullmatch(r'\d+-\d+-\d+', flags.split), 'three numbers of groups, such as 2-2-2'),
-    ('num_residual_units', 1 <= flags.num_residual_units <= 100, 'from 1 to 100'),
-  ):
-    if not good:
-      raise UserError('--%s is %s; it must be %s' % (name, getattr(flags, name), what))
   for k in flags.k:
     config_of(flags, k)
   if flags.output:
@@ -130,20 +88,32 @@ def parse_flags(argv):
 
 
 def config_of(flags, k):
-  """The architecture.Config of a width."""
-  config = tables.split_config(flags.split, k, flags.branch_input)
-  return dataclasses.replace(config, num_residual_units=flags.num_residual_units)
+  """Returns the Config of a width."""
+  return Config.of_split(
+    flags.split, k=k, num_residual_units=flags.num_residual_units, branch_input=flags.branch_input
+  )
 
 
 # --- processes ----------------------------------------------------------------------------------------------------
 
 
 class Process:
-  """A workload in a process of its own."""
+  """A workload in a process of its own.
+
+  Attributes:
+    start: what it answered when it was ready, a dict: 'first_step', 'flops', 'dense_flops', 'machine'.
+    turns: list of what it measured, dicts of 'rate' and more.
+    memory: the most memory that it held, by kind, once it has ended.
+    failed: why it failed, or None.
+  """
 
   def __init__(self, row, config, arguments):
-    self.row, self.failed = row, None
-    self.turns, self.memory = [], None
+    """Starts the process and waits until it is ready.
+
+    Args:
+      row: a Row; config: a Config; arguments: of its workload, beside the row's own.
+    """
+    self.failed, self.turns, self.memory = None, [], None
     request = dict(
       workload=row.workload, config=dataclasses.asdict(config), arguments={**arguments, **row.arguments},
       started=time.time(),
@@ -156,31 +126,31 @@ class Process:
     self.start = self._read()
 
   def _read(self):
-    """The next line that the process writes, a dict; where it ended instead, {} and `failed` says why."""
+    """Reads the next line that the process writes, a dict; if it ended instead, {} and `failed` says why."""
     line = self._process.stdout.readline()
     if line:
       return json.loads(line)
     self._process.wait()
     self._errors.seek(0)
-    told = [text.strip() for text in self._errors if text.strip()]
-    self.failed = told[-1][:200] if told else 'ended with code %d' % self._process.returncode
+    lines = [text.strip() for text in self._errors if text.strip()]
+    self.failed = lines[-1][:200] if lines else f'ended with code {self._process.returncode}'
     return {}
 
   def measure(self, seconds):
-    """One turn."""
+    """Measures one turn."""
     if self.failed:
       return
     try:
-      self._process.stdin.write('measure %r\n' % seconds)
+      self._process.stdin.write(f'measure {seconds!r}\n')
       self._process.stdin.flush()
     except BrokenPipeError:
-      pass  # it ended, and tells why
+      pass  # it ended, and says why
     turn = self._read()
     if turn:
       self.turns.append(turn)
 
   def end(self):
-    """Ends the process and takes its peak memory."""
+    """Ends the process and keeps its peak memory."""
     if not self.failed:
       self._process.stdin.close()
       self.memory = self._read().get('memory')
@@ -197,7 +167,7 @@ def measure(rows, config, arguments, flags, label):
   """Measures rows in turns, each in a process of its own that is there all the while.
 
   Args:
-    rows: list of Row; config: an architecture.Config; arguments: of every row's workload, a dict.
+    rows: list of Row; config: a Config; arguments: of every row's workload, a dict.
     flags: the parsed flags; label: what the lines on stderr begin with.
 
   Returns:
@@ -205,19 +175,17 @@ def measure(rows, config, arguments, flags, label):
   """
   processes = {}
 
-  def tell(text):
-    print('%s: %s' % (label, text), file=sys.stderr, flush=True)
+  def show(text):
+    print(f'{label}: {text}', file=sys.stderr, flush=True)
 
   try:
     for row in rows:
       own = {} if row.workload == 'pipeline' else {'precision': arguments['precision']}
-      processes[row.name] = Process(row, config, {'batch_size': arguments['batch_size'], **own})
-      failed = processes[row.name].failed
-      tell('%s %s' % (row.name, 'failed: %s' % failed if failed else 'is ready'))
-    for repeat in range(flags.repeats):
-      for process in processes.values():
-        process.measure(flags.seconds)
-      tell('turn %d of %d' % (repeat + 1, flags.repeats))
+      process = processes[row.name] = Process(row, config, {'batch_size': arguments['batch_size'], **own})
+      show(f'{row.name} {f"failed: {process.failed}" if process.failed else "is ready"}')
+    timers = {name: functools.partial(process.measure, flags.seconds) for name, process in processes.items()}
+    for turn, _ in enumerate(interleaved(timers, flags.repeats), 1):
+      show(f'turn {turn} of {flags.repeats}')
     for process in processes.values():
       process.end()
   finally:
@@ -229,26 +197,19 @@ def measure(rows, config, arguments, flags, label):
 # --- results ------------------------------------------------------------------------------------------------------
 
 
-def median(values):
-  """The median of a list of numbers; None of none."""
-  values = sorted(values)
-  middle = len(values) // 2
-  return None if not values else (values[middle] + values[~middle]) / 2
-
-
 def ratio(process, other, factor=1.0):
-  """The median over the turns of one row's rate over another's, times a factor; None where one was not measured."""
+  """Returns the median over the turns of one row's rate over another's, times a factor; None without turns."""
   if process is None or other is None:
     return None
   return median([factor * a['rate'] / b['rate'] for a, b in zip(process.turns, other.turns)])
 
 
 def summarise(kind, rows, processes, settings):
-  """What was measured, a list of dicts that JSON can hold.
+  """Sums up what was measured: a list of dicts that JSON can hold.
 
   Args:
     kind: 'training' or 'evaluation'; rows: list of Row.
-    processes: dict from row name to Process, ended; the ceiling's among them where it was measured.
+    processes: dict from row name to Process, ended; if it was measured with the ceiling's among them.
     settings: dict of what all rows share: 'k', 'precision', 'batch_size'.
 
   Returns:
@@ -262,11 +223,11 @@ def summarise(kind, rows, processes, settings):
   result = []
   for row in rows:
     process = processes[row.name]
-    flops, feeds = process.start.get('flops'), row.workload == 'pipeline'
+    flops, is_pipeline = process.start.get('flops'), row.workload == 'pipeline'
     work = 3.0 * flops if flops and kind == 'training' else flops
     result.append({
       **settings,
-      'kind': 'pipeline' if feeds else kind,
+      'kind': 'pipeline' if is_pipeline else kind,
       'row': row.name,
       'text': row.text,
       'rate': median([turn['rate'] for turn in process.turns]),
@@ -275,17 +236,17 @@ def summarise(kind, rows, processes, settings):
       'against_dense': ratio(process, dense),
       'flops': flops,
       'flops_allow': process.start['dense_flops'] / flops if flops else None,
-      'against_keras': None if feeds else ratio(process, keras),
+      'against_keras': None if is_pipeline else ratio(process, keras),
       'latency': median([turn['latency'] for turn in process.turns if 'latency' in turn]),
       'memory': process.memory,
       'first_step': process.start.get('first_step') if kind == 'training' else None,
-      'remark': 'failed: %s' % process.failed if process.failed else '',
+      'remark': f'failed: {process.failed}' if process.failed else '',
     })  # fmt: skip
   return result
 
 
 def ceiling_of(processes, settings):
-  """What the ceiling's row measured: a list of one dict with the settings, 'rate' (FLOPs/s) and 'shape', or of none."""
+  """Returns what the ceiling's row measured: a list of a dict of the settings, 'rate' (FLOPs/s), 'shape'; or empty."""
   process = processes.get('ceiling')
   if process is None or not process.turns:
     return []
@@ -303,23 +264,21 @@ def run_all(flags):
     wanted = [row for row in rows if row.name in flags.only]
     if not wanted and not (kind == 'training' and flags.only == ['ceiling']):
       return
-    asked = ([CEILING] if 'ceiling' in flags.only else []) + wanted
-    label = '%s, k = %d, %s, batch %d' % (kind, k, precision, batch_size)
-    processes = measure(asked, config_of(flags, k), settings, flags, label)
+    with_ceiling = ([CEILING] if 'ceiling' in flags.only else []) + wanted
+    label = f'{kind}, k = {k}, {precision}, batch {batch_size}'
+    processes = measure(with_ceiling, config_of(flags, k), settings, flags, label)
     machine.update(next((p.start['machine'] for p in processes.values() if p.start), {}))
     results.extend(summarise(kind, wanted, processes, settings) + ceiling_of(processes, settings))
 
   for k in flags.k:
     for precision in flags.precision:
-      for kind, rows, batches in (
-        ('training', TRAINING, flags.train_batch),
-        ('evaluation', EVALUATION, flags.eval_batch),
-      ):
-        for batch_size in batches:
-          # The pipeline beside what it feeds: the width whose steps are shortest.
-          beside = [PIPELINE] if kind == 'training' and k == min(flags.k) else []
-          part(kind, rows + beside, k, precision, batch_size)
-          yield results, machine
+      for batch_size in flags.train_batch:
+        # The pipeline beside what it feeds: the width whose steps are shortest.
+        part('training', TRAINING + ([PIPELINE] if k == min(flags.k) else []), k, precision, batch_size)
+        yield results, machine
+      for batch_size in flags.eval_batch:
+        part('evaluation', EVALUATION, k, precision, batch_size)
+        yield results, machine
 
 
 # --- tables -------------------------------------------------------------------------------------------------------
@@ -335,52 +294,51 @@ TABLES = {
 
 
 def cells(line, split):
-  """The texts of one of `run_all`'s dicts by column."""
+  """Returns the texts of one of `run_all`'s dicts by column."""
 
-  def number(name, form):
+  def text(name, form):
     value = line.get(name)
-    return '' if value is None else form % value
+    return '' if value is None else format(value, form)
 
-  memory = [
-    '%.2f%s' % (size / 1e9, '' if kind == 'host' else ' ' + kind) for kind, size in (line.get('memory') or {}).items()
-  ]
+  rate, memory = line['rate'] or 0, line.get('memory') or {}
   return {
-    'network': re.sub('^split', 'split ' + split, line.get('text', '')),
-    'k': '%d' % line['k'],
+    'network': re.sub('^split', f'split {split}', line.get('text', '')),
+    'k': str(line['k']),
     'precision': line['precision'],
-    'batch': '%d' % line['batch_size'],
-    'images/s': number('rate', '%.0f' if (line['rate'] or 0) >= 1000 else '%.1f'),
-    'of the ceiling': number('of_ceiling', '%.2f'),
-    'against dense': number('against_dense', '%.2f'),
-    'FLOPs allow': number('flops_allow', '%.2f'),
-    'against Keras': number('against_keras', '%.2f'),
-    'one image (ms)': number('latency', '%.2f'),
-    'memory (GB)': ' + '.join(memory),
-    'first step (s)': number('first_step', '%.1f'),
+    'batch': str(line['batch_size']),
+    'images/s': text('rate', '.0f' if rate >= 1000 else '.1f'),
+    'of the ceiling': text('of_ceiling', '.2f'),
+    'against dense': text('against_dense', '.2f'),
+    'FLOPs allow': text('flops_allow', '.2f'),
+    'against Keras': text('against_keras', '.2f'),
+    'one image (ms)': text('latency', '.2f'),
+    'memory (GB)': ' + '.join(f'{v / 1e9:.2f}{"" if kind == "host" else f" {kind}"}' for kind, v in memory.items()),
+    'first step (s)': text('first_step', '.1f'),
     'remark': line.get('remark', ''),
-    'GFLOP/s': '%.0f' % ((line['rate'] or 0) / 1e9),
+    'GFLOP/s': f'{rate / 1e9:.0f}',
     'shape': line.get('shape', ''),
   }
 
 
 def markdown(results, split):
-  """The tables of `run_all`'s dicts, without columns in which nothing was measured."""
+  """Returns the tables of `run_all`'s dicts, without columns in which nothing was measured."""
   text = ''
   for kind, (title, columns) in TABLES.items():
     rows = [cells(line, split) for line in results if line['kind'] == kind]
     header = [column for column in columns if any(row[column] for row in rows)]
     if rows:
-      text += title + '\n\n' + tables.markdown(header, [[row[column] for column in header] for row in rows]) + '\n'
+      text += f'{title}\n\n{tables.markdown(header, [[row[column] for column in header] for row in rows])}\n'
   return text
 
 
 def caption(flags, machine):
-  """What the tables are of, in one paragraph."""
-  hardware = machine.get('gpu') or '%s, %s cores' % (machine.get('cpu', 'unknown processor'), machine.get('cores', '?'))
-  return 'WRN-%d-k, split %s with branch_input %s; %s; TensorFlow %s; %s; medians of %d turns of %g s.\n\n' % (
-    6 * flags.num_residual_units + 4, flags.split, flags.branch_input, hardware, machine.get('tensorflow', '?'),
-    datetime.date.today().isoformat(), flags.repeats, flags.seconds,
-  )  # fmt: skip
+  """Returns what the tables are of, in one paragraph."""
+  hardware = machine.get('gpu') or f'{machine.get("cpu", "unknown processor")}, {machine.get("cores", "?")} cores'
+  return (
+    f'WRN-{6 * flags.num_residual_units + 4}-k, split {flags.split} with branch_input {flags.branch_input}; '
+    f'{hardware}; TensorFlow {machine.get("tensorflow", "?")}; {datetime.date.today().isoformat()}; medians of '
+    f'{flags.repeats} turns of {flags.seconds:g} s.\n\n'
+  )
 
 
 def run(flags):
@@ -391,7 +349,7 @@ def run(flags):
       write_json(flags.output, {'settings': vars(flags), 'machine': machine, 'results': results})
   print(caption(flags, machine) + markdown(results, flags.split), end='')
   if results and not any(line['rate'] for line in results):
-    raise UserError('nothing could be measured: %s' % results[0]['remark'])
+    raise UserError(f'nothing could be measured: {results[0]["remark"]}')
 
 
 def main(argv=None):

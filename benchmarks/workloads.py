@@ -1,13 +1,11 @@
-"""What benchmark.py measures, each in a process of its own: training, evaluation, the input pipeline, the ceiling.
+"""What speed.py measures, each in a process of its own: training, evaluation, the input pipeline, the ceiling.
 
-Started by benchmark.py with one argument, a JSON object; a line 'measure SECONDS' on stdin is answered by a line of
-JSON on stdout, the end of stdin by a last one with the memory that the process needed at most. Images are random and
-weights untrained: the time does not depend on them, but for `scatter`.
+Started by speed.py with one argument, a JSON object; a line 'measure SECONDS' on stdin is answered by a line of JSON on
+stdout, the end of stdin by a last one with the memory that the process needed at most. Images are random and weights
+untrained: the time does not depend on them, but for `spread_batch_norms`.
 """
 
 import json
-import os
-import resource
 import sys
 import time
 
@@ -17,36 +15,49 @@ import numpy as np
 import tensorflow as tf
 
 import cifar100
-import eval as evaluation
 import resnet_split
-import train
-import utils
 from benchmarks import keras_wrn
 from splitnet.data.batches import Images, training_batches
 from splitnet.data.synthetic import random_images
-from splitnet.network import architecture, grouping, inference
-from splitnet.parallel import devices
+from splitnet.network import counting, folding, grouping
+from splitnet.network.graph import Tree
+from splitnet.network.network import create
+from splitnet.parallel import devices, executor
+from splitnet.reporting.machine import describe_machine, peak_memory
+from splitnet.training.step import make_step
 
 TRAINING_IMAGES, EVALUATION_IMAGES = 45000, 10000  # as CIFAR-100 has
 
 
-def groups_of(config, uneven=False):
-  """Hard groups of a split network that was not trained: features divided evenly, classes at random.
+def images_for(config, count):
+  """Returns random images and labels: an Images."""
+  return Images(*random_images(count, cifar100.IMAGE_SIZE, config.num_classes))
 
-  `uneven`: then an odd number of the features of each first group, about a twentieth, go to the last, as the sizes of
-  learned groups are odd.
+
+def groups_of(graph, uneven=False):
+  """Returns hard groups of an untrained split network, as grouping.even_groups.
+
+  Args:
+    graph: a Graph.
+    uneven: move an odd number of the features of each first group, about a twentieth, to the last, as the sizes of
+      learned groups are odd.
   """
-  plan = architecture.wide_resnet(config)
-  groups = grouping.even_features(plan, grouping.random(config.num_classes, config.ngroups1, seed=0))
+  groups = grouping.even_groups(graph)
   if uneven:
-    for name, units in plan.units.items():
+    for name, units in graph.units.items():
       first = np.flatnonzero(groups[name] == 0)
-      if units.groups > 1 and name != 'split_q1' and len(first) > 1:
+      if units.groups > 1 and units != graph.classes and len(first) > 1:
         groups[name][first[: len(first) // 20 | 1]] = units.groups - 1
   return groups
 
 
-def scatter(network):
+def build(config, mode, precision, uneven=False):
+  """Builds the untrained network of a mode of train.py, in split mode the tree."""
+  graph, dtype = resnet_split.wide_resnet(config), tf.dtypes.as_dtype(precision)
+  return create(graph, groups_of(graph, uneven) if mode == 'split' else None, mode == 'group', dtype)
+
+
+def spread_batch_norms(network):
   """Gives the batch normalisations of a network values as training does.
 
   What an untrained network would fold into its convolutions is zero, and TensorFlow would leave that out.
@@ -60,173 +71,147 @@ def scatter(network):
 
 
 def dense_flops(config):
-  """FLOPs for one image of the dense network, at 2 per multiply-add."""
-  total = 0
-  for layer in architecture.wide_resnet(config).layers:
-    if layer.kind == 'conv':
-      sizes = layer.kernel_size, layer.input.size, layer.output.size, layer.output_size
-      total += utils.count_convolution(layer.name, *sizes).flops
-    elif layer.kind == 'linear':
-      total += utils.count_linear(layer.name, layer.input.size, layer.output.size).flops
-  return total
+  """Returns the FLOPs for one image of the dense network, at 2 per multiply-add, without batch normalisations."""
+  return flops(Tree(resnet_split.wide_resnet(config)))
 
 
-def flops(network):
-  """FLOPs for one image of a resnet_split.Network, batch normalisations left aside."""
-  return sum(count.flops for count in network.counts if '/bn' not in count.name)
+def flops(tree):
+  """Returns the FLOPs for one image of a Tree, such as a Network, without batch normalisations."""
+  return sum(count.flops for count in counting.counts(tree) if count.op != 'batch_norm')
 
 
 def steps_in(seconds, step_seconds):
-  """How many steps of a known time fill so many seconds: from 1 to 1000."""
+  """Returns how many steps of a known time fill so many seconds: from 1 to 1000."""
   return int(min(1000, max(1, round(seconds / step_seconds))))
 
 
 # --- workloads: made once, each then measured again and again ------------------------------------------------------
 
 
-class Training:
-  """One of train.py's stages: several steps a call, as its loop runs them."""
+class Steps:
+  """A workload of equal steps on batches.
 
-  def __init__(self, config, mode, batch_size, precision, more=(), uneven=False):
-    arguments = ['--mode', mode, '--batch_size', str(batch_size), '--precision', precision, *more]
-    settings = train.parse_flags(arguments + (['--grouping', 'random'] if mode == 'split' else []))
-    split = Images(*random_images(max(TRAINING_IMAGES, batch_size), cifar100.IMAGE_SIZE, config.num_classes))
-    network = resnet_split.Network(
-      config, groups=groups_of(config, uneven) if mode == 'split' else None, with_assignments=mode == 'group',
-      dtype=tf.dtypes.as_dtype(precision),
-    )  # fmt: skip
-    self._batch_size, self.flops = batch_size, flops(network)
-    self._stage = train.Stage(settings, network, len(split.images) / batch_size)
-    self._batches = iter(training_batches(split, batch_size, seed=0))
-    self._seconds = 0.0
+  Attributes:
+    flops: of evaluating one image; None if it computes no network.
+  """
+
+  def __init__(self, batch_size, flops, take):
+    """Keeps what it measures; `take(count)` takes so many steps, and waits for a GPU until they are done."""
+    self.flops, self._batch_size, self._take, self._seconds = flops, batch_size, take, 0.0
 
   def step(self):
-    """The first steps, which also trace."""
+    """Takes the first step, which also traces; then another, whose time says how many fill a turn."""
     self._run(1)
 
   def _run(self, count):
     started = time.perf_counter()
-    float(self._stage.train(self._batches, tf.constant(count))['total'])  # waits for a GPU, as train.py does
+    self._take(count)
     self._seconds = (time.perf_counter() - started) / count
 
   def measure(self, seconds):
-    """Images a second over about so many seconds."""
+    """Measures images per second over about so many seconds."""
     self._run(steps_in(seconds, self._seconds))
     return {'rate': self._batch_size / self._seconds}
 
 
-class KerasTraining:
+class Training(Steps):
+  """One of train.py's stages: several steps per call, as its loop takes them."""
+
+  def __init__(self, config, mode, batch_size, precision, keep_prob=1.0, jit_compile='auto', uneven=False):
+    images = images_for(config, max(TRAINING_IMAGES, batch_size))
+    network = build(config, mode, precision, uneven)
+    settings = dict(batch_size=batch_size, max_steps=10**6, dropout_keep_prob=keep_prob, jit_compile=jit_compile)
+    self.train_step = make_step(network, cifar100, settings, len(images.images) / batch_size)
+    batches = iter(training_batches(images, batch_size, seed=0))
+    super().__init__(
+      batch_size, flops(network), lambda count: float(self.train_step.train(batches, tf.constant(count))['total'])
+    )
+
+
+class KerasTraining(Steps):
   """The plain Keras network under `model.fit`, with the same augmentation in its input pipeline."""
 
   def __init__(self, config, batch_size, precision):
+    images = images_for(config, max(TRAINING_IMAGES, batch_size))
+
     def prepare(images, labels, step):
       seed = tf.stack([0, tf.cast(step, tf.int32)])
       return cifar100.whiten(cifar100.augment(images, seed)), labels
 
-    split = Images(*random_images(max(TRAINING_IMAGES, batch_size), cifar100.IMAGE_SIZE, config.num_classes))
-    self._batch_size, self.flops = batch_size, dense_flops(config)
-    self._model = keras_wrn.compile_model(keras_wrn.build(config, precision))
-    self._data = training_batches(split, batch_size, seed=0).map(prepare).prefetch(2)
-    self._seconds = 0.0
+    self.model = keras_wrn.compile_model(keras_wrn.build(config, precision))
+    data = training_batches(images, batch_size, seed=0).map(prepare).prefetch(2)
+    super().__init__(
+      batch_size, dense_flops(config), lambda count: self.model.fit(data, steps_per_epoch=count, verbose=0)
+    )
 
-  def step(self):
-    """The first steps, which also trace."""
-    self._run(1)
 
-  def _run(self, count):
-    started = time.perf_counter()
-    self._model.fit(self._data, steps_per_epoch=count, verbose=0)
-    self._seconds = (time.perf_counter() - started) / count
+class Pipeline(Steps):
+  """The input pipeline of training alone: batches from memory, augmented and whitened."""
 
-  def measure(self, seconds):
-    """Images a second over about so many seconds."""
-    self._run(steps_in(seconds, self._seconds))
-    return {'rate': self._batch_size / self._seconds}
+  def __init__(self, config, batch_size):
+    images = images_for(config, max(TRAINING_IMAGES, batch_size))
+    batches = iter(training_batches(images, batch_size, seed=0))
+
+    @tf.function
+    def consume(count):
+      total = tf.zeros([])
+      for _ in tf.range(count):
+        images, _, step = next(batches)
+        images = cifar100.whiten(cifar100.augment(images, tf.stack([0, tf.cast(step, tf.int32)])))
+        total += images[0, 0, 0, 0]
+      return total
+
+    super().__init__(batch_size, None, lambda count: float(consume(tf.constant(count))))
 
 
 class Evaluation:
-  """eval.py's way through images: images a second in batches, and the time of one image alone."""
+  """eval.py's way through images: images per second in batches, and the time of one image alone."""
 
   def __init__(self, config, mode, batch_size, precision, uneven=False):
-    network = resnet_split.Network(
-      config, groups=groups_of(config, uneven) if mode == 'split' else None, dtype=tf.dtypes.as_dtype(precision)
-    )
-    scatter(network)
-    self._network = inference.Folded(network)
-    self._batch_size, self.flops = batch_size, flops(network)
-    self._images = Images(*random_images(max(EVALUATION_IMAGES, 4 * batch_size), cifar100.IMAGE_SIZE))
+    network = build(config, mode, precision, uneven)
+    spread_batch_norms(network)
+    self.flops, self._batch_size = flops(network), batch_size
+    self._network = folding.folded(network)
+    self._images = images_for(config, max(EVALUATION_IMAGES, 4 * batch_size)).images
     self._rates = {batch_size: 0.0, 1: 0.0}
 
   def step(self):
-    """The first batches, which also trace."""
+    """Evaluates the first batches, which also trace."""
     for batch_size in self._rates:
       self._run(batch_size, 2)
 
   def _run(self, batch_size, batches):
-    self._rates[batch_size] = evaluation.predict(self._network, self._images, batch_size, batches)[1].images_per_second
+    _, speed = executor.predict(self._network, self._images, cifar100.whiten, batch_size, batches)
+    self._rates[batch_size] = speed.images_per_second
 
   def measure(self, seconds):
-    """Images a second over about so many seconds, and milliseconds of one image over a quarter of them."""
+    """Measures images per second over about so many seconds, and milliseconds of one image over a quarter of them."""
     for batch_size, share in ((self._batch_size, 1.0), (1, 0.25)):
-      most = len(self._images.images) // batch_size
+      most = len(self._images) // batch_size
       self._run(batch_size, min(most, steps_in(seconds * share, batch_size / self._rates[batch_size])))
     return {'rate': self._rates[self._batch_size], 'latency': 1000.0 / self._rates[1]}
 
 
-class Pipeline:
-  """The input pipeline of training alone: batches from memory, augmented and whitened."""
-
-  def __init__(self, config, batch_size):
-    split = Images(*random_images(max(TRAINING_IMAGES, batch_size), cifar100.IMAGE_SIZE, config.num_classes))
-    self._batch_size, self._seconds, self.flops = batch_size, 0.0, None
-    self._batches = iter(training_batches(split, batch_size, seed=0))
-
-  @tf.function
-  def _consume(self, count):
-    total = tf.zeros([])
-    for _ in tf.range(count):
-      images, _, step = next(self._batches)
-      images = cifar100.whiten(cifar100.augment(images, tf.stack([0, tf.cast(step, tf.int32)])))
-      total += images[0, 0, 0, 0]
-    return total
-
-  def step(self):
-    """The first batches, which also trace."""
-    self._run(5)
-
-  def _run(self, count):
-    started = time.perf_counter()
-    float(self._consume(tf.constant(count)))
-    self._seconds = (time.perf_counter() - started) / count
-
-  def measure(self, seconds):
-    """Images a second over about so many seconds."""
-    self._run(steps_in(seconds, self._seconds))
-    return {'rate': self._batch_size / self._seconds}
-
-
 class Ceiling:
-  """What the machine does at best: plain 3x3 convolutions, matrix products of a network's shapes and a large one."""
+  """The machine at its best: plain 3x3 convolutions, matrix products of a network's shapes, and a large one."""
 
   def __init__(self, config, batch_size, precision):
     self._dtype = tf.dtypes.as_dtype(precision)
-    self._programs, self.flops = {}, dense_flops(config)
-    shapes = {
-      (layer.input.size, layer.output.size, layer.output_size, layer.stride)
-      for layer in architecture.wide_resnet(config).layers
-      if layer.kernel_size == 3
-    }
+    self.programs, self.flops = {}, dense_flops(config)
+    graph = resnet_split.wide_resnet(config)
+    layers = [layer for layer in graph.weighted if layer.kernel == 3]
+    shapes = {(graph.read(layer).size, layer.units.size, layer.size, layer.stride) for layer in layers}
     for inputs, outputs, size, stride in sorted(shapes):
       images, window = [batch_size, size * stride, size * stride, inputs], [3, 3, inputs, outputs]
       flops = 2 * batch_size * size**2 * 9 * inputs * outputs
-      name = '3x3 convolution, %d to %d channels at %d pixels' % (inputs, outputs, size)
+      name = f'3x3 convolution, {inputs} to {outputs} channels at {size} pixels'
       self._add(name, lambda x, w, s=stride: tf.nn.conv2d(x, w, s, 'SAME'), images, window, flops)
       rows = min(batch_size * size**2, 16384)  # more are no faster, and the matrix would be nine times the images
       flops = 2 * rows * 9 * inputs * outputs
-      name = 'matrix product, %d x %d x %d' % (rows, 9 * inputs, outputs)
+      name = f'matrix product, {rows} x {9 * inputs} x {outputs}'
       self._add(name, tf.matmul, [rows, 9 * inputs], [9 * inputs, outputs], flops)
     side = 8192 if tf.config.list_physical_devices('GPU') else 2048
-    self._add('matrix product, %d x %d x %d' % (side, side, side), tf.matmul, [side, side], [side, side], 2 * side**3)
+    self._add(f'matrix product, {side} x {side} x {side}', tf.matmul, [side, side], [side, side], 2 * side**3)
 
   def _add(self, name, compute, left, right, flops):
     x, w = (tf.cast(tf.random.stateless_normal(shape, [0, 1]), self._dtype) for shape in (left, right))
@@ -245,8 +230,8 @@ class Ceiling:
 
     once = repeat(1)
     seconds = min(self._time(once, x, w) for _ in range(3))
-    times = int(min(64, max(1, 0.03 / seconds)))  # what calling costs shall not count
-    self._programs[name] = (repeat(times) if times > 1 else once, x, w, times * flops)
+    times = int(min(64, max(1, 0.03 / seconds)))  # without what calling costs
+    self.programs[name] = (repeat(times) if times > 1 else once, x, w, times * flops)
 
   @staticmethod
   def _time(program, x, w):
@@ -255,15 +240,15 @@ class Ceiling:
     return time.perf_counter() - started
 
   def step(self):
-    """One round, to warm up."""
-    for program, x, w, _ in self._programs.values():
+    """Runs one round, to warm up."""
+    for program, x, w, _ in self.programs.values():
       self._time(program, x, w)
 
   def measure(self, seconds):
-    """The best rate, FLOPs a second, at 2 per multiply-add, of any shape, and which; every shape once at least."""
+    """Measures the best rate of any shape (FLOPs per second) and which it is; each shape runs at least once."""
     best, until = {}, time.perf_counter() + seconds
     while not best or time.perf_counter() < until:
-      for name, (program, x, w, flops) in self._programs.items():
+      for name, (program, x, w, flops) in self.programs.items():
         best[name] = max(best.get(name, 0.0), flops / self._time(program, x, w))
     name = max(best, key=best.get)
     return {'rate': best[name], 'shape': name}
@@ -274,55 +259,21 @@ WORKLOADS = {
 }  # fmt: skip
 
 
-# --- the process --------------------------------------------------------------------------------------------------
-
-
-def peak_memory():
-  """The most memory that this process has held so far, bytes: dict by kind, 'host' and where there is one 'GPU'."""
-  try:
-    with open('/proc/self/status') as f:
-      host = next(1024 * int(line.split()[1]) for line in f if line.startswith('VmHWM'))
-  except (OSError, StopIteration):  # no Linux; there, a process may also inherit its parent's peak
-    host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)
-  peak = {'host': host}
-  if tf.config.list_physical_devices('GPU'):
-    peak['GPU'] = tf.config.experimental.get_memory_info('GPU:0')['peak']
-  return peak
-
-
-# What a CPU's rates hang on, bfloat16's above all, by Linux' names.
-INSTRUCTIONS = {'avx2': 'AVX2', 'avx512f': 'AVX-512', 'avx512_bf16': 'AVX-512 BF16', 'amx_bf16': 'AMX'}
-
-
-def machine():
-  """Which hardware this is: dict of 'cpu' (with what it has for vectors), 'cores', 'gpu' (or None), 'tensorflow'."""
-  try:
-    with open('/proc/cpuinfo') as f:
-      lines = (line.partition(':') for line in f)
-      facts = {name.strip(): value.strip() for name, _, value in lines}  # the last core's; all are alike
-  except OSError:
-    facts = {}
-  cpu, flags = facts.get('model name', 'unknown processor'), facts.get('flags', '').split()
-  found = [name for flag, name in INSTRUCTIONS.items() if flag in flags]
-  cpu += ' (%s)' % ', '.join(found) if found else ''
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
-  return {'cpu': cpu, 'cores': cores, 'gpu': devices.gpu_name(), 'tensorflow': tf.__version__}
-
-
 def answer(values):
-  """Writes one line of JSON to who started this process."""
+  """Writes one line of JSON to the process that started this one."""
   print(json.dumps(values), flush=True)
 
 
 def serve(request):
   """Makes the workload that a request names, then measures it as often as it is asked to."""
   devices.configure()
-  config = architecture.Config(**request['config'])
+  config = resnet_split.Config(**request['config'])
   workload = WORKLOADS[request['workload']](config, **request['arguments'])
   workload.step()
   first = time.time() - request['started']
   workload.step()
-  answer({'first_step': first, 'flops': workload.flops, 'dense_flops': dense_flops(config), 'machine': machine()})
+  start = {'first_step': first, 'flops': workload.flops, 'dense_flops': dense_flops(config)}
+  answer({**start, 'machine': describe_machine()})
   for line in sys.stdin:
     answer(workload.measure(float(line.split()[1])))
   answer({'memory': peak_memory()})

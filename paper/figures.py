@@ -1,114 +1,84 @@
 """Draws figures 3, 4 and 5 of the paper from runs of train.py.
 
-python figures.py 3 --run runs/group                       weights become block-diagonal while grouping
-python figures.py 4 --basemodel runs/baseline --out DIR    class counts per group against the balance weight
-python figures.py 5 --checkpoint runs/group                groups against superclasses
+python -m paper.figures 3 --run runs/group                       weights become block-diagonal while grouping
+python -m paper.figures 4 --basemodel runs/baseline --out DIR    class counts per group against the balance weight
+python -m paper.figures 5 --checkpoint runs/group                groups against superclasses
 """
 
-import argparse
 import functools
 import glob
 import os
 import re
-import subprocess
 import sys
-import tempfile
 
 import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 
 import numpy as np
 
 import cifar100
-import eval as evaluation
-import train
 import utils
+from paper import runs
+from resnet_split import read_older
 from splitnet.common.errors import UserError, run_program
-from splitnet.common.files import PROJECT, check_output_file
-from splitnet.network import architecture
-from splitnet.reporting import compare, plots
-from splitnet.training import checkpoints, initialize
+from splitnet.common.files import check_output_file
+from splitnet.common.flags import Parser, Type, add, integer
+from splitnet.network import hardening
+from splitnet.reporting import metrics, plots
+from splitnet.training import checkpoints, resume
+
+REPORT_SECONDS = 30  # between lines about a run in progress
+BALANCES = Type(
+  'LIST', lambda text: sorted(map(float, text.split(','))), 'different numbers from 0 up, such as 0,1,10,100',
+  lambda values: len(set(values)) == len(values) and values[0] >= 0 and values[-1] < float('inf'),
+)  # fmt: skip
+
+FIGURE_3 = """Figure 3: the weights of split layers at the checkpoints of a grouping run, rows and columns ordered by
+the groups of the last one, so that one sees the blocks emerge. Written below each panel: how much of the squared weight
+lies within the groups.
+
+A run keeps its last two checkpoints; to keep the moments between, group with
+  ./group.sh --max_to_keep 100 --checkpoint_interval N"""
+
+FIGURE_4 = """Figure 4: class counts per group against the weight of the balance (gamma3) in the FC split, 1-1-G.
+Trains a grouping run for each weight in a folder of its own, OUT/balance-<weight>, with train.py; what is done is not
+repeated, and what was interrupted continues. The picture is OUT/fig4.png.
+
+Further arguments are train.py's, such as --gamma2 5; here they begin with --gamma1 1.5 --gamma2 1
+--assignment_lr_scale 100 --dropout_keep_prob 1, with which 300 steps decided all assignments of a WRN-16-1 (the
+confidence that train.py logs); faster ones lose a group if the balance weighs 30."""
+
+FIGURE_5 = """Figure 5: how many classes of each superclass are in each group. Groups keep their numbers, so that groups
+which part last in the tree are neighbours; superclasses stand below the group that holds most of them."""
 
 
 def make_parser():
-  """The flags of each figure."""
-  parser = train.Parser(
-    prog='figures.py', description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-  )
+  """Returns the parser of each figure's flags."""
+  parser = Parser(prog='figures.py', description=__doc__)
   figures = parser.add_subparsers(dest='figure', required=True, metavar='{3,4,5}')
+  text = 'weights ordered by group, from start to end of grouping'
+  f = figures.add_parser('3', help=text, description=FIGURE_3)
+  add(f, 'run', str, None, 'folder of a grouping run', required=True)
+  text = 'split layers, separated by commas [one per depth: the first convolution of its last block, and the logits]'
+  add(f, 'layers', str, None, text)
+  text = 'draw at most this many checkpoints, the first, the last and some evenly between'
+  add(f, 'moments', integer(2), 6, text)
+  add(f, 'output', str, 'fig3.png', 'the picture, PNG')
 
-  def figure(number, text, description):
-    return figures.add_parser(
-      number, help=text, description=description, allow_abbrev=False,
-      formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+  f = figures.add_parser('4', help='class counts per group against the balance weight', description=FIGURE_4)
+  add(f, 'basemodel', str, None, 'folder or checkpoint of a baseline (needed unless --print)')
+  add(f, 'data_dir', str, 'cifar100/train_val_split', 'folder that download_cifar100.py wrote')
+  add(f, 'balances', BALANCES, '0,1,3,10,30', 'the weights, separated by commas')
+  add(f, 'steps', integer(1), 300, 'steps for each weight')
+  add(f, 'ngroups', integer(2), 3, 'groups, G')
+  add(f, 'out', str, None, 'folder for the runs and the picture', required=True)
+  text = 'train nothing: print and draw all runs that OUT holds'
+  f.add_argument('--print', action='store_true', dest='print_only', help=text)
 
-  f = figure(
-    '3',
-    'weights ordered by group, from start to end of grouping',
-    'Figure 3: the weights of split layers at the checkpoints of a grouping run, rows and columns ordered by the\n'
-    'groups of the last one, so that one sees the blocks emerge. Written below each panel: how much of the squared\n'
-    'weight lies within the groups.\n\n'
-    'A run keeps its last two checkpoints; to keep the moments between, group with\n'
-    '  ./group.sh --max_to_keep 100 --checkpoint_interval N',
-  )
-  f.add_argument('--run', required=True, metavar='DIR', help='folder of a grouping run')
-  f.add_argument(
-    '--layers',
-    metavar='NAMES',
-    help='split layers, separated by commas [one a depth: the first convolution of its last block, and the logits]',
-  )
-  f.add_argument(
-    '--moments',
-    type=int,
-    default=6,
-    metavar='INT',
-    help='draw at most this many checkpoints, the first, the last and some evenly between [%(default)s]',
-  )
-  f.add_argument('--output', default='fig3.png', metavar='FILE', help='the picture, PNG [%(default)s]')
-
-  f = figure(
-    '4',
-    'class counts per group against the balance weight',
-    'Figure 4: class counts per group against the weight of the balance (gamma3) in the FC split, 1-1-G. Trains a\n'
-    'grouping run for each weight in a folder of its own, OUT/balance-<weight>, with train.py; what is done is not\n'
-    'repeated, and what was interrupted goes on. The picture is OUT/fig4.png.\n\n'
-    "Further arguments are train.py's, such as --gamma2 5; here they begin with --gamma1 1.5 --gamma2 1\n"
-    '--assignment_lr_scale 100 --dropout_keep_prob 1, with which 300 steps decided all assignments of a WRN-16-1\n'
-    '(the confidence that train.py tells); faster ones lose a group where the balance weighs 30.',
-  )
-  f.add_argument('--basemodel', metavar='DIR', help='folder or checkpoint of a baseline (needed unless --print)')
-  f.add_argument(
-    '--data_dir',
-    default='cifar100/train_val_split',
-    metavar='DIR',
-    help='folder that download_cifar100.py wrote [%(default)s]',
-  )
-  f.add_argument(
-    '--balances', default='0,1,3,10,30', metavar='LIST', help='the weights, separated by commas [%(default)s]'
-  )
-  f.add_argument('--steps', type=int, default=300, metavar='INT', help='steps for each weight [%(default)s]')
-  f.add_argument('--ngroups', type=int, default=3, metavar='INT', help='groups, G [%(default)s]')
-  f.add_argument('--out', required=True, metavar='DIR', help='folder for the runs and the picture')
-  f.add_argument(
-    '--print', action='store_true', dest='print_only', help='train nothing: print and draw all runs that OUT holds'
-  )
-
-  f = figure(
-    '5',
-    'groups against superclasses',
-    'Figure 5: how many classes of each superclass are in each group. Groups keep their numbers, so that groups which\n'
-    'part last in the tree are neighbours; superclasses stand below the group that holds most of them.',
-  )
-  f.add_argument(
-    '--checkpoint', required=True, metavar='DIR', help='grouping or split run, its folder or DIR/ckpt-STEP'
-  )
-  f.add_argument(
-    '--data_dir',
-    default='cifar100/train_val_split',
-    metavar='DIR',
-    help='folder that download_cifar100.py wrote; only its names are read [%(default)s]',
-  )
-  f.add_argument('--output', default='fig5.png', metavar='FILE', help='the picture, PNG [%(default)s]')
+  f = figures.add_parser('5', help='groups against superclasses', description=FIGURE_5)
+  add(f, 'checkpoint', str, None, 'grouping or split run, its folder or DIR/ckpt-STEP', required=True)
+  text = 'folder that download_cifar100.py wrote; only its names are read'
+  add(f, 'data_dir', str, 'cifar100/train_val_split', text)
+  add(f, 'output', str, 'fig5.png', 'the picture, PNG')
   return parser
 
 
@@ -116,13 +86,13 @@ def make_parser():
 
 
 def saved_steps(folder):
-  """The steps of which a folder holds a checkpoint: list of ints, rising."""
-  found = glob.glob(os.path.join(glob.escape(folder), 'ckpt-*.index'))
-  return sorted(int(m.group(1)) for m in (re.search(r'ckpt-(\d+)\.index$', path) for path in found) if m)
+  """Returns the steps of which a folder holds a checkpoint: list of ints, rising."""
+  names = glob.glob('ckpt-*.index', root_dir=folder)
+  return sorted(int(match.group(1)) for match in (re.fullmatch(r'ckpt-(\d+)\.index', name) for name in names) if match)
 
 
 def evenly(steps, count):
-  """At most `count` of the rising `steps`: the first, the last, and those nearest to even distances between."""
+  """Chooses at most `count` of the rising `steps`: the first, the last, and those nearest to even distances between."""
   steps = np.array(steps)
   if len(steps) <= count:
     return steps.tolist()
@@ -130,83 +100,69 @@ def evenly(steps, count):
   return sorted({int(steps[np.abs(steps - w).argmin()]) for w in wanted})
 
 
-def representative_layers(plan):
-  """One split layer a depth: the first convolution of its last block, the linear layer where it has no block."""
-  shortcuts = {block.shortcut for block in plan.blocks}
+def representative_layers(graph):
+  """Chooses one split layer per depth: the first in its last block, shortcuts aside, that hardening cuts."""
   chosen = {}
-  for layer in plan.layers:
-    # A layer that keeps all its weights has no blocks to show.
-    if layer.kind == 'batch_norm' or layer.cut == 1 or layer.name in shortcuts:
-      continue
+  for layer in graph.weighted:
+    reader = graph.readers[layer.name][0] if graph.readers[layer.name] else None
+    shortcut = reader is not None and reader.op == 'add' and reader.inputs[0] == layer.name
     before = chosen.get(layer.depth)
-    if before is None or before.name.split('/')[0] != layer.name.split('/')[0]:
+    if graph.cut(layer) > 1 and not shortcut and (before is None or before.block != layer.block):
       chosen[layer.depth] = layer
   return list(chosen.values())
 
 
-def chosen_layers(plan, text):
-  """The layers that --layers names, or the representative ones."""
+def chosen_layers(graph, text):
+  """Returns the layers that --layers names, or the representative ones."""
   if text is None:
-    return representative_layers(plan)
-  split = {layer.name: layer for layer in plan.layers if layer.kind != 'batch_norm' and layer.branches > 1}
+    return representative_layers(graph)
+  split = {layer.name: layer for layer in graph.split_layers}
   names = [name.strip() for name in text.split(',')]
   for name in names:
     if name not in split:
-      raise UserError("--layers: '%s' is no split layer; there are: %s" % (name, ', '.join(split)))
+      raise UserError(f"--layers: '{name}' is no split layer; there are: {', '.join(split)}")
   return [split[name] for name in names]
 
 
-def share_within(plan, layer, kernel, groups):
-  """How much of a layer's squared weight hardening keeps: number in [0, 1]."""
+def share_within(graph, layer, kernel, groups):
+  """Returns how much of a layer's squared weight hardening keeps: number in [0, 1]."""
   squares = np.square(kernel).sum(tuple(range(kernel.ndim - 2)))
-  return float(squares[architecture.kept_weights(plan, layer, groups)].sum() / max(squares.sum(), 1e-20))
+  return float(squares[hardening.kept_weights(graph, layer, groups)].sum() / max(squares.sum(), 1e-20))
 
 
 def figure_3(flags):
-  """Draws figure 3; returns {layer name: [share of the squared weight within the groups, one a moment]}."""
-  if flags.moments < 2:
-    raise UserError('--moments is %d; it must be at least 2, start and end' % flags.moments)
+  """Draws figure 3; returns {layer name: [share of the squared weight within the groups, one per moment]}."""
   check_output_file('--output', flags.output)
-  configuration = checkpoints.read_configuration(flags.run)
+  configuration = checkpoints.read_configuration(flags.run, read_older)
   if configuration is None:
-    raise UserError("--run '%s' is no folder that train.py wrote" % flags.run)
+    raise UserError(f"--run '{flags.run}' is no folder that train.py wrote")
   if configuration['mode'] != 'group':
     raise UserError(
-      "--run '%s' is a %s run; figure 3 shows a grouping run (train.py --mode group)"
-      % (flags.run, configuration['mode'])
+      f"--run '{flags.run}' is a {configuration['mode']} run; figure 3 shows a grouping run (train.py --mode group)"
     )
   steps = saved_steps(flags.run)
   if len(steps) < 2:
     raise UserError(
-      "'%s' holds %s, but figure 3 needs the start and the end of grouping: './group.sh --max_to_keep 100 "
-      "--checkpoint_interval N' keeps a checkpoint every N steps"
-      % (flags.run, 'only the checkpoint of step %d' % steps[0] if steps else 'no checkpoint')
+      f"'{flags.run}' holds {f'only the checkpoint of step {steps[0]}' if steps else 'no checkpoint'}, but figure 3 "
+      "needs the start and the end of grouping: './group.sh --max_to_keep 100 --checkpoint_interval N' keeps a "
+      'checkpoint every N steps'
     )
   steps = evenly(steps, flags.moments)
-  moments = [checkpoints.read(os.path.join(flags.run, 'ckpt-%d' % step)) for step in steps]
-  plan = architecture.wide_resnet(moments[-1].config)
-  groups = evaluation.class_groups(moments[-1], all_units=True)
+  moments = [checkpoints.read(os.path.join(flags.run, f'ckpt-{step}'), read_older) for step in steps]
+  graph = moments[-1].graph
+  groups = checkpoints.unit_groups(moments[-1])
   rows, shares = [], {}
-  for layer in chosen_layers(plan, flags.layers):
-    kernels = [stored.values[architecture.layer_weights(layer)] for stored in moments]
-    shares[layer.name] = [share_within(plan, layer, kernel, groups) for kernel in kernels]
-    rows.append(
-      (
-        '%s\n%d inputs, %d outputs' % (layer.name, layer.input.size, layer.output.size),
-        [plots.order_weights(layer, kernel, groups) for kernel in kernels],
-        ['%.0f %% within groups' % (100 * share) for share in shares[layer.name]],
-      )
-    )
-  title = 'Weights of the %s split\nordered by the groups of step %d' % (moments[-1].config.split, steps[-1])
-  plots.draw_moments(rows, ['step %d' % step for step in steps], title, flags.output)
+  for layer in chosen_layers(graph, flags.layers):
+    kernels = [stored.values[layer.weights] for stored in moments]
+    shares[layer.name] = [share_within(graph, layer, kernel, groups) for kernel in kernels]
+    label = f'{layer.name}\n{graph.read(layer).size} inputs, {layer.units.size} outputs'
+    images = [plots.order_weights(graph, layer, kernel, groups) for kernel in kernels]
+    rows.append((label, images, [f'{100 * share:.0f} % within groups' for share in shares[layer.name]]))
+  title = f'Weights of the {graph.split} split\nordered by the groups of step {steps[-1]}'
+  plots.draw_moments(rows, [f'step {step}' for step in steps], title, flags.output)
   print(
-    '%s: squared weight within the groups, step %d to %d: %s'
-    % (
-      flags.output,
-      steps[0],
-      steps[-1],
-      ', '.join('%s %.0f to %.0f %%' % (name, 100 * s[0], 100 * s[-1]) for name, s in shares.items()),
-    )
+    f'{flags.output}: squared weight within the groups, step {steps[0]} to {steps[-1]}: '
+    + ', '.join(f'{name} {100 * s[0]:.0f} to {100 * s[-1]:.0f} %' for name, s in shares.items())
   )
   return shares
 
@@ -214,132 +170,144 @@ def figure_3(flags):
 # --- figure 4 -----------------------------------------------------------------------------------------------------
 
 
-def parse_balances(text):
-  """The weights in --balances: list of numbers, rising.
+def parse_train_flags(arguments):
+  """Parses arguments for train.py, '--name value' or '--name=value': dict from name to text.
 
   Raises:
-    UserError: where it is none.
+    UserError: if they are something else.
   """
-  try:
-    values = [float(part) for part in text.split(',')]
-  except ValueError:
-    values = []
-  if not values or not all(0 <= v < float('inf') for v in values) or len(set(values)) < len(values):
-    raise UserError("--balances is '%s'; it must be different numbers from 0 up, such as 0,1,10,100" % text)
-  return sorted(values)
+  flags, words = {}, list(arguments)
+  while words:
+    name, is_whole, value = words.pop(0).partition('=')
+    if not name.startswith('--') or not (is_whole or words):
+      raise UserError(f"'{name}' cannot be passed on to train.py: give --name value")
+    flags[name[2:]] = value if is_whole else words.pop(0)
+  return flags
 
 
 def run_folder(out, balance):
-  """The folder of the run with one balance weight."""
-  return os.path.join(out, 'balance-%g' % balance)
+  """Returns the folder of the run with one balance weight."""
+  return os.path.join(out, f'balance-{balance:g}')
 
 
-def train_arguments(flags, more, balance):
-  """train.py's command line for one balance weight: list of texts; what makes the figure wins over `more`."""
-  arguments = ['--gamma1', '1.5', '--gamma2', '1', '--assignment_lr_scale', '100', '--dropout_keep_prob', '1']
-  arguments += ['--max_to_keep', '1', '--val_iter', '10', *more]
-  arguments += ['--mode', 'group', '--basemodel', flags.basemodel, '--data_dir', flags.data_dir]
-  arguments += ['--train_dir', run_folder(flags.out, balance), '--max_steps', str(flags.steps)]
-  arguments += ['--ngroups1', str(flags.ngroups), '--ngroups2', '1', '--ngroups3', '1', '--gamma3', '%g' % balance]
-  return arguments
+def train_flags(flags, further, balance):
+  """Returns train.py's flags for one balance weight: dict from name to value; what makes the figure wins."""
+  return {
+    'gamma1': '1.5', 'gamma2': '1', 'assignment_lr_scale': '100', 'dropout_keep_prob': '1', 'max_to_keep': '1',
+    'val_iter': '10', **further, 'mode': 'group', 'basemodel': flags.basemodel, 'data_dir': flags.data_dir,
+    'train_dir': run_folder(flags.out, balance), 'max_steps': flags.steps, 'ngroups1': flags.ngroups, 'ngroups2': 1,
+    'ngroups3': 1, 'gamma3': balance,
+  }  # fmt: skip
 
 
-def is_done(folder, arguments):
-  """Whether a run has all its steps.
+def is_done(wanted):
+  """Returns whether a run has all its steps.
+
+  Args:
+    wanted: dict of `train_flags`.
 
   Raises:
-    UserError: where the folder holds another run, or one that went on for longer.
+    UserError: if the folder holds another run, or one that has taken more steps.
   """
-  wanted, steps, before = train.parse_flags(arguments), saved_steps(folder), checkpoints.read_configuration(folder)
+  folder = wanted['train_dir']
+  steps, before = saved_steps(folder), checkpoints.read_configuration(folder, read_older)
   if before is None or not steps:
     return False
-  asked = {name: value for name, value in vars(wanted).items() if value is not None and name != 'mode'}
-  network = {name: asked.pop(name) for name in initialize.NETWORK_FLAGS if name in asked}
-  try:
-    initialize.check_resume(
-      {'network': network, 'settings': asked, 'data': {}}, before, folder, train.make_parser().get_default
-    )
-  except UserError as e:
-    raise UserError(str(e).replace('--train_dir', '--out')) from e
-  if steps[-1] > wanted.max_steps:
+  stored = {**before['settings'], **before['network'], 'mode': before['mode']}
+  for name, value in wanted.items():
+    if name in stored and name not in resume.FREE and not is_same(value, stored[name]):
+      raise UserError(
+        f"the run in '{folder}' was started with --{name} {stored[name]}, now it is {value}: use the same, or another "
+        '--out'
+      )
+  if steps[-1] > wanted['max_steps']:
     raise UserError(
-      "the run in '%s' is at step %d already: give --steps %d, or another --out" % (folder, steps[-1], steps[-1])
+      f"the run in '{folder}' is at step {steps[-1]} already: give --steps {steps[-1]}, or another --out"
     )
-  return steps[-1] == wanted.max_steps
+  return steps[-1] == wanted['max_steps']
 
 
-def train_run(arguments, name):
-  """Runs train.py and prints its log lines after the run's name.
+def is_same(value, stored):
+  """Returns whether a flag's value, as on a command line, is that which is stored."""
+  try:
+    return float(value) == float(stored)
+  except (ValueError, TypeError):
+    return str(value) == str(stored)
+
+
+def check_alike(stored):
+  """Raises UserError unless runs, a dict from balance weight to checkpoints.Stored, differ in their balance only."""
+  (first, one), *others = stored.items()
+  for balance, other in others:
+    for section in ('settings', 'network'):
+      old, new = one.configuration[section], other.configuration[section]
+      allowed = {'gamma3', *resume.FREE, *resume.CHECKPOINTS}
+      for name in sorted((old.keys() & new.keys()) - allowed):
+        if old[name] != new[name]:
+          raise UserError(
+            f'the run of balance {first:g} has --{name} {old[name]}, that of {balance:g} has {new[name]}: use one '
+            '--out for each'
+          )
+
+
+def train(wanted, name):
+  """Runs train.py with a dict of `train_flags`; raises UserError with train.py's own sentence if it fails."""
+  run = runs.Run(wanted['train_dir'], None, wanted)
+  print(f'{name}: {wanted["max_steps"]} steps in {run.folder}', flush=True)
+  os.makedirs(run.folder, exist_ok=True)
+  runs.execute(run, runs.command('train.py', wanted), REPORT_SECONDS)
+
+
+def group_sizes(stored):
+  """Returns how many classes each group of a checkpoint has: int array [groups], empty groups too.
 
   Raises:
-    UserError: with train.py's own sentence where it fails.
+    UserError: if the checkpoint has no groups.
   """
-  command = [sys.executable, os.path.join(PROJECT, 'train.py'), *arguments]
-  with (
-    tempfile.TemporaryFile('w+') as errors,
-    subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True) as process,
-  ):
-    try:
-      for line in process.stdout:
-        if line.startswith(('step', 'going on')):
-          print('%s: %s' % (name, line.rstrip()), flush=True)
-      code = process.wait()
-    except KeyboardInterrupt:
-      process.wait()  # the terminal interrupts it too, and it saves
-      raise
-    errors.seek(0)
-    said = [line.strip() for line in errors if line.strip()]
-  if code:
-    raise UserError('%s: %s' % (name, said[-1] if said else 'train.py ended with exit code %d' % code))
-
-
-def group_counts(stored):
-  """How many classes each group of a checkpoint has: int array [groups], empty groups too; None without groups."""
-  groups = evaluation.class_groups(stored)
-  return None if groups is None else utils.group_sizes(groups, stored.config.ngroups1)
+  groups = checkpoints.class_groups(stored)
+  if groups is None:
+    raise UserError(f"'{stored.path}' is a {stored.mode} checkpoint, without groups: name a grouping or a split one")
+  return utils.group_sizes(groups, stored.graph.classes.groups)
 
 
 def finished_runs(out):
-  """The balance weights of the runs that a folder holds: list of numbers, rising."""
-  names = [os.path.basename(path) for path in glob.glob(os.path.join(glob.escape(out), 'balance-*'))]
-  found = [re.fullmatch(r'balance-([\d.]+(e[+-]\d+)?)', name) for name in names]
-  return sorted(float(m.group(1)) for m in found if m and saved_steps(os.path.join(out, m.group(0))))
+  """Returns the balance weights of the runs that a folder holds: list of numbers, rising."""
+  matches = (re.fullmatch(r'balance-([\d.]+(e[+-]\d+)?)', name) for name in glob.glob('balance-*', root_dir=out))
+  return sorted(float(match.group(1)) for match in matches if match and saved_steps(os.path.join(out, match.group(0))))
 
 
-def figure_4(flags, more):
-  """Trains what is missing and draws figure 4; returns {balance weight: classes per group, the largest first}."""
+def figure_4(flags, further):
+  """Trains what is missing and draws figure 4; returns {balance weight: classes per group, the largest first}.
+
+  Args:
+    flags: the parsed flags; further: list of arguments for train.py.
+  """
   picture = os.path.join(flags.out, 'fig4.png')
   if flags.print_only:
     balances = finished_runs(flags.out)
     if not balances:
-      raise UserError("--print: '%s' holds no run yet: leave --print out to train them" % flags.out)
+      raise UserError(f"--print: '{flags.out}' holds no run yet: leave --print out to train them")
     check_output_file('--out', picture)
   else:
     if not flags.basemodel:
       raise UserError('--basemodel is missing: name the folder or checkpoint of a baseline, or give --print')
-    if flags.ngroups < 2 or flags.steps < 1:
-      raise UserError('--ngroups must be at least 2 and --steps at least 1')
-    balances = parse_balances(flags.balances)
-    arguments = {balance: train_arguments(flags, more, balance) for balance in balances}
-    missing = [b for b in balances if not is_done(run_folder(flags.out, b), arguments[b])]
+    balances, further = flags.balances, parse_train_flags(further)
+    wanted = {balance: train_flags(flags, further, balance) for balance in balances}
+    missing = [balance for balance in balances if not is_done(wanted[balance])]
     check_output_file('--out', picture)
     for balance in missing:
-      train_run(arguments[balance], 'balance %g' % balance)
-  counts, steps = {}, []
-  for balance in balances:
-    steps.append(saved_steps(run_folder(flags.out, balance))[-1])
-    stored = checkpoints.read(os.path.join(run_folder(flags.out, balance), 'ckpt-%d' % steps[-1]))
-    sizes = group_counts(stored)
-    if sizes is None:
-      raise UserError("'%s' is a %s checkpoint, without groups" % (stored.path, stored.mode))
-    counts[balance] = sorted(sizes.tolist(), reverse=True)
-    print('balance %-6g  classes per group %s  (step %d)' % (balance, counts[balance], steps[-1]))
-  if len({len(sizes) for sizes in counts.values()}) > 1:
-    raise UserError("the runs in '%s' have different numbers of groups: use one --out for each" % flags.out)
-  steps = '%d' % steps[0] if len(set(steps)) == 1 else '%d to %d' % (min(steps), max(steps))
-  title = 'Classes per group of the FC split %s after %s steps' % (stored.config.split, steps)
-  plots.draw_sizes({'%g' % b: sizes for b, sizes in counts.items()}, stored.config.num_classes, title, picture)
-  print('%s: largest group %s classes' % (picture, ', '.join('%d at %g' % (s[0], b) for b, s in counts.items())))
+      train(wanted[balance], f'balance {balance:g}')
+  stored = {balance: checkpoints.read(run_folder(flags.out, balance), read_older) for balance in balances}
+  counts = {balance: sorted(group_sizes(run).tolist(), reverse=True) for balance, run in stored.items()}
+  steps = {balance: int(run.path.rsplit('-', 1)[1]) for balance, run in stored.items()}
+  for balance, sizes in counts.items():
+    print(f'balance {balance:<6g}  classes per group {sizes}  (step {steps[balance]})')
+  check_alike(stored)
+  first, last, graph = min(steps.values()), max(steps.values()), stored[balances[0]].graph
+  after = f'{first}' if first == last else f'{first} to {last}'
+  title = f'Classes per group of the FC split {graph.split} after {after} steps'
+  plots.draw_sizes({f'{balance:g}': sizes for balance, sizes in counts.items()}, graph.classes.size, title, picture)
+  print(f'{picture}: largest group {", ".join(f"{s[0]} at {balance:g}" for balance, s in counts.items())} classes')
   return counts
 
 
@@ -347,7 +315,7 @@ def figure_4(flags, more):
 
 
 def superclass_order(table):
-  """The superclasses in an order that shows the blocks: by the group that holds most, then by where the rest is.
+  """Orders the superclasses so that the blocks show: by the group that holds most, then by where the rest is.
 
   Args:
     table: int array [groups, superclasses].
@@ -360,43 +328,41 @@ def figure_5(flags):
   """Draws figure 5; returns (table [groups, superclasses] as drawn, agreement)."""
   check_output_file('--output', flags.output)
   names = cifar100.load_names(flags.data_dir)
-  stored = checkpoints.read(flags.checkpoint)
-  groups = evaluation.class_groups(stored)
-  if groups is None:
-    raise UserError(
-      "'%s' is a %s checkpoint, without groups: name a grouping or a split one" % (stored.path, stored.mode)
-    )
+  stored = checkpoints.read(flags.checkpoint, read_older)
+  sizes, groups = group_sizes(stored), checkpoints.class_groups(stored)
   if len(groups) != len(names.fine):
     raise UserError(
-      "'%s' has %d classes, but the data in '%s' has %d" % (stored.path, len(groups), flags.data_dir, len(names.fine))
+      f"'{stored.path}' has {len(groups)} classes, but the data in '{flags.data_dir}' has {len(names.fine)}"
     )
-  sizes = group_counts(stored)
   table = np.zeros((len(sizes), len(names.coarse)), np.int64)
-  found = utils.superclass_table(groups, names.fine_to_coarse)
-  table[: found.shape[0], : found.shape[1]] = found  # the last groups may be empty
+  filled = utils.superclass_table(groups, names.fine_to_coarse)
+  table[: filled.shape[0], : filled.shape[1]] = filled  # the last groups may be empty
   order = superclass_order(table)
   agreement = utils.superclass_agreement(groups, names.fine_to_coarse)
-  mean, deviation = compare.random_agreement(sizes, names.fine_to_coarse)
-  compared = 'agreement %.2f, random groups of the same sizes %.2f +- %.2f' % (agreement, mean, deviation)
+  mean, deviation = metrics.random_agreement(sizes, names.fine_to_coarse)
+  compared = f'agreement {agreement:.2f}, random groups of the same sizes {mean:.2f} +- {deviation:.2f}'
   plots.draw_superclasses(
     table[:, order],
-    ['group %d (%d classes)' % item for item in enumerate(sizes)],
+    [f'group {g} ({size} classes)' for g, size in enumerate(sizes)],
     [names.coarse[i].replace('_', ' ') for i in order],
-    'Classes of each superclass in each group, split %s: %s' % (stored.config.split, compared.replace('+-', '±')),
+    f'Classes of each superclass in each group, split {stored.graph.split}: {compared.replace("+-", "±")}',
     flags.output,
   )
-  print('%s: %s' % (flags.output, compared))
+  print(f'{flags.output}: {compared}')
   return table[:, order], agreement
 
 
 def main(argv=None):
   """Runs the program; returns its exit code."""
-  parser = make_parser()
-  flags, more = parser.parse_known_args(argv)
-  if more and (flags.figure != '4' or flags.print_only):
-    parser.error('unrecognized arguments: %s' % ' '.join(more))
-  run = {'3': figure_3, '4': functools.partial(figure_4, more=more), '5': figure_5}[flags.figure]
-  return run_program('figures.py', lambda: run(flags))
+
+  def run():
+    parser = make_parser()
+    flags, further = parser.parse_known_args(argv)
+    if further and (flags.figure != '4' or flags.print_only):
+      parser.error(f'unrecognized arguments: {" ".join(further)}')
+    {'3': figure_3, '4': functools.partial(figure_4, further=further), '5': figure_5}[flags.figure](flags)
+
+  return run_program('figures.py', run)
 
 
 if __name__ == '__main__':

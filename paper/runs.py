@@ -1,18 +1,18 @@
 """Runs of train.py and eval.py in folders of their own: what decides a result, what is done already, doing the rest.
 
   FOLDER/settings.json   what the run was asked for; other settings in the same folder are refused
-  FOLDER/output.txt      what the programs said
+  FOLDER/output.txt      what the programs printed
   FOLDER/cost.json       seconds and device
-  FOLDER/eval.json       its being there means that the run is done
+  FOLDER/grouped.json    of a grouping run: what eval.py measured before hardening
+  FOLDER/eval.json       what eval.py measured; it exists once the run is done
 
-No path is stored, so a folder may be moved, together with those of the runs that it needs, and gone on with there.
+No path is stored, so a folder may be moved, together with those of the runs that it needs, and continued there.
 """
 
 import dataclasses
 import fcntl
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -24,8 +24,9 @@ from splitnet.common.errors import UserError
 from splitnet.common.files import PROJECT, write_json
 from splitnet.parallel import devices
 from splitnet.training import checkpoints
+from splitnet.training.log import read_metrics
 
-REPORT_SECONDS = 600  # between lines about a run that is going on
+REPORT_SECONDS = 600  # between lines about a run in progress
 
 # Settings that are shares of max_steps, by the flag of train.py, which counts epochs: the shares after which the
 # learning rate is multiplied by 0.1, over which gamma2 rises, and over which the learning rate does.
@@ -42,7 +43,7 @@ class Run:
     train: dict of train.py's flags without the folders, with those of SHARES.
     teacher: the Run whose best checkpoint is the --teacher, or None.
     machine: dict of train.py's flags that no result depends on.
-    hardens: whether a grouping run is evaluated hardened, too; one that another grouping run goes on from need not be
+    hardens: whether a grouping run is evaluated hardened, too; one that another grouping run starts from need not be
       ready for that.
   """
 
@@ -75,7 +76,7 @@ class Run:
 
   @property
   def evaluation(self):
-    """Path of what eval.py writes; its being there means that the run is done."""
+    """Path of what eval.py writes; it exists once the run is done."""
     return os.path.join(self.folder, 'eval.json')
 
   @property
@@ -85,7 +86,7 @@ class Run:
 
   @property
   def cost(self):
-    """What the run has taken so far: dict of 'seconds' and 'device'; None where nobody counted."""
+    """What the run has taken so far: dict of 'seconds' and 'device'; None if nobody counted."""
     try:
       with open(os.path.join(self.folder, 'cost.json')) as f:
         cost = json.load(f)
@@ -100,70 +101,69 @@ class Run:
     return int(last.rsplit('-', 1)[1]) if last else 0
 
   def commands(self, data_dir, train_images):
-    """The command lines, the one that writes `evaluation` last."""
-    given = dict(self.train, data_dir=data_dir, train_dir=self.folder, **self.machine)
-    epochs = given['max_steps'] * given['batch_size'] / train_images
-    for name in SHARES.keys() & given.keys():
-      given[SHARES[name]] = ','.join('%.6g' % (share * epochs) for share in np.atleast_1d(given.pop(name)))
+    """Returns the command lines, the one that writes `evaluation` last."""
+    flags = dict(self.train, data_dir=data_dir, train_dir=self.folder, **self.machine)
+    epochs = flags['max_steps'] * flags['batch_size'] / train_images
+    for name in SHARES.keys() & flags.keys():
+      flags[SHARES[name]] = ','.join(f'{share * epochs:.6g}' for share in np.atleast_1d(flags.pop(name)))
     if self.base:
-      given['basemodel'] = self.base.folder
+      flags['basemodel'] = self.base.folder
     if self.teacher:
-      given['teacher'] = os.path.join(self.teacher.folder, 'best')
-    # Splitting starts from the last grouping checkpoint; the other runs count where validation was best.
-    group = self.train['mode'] == 'group'
-    checkpoint = self.folder if group else os.path.join(self.folder, 'best')
+      flags['teacher'] = os.path.join(self.teacher.folder, 'best')
+    # Splitting starts from the last grouping checkpoint; of the other runs the best validation counts.
+    groups = self.train['mode'] == 'group'
+    checkpoint = self.folder if groups else os.path.join(self.folder, 'best')
     evaluate = dict(checkpoint=checkpoint, data_dir=data_dir, precision=self.train['precision'])
-    evaluate['output_file'] = self.evaluation
-    commands = [command('train.py', given), command('eval.py', evaluate)]
-    if group and self.hardens:  # as it is, then hardened
-      evaluate['output_file'] = self.grouped_evaluation
-      commands = [commands[0], command('eval.py', evaluate), commands[1] + ['--harden']]
-    return commands
+    last = command('eval.py', dict(evaluate, output_file=self.evaluation))
+    if groups and self.hardens:  # as it is, then hardened
+      first = command('eval.py', dict(evaluate, output_file=self.grouped_evaluation))
+      return [command('train.py', flags), first, [*last, '--harden']]
+    return [command('train.py', flags), last]
 
 
-def command(program, given):
-  """A command line from a dict of flags."""
-  return [sys.executable, os.path.join(PROJECT, program)] + [
-    text for name, value in given.items() for text in ('--' + name, str(value))
-  ]
+def command(program, flags):
+  """Returns the command line of one of the project's programs with a dict of flags."""
+  given = [text for name, value in flags.items() for text in (f'--{name}', str(value))]
+  return [sys.executable, os.path.join(PROJECT, program), *given]
 
 
 def with_needs(runs):
-  """The runs and, before each, what it needs: a list without repetitions."""
+  """Returns the runs and, before each, what it needs: a list without repetitions."""
   ordered = []
   for run in runs:
-    for each in [*with_needs(run.needs), run]:
-      if each not in ordered:
-        ordered.append(each)
+    ordered += [other for other in [*with_needs(run.needs), run] if other not in ordered]
   return ordered
 
 
+# --- what is done -------------------------------------------------------------------------------------------------
+
+
 def differences(old, new, path=''):
-  """Where two nested dicts differ: yields sentences."""
+  """Yields a sentence for each value in which two nested dicts differ."""
   for name in {**old, **new}:
     before, now = old.get(name), new.get(name)
     if isinstance(before, dict) and isinstance(now, dict):
-      yield from differences(before, now, path + name + "'s ")
+      yield from differences(before, now, f"{path}{name}'s ")
     elif before != now:
-      both = [value if not isinstance(value, dict) else 'another run' for value in (before, now)]
-      yield 'was made with %s%s %s, now it is %s' % (path, name, *both)
+      before, now = ('another run' if isinstance(value, dict) else value for value in (before, now))
+      yield f'was made with {path}{name} {before}, now it is {now}'
 
 
-def read_run(run, data):
-  """What a run's folder says: its eval.json, or None where it is not done; with 'data' that it was trained on.
+def read_result(run, data):
+  """Reads what a run's folder says: a dict of what the tables show, or None if the run is not done.
 
   Args:
     run: a Run.
     data: dict that says which data there is now; None: not to be compared.
 
   Raises:
-    UserError: where the folder holds a run with other settings, or a damaged file.
+    UserError: if the folder holds a run with other settings, or a damaged file.
   """
   path = os.path.join(run.folder, 'settings.json')
   try:
     if not os.path.exists(path):
       if os.path.isdir(run.folder) and os.listdir(run.folder):
-        raise UserError("'%s' was not made by tables.py: remove it, or give another --out" % run.folder)
+        raise UserError(f"'{run.folder}' was not made by tables.sh: remove it, or give another --out")
       return None
     with open(path) as f:
       stored = json.load(f)
@@ -171,100 +171,133 @@ def read_run(run, data):
     if data is not None:
       old['data'], new['data'] = stored['data'], data
     for difference in differences(old, new):
-      raise UserError("'%s' %s: use the same, another --out, or remove the folder" % (run.folder, difference))
+      raise UserError(f"'{run.folder}' {difference}: use the same, another --out, or remove the folder")
     path = run.evaluation
     if not os.path.exists(path):
       return None
     with open(path) as f:
-      result = json.load(f)
-    kept = {name: result[name] for name in ('accuracy', 'parameters', 'flops')}
-    kept.update(agreement=result.get('agreement'), group_sizes=[len(group) for group in result.get('groups', [])])
-    kept.update(data=stored['data'], folder=run.folder, base_folder=run.base and run.base.folder)
-    kept.update(seed=run.train['seed'], grouped_accuracy=None)
-    kept.update(
-      steps=run.train['max_steps'], steps_in_all=run.steps_in_all, batch_size=run.train['batch_size'], cost=run.cost
-    )
-    if os.path.exists(run.grouped_evaluation):
-      path = run.grouped_evaluation
+      evaluated = json.load(f)
+    result = {name: evaluated[name] for name in ('accuracy', 'parameters', 'flops')}
+    result.update(
+      agreement=evaluated.get('agreement'), group_sizes=[len(group) for group in evaluated.get('groups', [])],
+      grouped_accuracy=None, data=stored['data'], folder=run.folder, base_folder=run.base and run.base.folder,
+      seed=run.train['seed'], steps=run.train['max_steps'], steps_in_all=run.steps_in_all,
+      batch_size=run.train['batch_size'], cost=run.cost,
+    )  # fmt: skip
+    path = run.grouped_evaluation
+    if os.path.exists(path):
       with open(path) as f:
-        kept['grouped_accuracy'] = json.load(f)['accuracy']
-    return kept
+        result['grouped_accuracy'] = json.load(f)['accuracy']
+    return result
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-    raise UserError("'%s' cannot be read (%s): remove '%s'" % (path, e, run.folder)) from e
+    raise UserError(f"'{path}' cannot be read ({e}): remove '{run.folder}'") from e
 
 
-def call(arguments, log, tell=lambda: None):
-  """Runs a command, its output added to a log file, calling `tell` now and then; returns its exit code.
+# --- doing the rest -----------------------------------------------------------------------------------------------
 
-  An interrupt is passed on once, and the command's own ending waited for: train.py writes a checkpoint.
+
+def call(arguments, log, report=lambda: None, interval=REPORT_SECONDS):
+  """Runs a command, its output added to a log file; returns its exit code.
+
+  An interrupt is passed on once, and the command's own end waited for: train.py writes a checkpoint.
+
+  Args:
+    arguments: the command line; log: path of the file.
+    report: called every `interval` seconds meanwhile.
+
+  Raises:
+    UserError: if another process runs a command with the same log.
   """
   with open(log, 'a') as f:
     try:
       fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the command inherits it, so it holds as long as that lives
     except BlockingIOError as e:
-      raise UserError("'%s' is being run already" % os.path.dirname(log)) from e
+      raise UserError(f"'{os.path.dirname(log)}' is being run already") from e
     process = subprocess.Popen(
       arguments, stdin=subprocess.DEVNULL, stdout=f, stderr=subprocess.STDOUT, start_new_session=True
     )
     try:
       while True:
         try:
-          return process.wait(REPORT_SECONDS)
+          return process.wait(interval)
         except subprocess.TimeoutExpired:
-          tell()
+          report()
     except KeyboardInterrupt:
       process.send_signal(signal.SIGINT)
       process.wait()
       raise
 
 
+def last_line(lines):
+  """Returns the last line of a program's output that is not empty."""
+  return ([line.strip() for line in lines if line.strip()] or ['no output'])[-1]
+
+
 def add_cost(run, seconds):
   """Adds to what a run has taken."""
   before = run.cost or {'seconds': 0.0, 'device': devices.description()}
-  used = before['device'].split(' + ')
-  used += [devices.description()] if devices.description() not in used else []
+  used = dict.fromkeys([*before['device'].split(' + '), devices.description()])
   cost = {'seconds': round(before['seconds'] + seconds, 1), 'device': ' + '.join(used)}
   write_json(os.path.join(run.folder, 'cost.json'), cost)
 
 
-def print_progress(run, begun, seconds):
-  """Prints a line about a run that train.py is at: the last line of its log, and the time that is left.
+def print_progress(run, first, seconds):
+  """Prints a line about a run that train.py is at: its last step, and the time that is left.
 
   Args:
-    run: a Run; begun: the step that this session began from; seconds: since then.
+    run: a Run; first: the step from which it is being trained now; seconds: since then.
   """
-  try:
-    with open(os.path.join(run.folder, 'train.log'), errors='replace') as f:
-      line, step = [(line.strip(), int(m.group(1))) for line in f if (m := re.match(r'step (\d+): loss', line))][-1]
-  except (OSError, IndexError):  # not there yet
-    return
-  last = run.train['max_steps']
-  if begun < step < last:
-    left = seconds * (last - step) / (step - begun)
-    line += '; about %d h %02d min left of %d steps' % (*divmod(round(left / 60), 60), last)
-    print('  ' + line, flush=True)
+  *_, last = [None, *read_metrics(run.folder, 'train')]
+  steps = run.train['max_steps']
+  if last and first < last['step'] < steps:
+    left = seconds * (steps - last['step']) / (last['step'] - first)
+    print(
+      f'  step {last["step"]}: loss {last["total"]:.4f}, accuracy {last["accuracy"]:.4f}, '
+      f'{last["images_per_second"]:.0f} images/s; about {hours(left)} left of {steps} steps',
+      flush=True,
+    )
 
 
-def do(run, data_dir, data):
-  """Trains and evaluates a run.
+def hours(seconds):
+  """Returns a time as text, such as '1 h 05 min'."""
+  return '{} h {:02} min'.format(*divmod(round(seconds / 60), 60))
+
+
+def execute(run, arguments, interval=REPORT_SECONDS):
+  """Runs one of a run's commands, prints its progress now and then, and adds to the run's cost.
+
+  Args:
+    run: a Run; arguments: the command line; interval: seconds between lines about it.
 
   Raises:
-    UserError: where one of the two fails.
+    UserError: if the command fails, with the last line of its output.
+  """
+  first, started = run.steps_done, time.monotonic()
+  log = os.path.join(run.folder, 'output.txt')
+  try:
+    code = call(arguments, log, lambda: print_progress(run, first, time.monotonic() - started), interval)
+  finally:
+    add_cost(run, time.monotonic() - started)
+  if code:
+    with open(log, errors='replace') as f:
+      said = last_line(f)
+    raise UserError(f"the run in '{run.folder}' failed (exit code {code}: {said}); its log is '{log}'")
+
+
+def complete(run, data_dir, data):
+  """Trains and evaluates a run, or what is left of it.
+
+  Args:
+    run: a Run; data_dir: folder of the images; data: dict that says which data these are.
+
+  Raises:
+    UserError: if a program fails, or the folder cannot be written.
   """
   try:
     write_json(os.path.join(run.folder, 'settings.json'), {'settings': run.settings, 'data': data})
   except OSError as e:
-    raise UserError("cannot write to the folder '%s' (%s): give another --out" % (run.folder, e.strerror)) from e
-  log = os.path.join(run.folder, 'output.txt')
-  commands = run.commands(data_dir, data['train_images'])
-  begun = run.steps_done
-  for arguments in commands:
-    started = time.monotonic()
-    try:
-      code = call(arguments, log, lambda since=started: print_progress(run, begun, time.monotonic() - since))
-    finally:
-      add_cost(run, time.monotonic() - started)
-    if code or (arguments is commands[-1] and not os.path.exists(run.evaluation)):
-      with open(log, errors='replace') as f:
-        last = ([line.strip() for line in f if line.strip()] or ['no output'])[-1]
-      raise UserError("the run in '%s' failed (exit code %d: %s); its log is '%s'" % (run.folder, code, last, log))
+    raise UserError(f"cannot write to the folder '{run.folder}' ({e.strerror}): give another --out") from e
+  for arguments in run.commands(data_dir, data['train_images']):
+    execute(run, arguments)
+  if not os.path.exists(run.evaluation):
+    raise UserError(f"the run in '{run.folder}' failed: eval.py did not write '{run.evaluation}'")

@@ -1,48 +1,48 @@
-# Sourced by the scripts: the project's folder, its Python, and its data. Nothing here is an experiment's setting.
+# Sourced by the scripts: the project's folder, its Python, and its data. No experiment's setting stands here.
 project=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 export PYTHONPATH=$project${PYTHONPATH:+:$PYTHONPATH} # for python -m, from any folder
 venv=$project/.venv
 data=$project/cifar100/train_val_split
 runs=$project/runs
 
-# Makes .venv and installs the given requirements files into it; each is installed again only when it has changed.
+# Makes .venv and installs the given requirements files into it; each is installed again only if it has changed.
 make_venv() {
-  local file candidate found=
-  # Where Debian's python3-venv is missing, what breaks off leaves a Python without pip behind.
+  local file candidate interpreter=
+  # Without Debian's python3-venv, making one fails half-way and leaves a Python without pip.
   if [ ! -x "$venv/bin/python" ] || ! "$venv/bin/python" -c 'import pip' 2>/dev/null; then
     for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10}; do
       if "$candidate" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 14))' 2>/dev/null; then
-        found=$candidate
+        interpreter=$candidate
         break
       fi
     done
-    if [ -z "$found" ]; then
-      echo "$(basename "$0"): no Python 3.10 to 3.13 found, which TensorFlow 2.21 is for: install one, or name it with PYTHON=/path/to/python" >&2
+    if [ -z "$interpreter" ]; then
+      echo "$(basename "$0"): there is no Python 3.10 to 3.13, which TensorFlow 2.21 needs: install one, or name it with PYTHON=/path/to/python" >&2
       exit 1
     fi
     echo "making $venv"
     rm -f "$venv"/installed-*
-    "$found" -m venv "$venv"
+    "$interpreter" -m venv "$venv"
   fi
   for file in "$@"; do
     if cmp -s "$project/$file" "$venv/installed-$file"; then continue; fi
     echo "installing $file into $venv"
     if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$project/$file"; then
-      echo "$(basename "$0"): pip could not install $file (above): it needs a package registry" >&2
+      echo "$(basename "$0"): pip could not install $file (see above): it needs a package registry" >&2
       exit 1
     fi
     cp "$project/$file" "$venv/installed-$file"
   done
 }
 
-# Sets $python: the project's .venv, else a Python on the path that has all of requirements.txt, else a new .venv. One
-# into which nothing could be installed, for want of a network, does not count.
+# Sets $python: the project's .venv, else a Python on the path that has all of requirements.txt, else a new .venv. A
+# .venv into which nothing could be installed, because there was no network, does not count.
 find_python() {
-  local found='import importlib.util, sys
-wanted = "tensorflow numpy six tqdm matplotlib tensorboard sklearn".split()
+  local check='import importlib.util, sys
+wanted = "tensorflow numpy six tqdm matplotlib tensorboard sklearn scipy".split()
 sys.exit(not (3, 10) <= sys.version_info < (3, 14) or not all(map(importlib.util.find_spec, wanted)))'
-  if [ ! -e "$venv/installed-requirements.txt" ] && ! "$venv/bin/python" -c "$found" 2>/dev/null &&
-    python3 -c "$found" 2>/dev/null; then
+  if [ ! -e "$venv/installed-requirements.txt" ] && ! "$venv/bin/python" -c "$check" 2>/dev/null &&
+    python3 -c "$check" 2>/dev/null; then
     python=python3
     return
   fi
@@ -50,7 +50,7 @@ sys.exit(not (3, 10) <= sys.version_info < (3, 14) or not all(map(importlib.util
   python=$venv/bin/python
 }
 
-# Fetches CIFAR-100 where it is missing, unless the arguments name another folder or only ask for help.
+# Downloads CIFAR-100 if it is missing, unless the arguments name another folder or only ask for help.
 need_data() {
   local argument
   for argument in "$@"; do

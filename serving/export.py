@@ -1,4 +1,6 @@
-"""Exports a checkpoint of train.py as SavedModels, which TensorFlow and TensorFlow Serving run without this project.
+"""Exports a checkpoint of train.py as SavedModels, whole or branch by branch.
+
+TensorFlow and TensorFlow Serving run them without this project.
 
   OUT/manifest.json    which model reads what, with the class names
   OUT/whole/1          images -> probabilities, logits, class_names
@@ -9,7 +11,6 @@ Images are uint8 [batch, 32, 32, 3], of any batch size; whitening is part of the
 'serving_default', and stands in a version folder, as TensorFlow Serving wants it.
 """
 
-import argparse
 import collections
 import os
 import shutil
@@ -21,12 +22,12 @@ import numpy as np
 import tensorflow as tf
 
 import cifar100
-import eval as evaluation
+import resnet_split
 import utils
 from splitnet.common.errors import UserError, run_program
 from splitnet.common.files import write_json
-from splitnet.common.flags import Parser, add
-from splitnet.network import inference
+from splitnet.common.flags import Parser, add, one_of
+from splitnet.network import counting, folding, layers
 from splitnet.training import checkpoints
 
 MANIFEST = 'manifest.json'
@@ -34,37 +35,23 @@ VERSION = '1'
 IMAGES = tf.TensorSpec([None, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3], tf.uint8, name='images')
 
 
-def make_parser():
-  """The flags."""
-  parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-  add(
-    parser,
-    'checkpoint',
-    str,
-    None,
-    "folder that train.py wrote (its last checkpoint), its 'best' folder, or DIR/ckpt-STEP",
-    required=True,
-  )
-  parser.add_argument(
-    '--harden', action='store_true', help='split a grouping checkpoint by its present assignments first'
-  )
-  add(parser, 'out', str, None, 'folder to make', required=True)
-  parser.add_argument('--branches', action='store_true', help='also the trunk and each branch of a split network alone')
-  parser.add_argument('--force', action='store_true', help='replace the export that --out holds')
-  add(parser, 'precision', str, 'float32', 'float32 or bfloat16 for the convolutions [%(default)s]')
-  add(parser, 'data_dir', str, 'cifar100/train_val_split', 'folder of the data, for the class names [%(default)s]')
-  return parser
-
-
 def parse_flags(argv):
   """Parses and checks the flags.
 
   Raises:
-    UserError: where a value is out of range, or --out cannot be made or must not be replaced.
+    UserError: if a value is out of range, or --out cannot be made or must not be replaced.
   """
-  flags = make_parser().parse_args(argv)
-  if flags.precision not in ('float32', 'bfloat16'):
-    raise UserError("--precision is '%s'; it must be float32 or bfloat16" % flags.precision)
+  parser = Parser(__doc__)
+  text = "a run's folder (its last checkpoint), its 'best' or DIR/ckpt-STEP"
+  add(parser, 'checkpoint', str, None, text, required=True)
+  text = 'split a grouping checkpoint by its present assignments first'
+  parser.add_argument('--harden', action='store_true', help=text)
+  add(parser, 'out', str, None, 'folder to make', required=True)
+  parser.add_argument('--branches', action='store_true', help='also the trunk and each branch of a split network alone')
+  parser.add_argument('--force', action='store_true', help='replace the export that --out holds')
+  add(parser, 'precision', one_of('float32', 'bfloat16'), 'float32', 'of the convolutions')
+  add(parser, 'data_dir', str, 'cifar100/train_val_split', 'folder of the data, for the class names')
+  flags = parser.parse_args(argv)
   flags.out = os.path.normpath(flags.out)
   check_out(flags.out, flags.force)
   return flags
@@ -78,34 +65,12 @@ def parse_flags(argv):
 Model = collections.namedtuple('Model', 'name function reads class_ids parameters flops')
 
 
-class _Recorded(inference.Folded):
-  """A folded network that remembers, when it is traced, where its branches begin and end.
-
-  Attributes:
-    inputs: dict from (depth, branch) to the tensor that the branch reads of the depth below.
-    outputs: dict from branch to its logits.
-  """
-
-  def __init__(self, network):
-    super().__init__(network)
-    self.inputs, self.outputs = {}, {}
-
-  def _inputs(self, state, units, below, depth):
-    inputs = super()._inputs(state, units, below, depth)
-    if below != depth:
-      self.inputs.update({(depth, branch): x for branch, x in inputs.items()})
-    return inputs
-
-  def _linear(self, layer, branch, x):
-    self.outputs[branch] = super()._linear(layer, branch, x)
-    return self.outputs[branch]
-
-
 def deal(depths):
-  """Deals a tree to models: one for each branch of the last residual stage, or of the logits where only they branch.
+  """Deals a tree to models, one for each branch of the last residual stage.
 
-  A model has the branches below its own too, down to the trunk: it needs the trunk's features and nothing else. A
-  branch in the middle is so computed by each model above it, on machines that would otherwise wait for it.
+  If only the logits branch, there is one for each of their branches. A model has the branches below its own too, down
+  to the trunk: it needs the trunk's features and nothing else. So a branch in the middle is computed by each model
+  above it, on machines that would otherwise wait for it.
 
   Args:
     depths: ordered dict from depth name to number of branches, trunk first; not all 1.
@@ -118,105 +83,83 @@ def deal(depths):
   first = next(i for i, branches in enumerate(counts) if branches > 1)
   top = len(counts) - 2 if counts[-2] > 1 else len(counts) - 1
 
-  def path(model, depth):
+  def branches_of(model, depth):
     if depth <= top:
       return [int(utils.parents_along(counts[depth : top + 1][::-1])[model])]
     return np.flatnonzero(utils.parents_along(counts[top : depth + 1][::-1]) == model).tolist()
 
-  return [{names[depth]: path(i, depth) for depth in range(first, len(counts))} for i in range(counts[top])]
+  return [{names[depth]: branches_of(i, depth) for depth in range(first, len(counts))} for i in range(counts[top])]
 
 
-def count(network, held):
-  """Parameters and FLOPs per image of some of a network's branches, as the paper counts.
+def count(network, branches):
+  """Counts parameters and FLOPs per image of some branches, as the paper does.
 
   Args:
-    network: a resnet_split.Network; held: dict from depth name to list of branches.
+    network: a Network.
+    branches: dict from depth to list of branches.
   """
-  built = [(layer.depth, branch) for layer in network.plan.layers for branch in range(network.branches(layer))]
-  return utils.total_count([c for c, (depth, branch) in zip(network.counts, built) if branch in held.get(depth, [])])
+  counts = counting.counts(network)
+  return counting.total([c for c in counts if c.node[1] in branches.get(c.node[0], [])])
 
 
-def build(network, class_names, branches):
-  """The models of a network.
+def build(network, class_names, with_branches):
+  """Builds the models of a network.
 
   Args:
-    network: a resnet_split.Network; class_names: list of str, in the order of the labels.
-    branches: whether to add the trunk and the branches.
+    network: a Network.
+    class_names: list of str, in the order of the labels.
+    with_branches: whether to add the trunk and the branches.
 
   Returns:
-    List of Model.
+    List of Model; each stands behind those that it reads.
   """
-  recorded = _Recorded(network)
-  traced = tf.function(lambda images: recorded(cifar100.whiten(images)), [IMAGES]).get_concrete_function()
-  images, everything = traced.inputs[0], list(range(len(class_names)))
+  folded = folding.folded(network)
 
   def whole(images):
-    logits = traced(images)
+    logits = folded(cifar100.whiten(images))
     names = _for_each_image(class_names, logits)
     return {'probabilities': tf.nn.softmax(logits), 'logits': logits, 'class_names': names}
 
-  total = utils.total_count(network.counts)
-  models = [Model('whole', tf.function(whole, [IMAGES]), {'images': None}, everything, *total)]
-  if not branches:
+  size, all_classes = counting.total(counting.counts(network)), list(range(len(class_names)))
+  models = [Model('whole', tf.function(whole, [IMAGES]), {'images': None}, all_classes, *size)]
+  if not with_branches:
     return models
-  dealt = deal(network.plan.depths)
-  first = next(iter(dealt[0]))
-  # With branch_input 'all' the branches read one and the same tensor.
-  features = {recorded.inputs[first, held[first][0]].ref(): 'features_%d' % held[first][0] for held in dealt[::-1]}
-  trunk = _trunk(_part(images, [tensor.deref() for tensor in features]), list(features.values()))
-  below = {depth: [0] for depth in network.plan.depths if depth not in dealt[0]}
+  branches_of = deal(folded.depths)
+  lowest = next(iter(branches_of[0]))
+  read = [folded.reads(lowest, branches[lowest][0])[1] for branches in branches_of]
+  # Branches that read the same channels (with branch_input 'all') share their name, that of the first of them.
+  names = [f'features_{branches_of[read.index(channels)][lowest][0]}' for channels in read]
+  below = {depth: [0] for depth in folded.depths if depth not in branches_of[0]}
+  trunk = _trunk(folded.part(below), dict(zip(names, read)))
   models.append(Model('trunk', trunk, {'images': None}, None, *count(network, below)))
-  for i, held in enumerate(dealt):
-    read = recorded.inputs[first, held[first][0]]
-    classes = [network.members(network.plan.units['split_q1'], 'logits', branch) for branch in held['logits']]
-    ids = np.concatenate(classes).tolist()
-    function = _branch(_part(read, [recorded.outputs[branch] for branch in held['logits']]), read, ids, class_names)
-    reads = {'features': {'model': 'trunk', 'output': features[read.ref()]}}
-    models.append(Model('branch_%d' % i, function, reads, ids, *count(network, held)))
+  for i, branches in enumerate(branches_of):
+    part = folded.part(branches)
+    reads = {'features': {'model': 'trunk', 'output': names[i]}}
+    ids = part.leaf_classes().tolist()
+    models.append(Model(f'branch_{i}', _branch(part, ids, class_names), reads, ids, *count(network, branches)))
   return models
 
 
-def _part(read, wanted):
-  """The part of a traced graph between a tensor and some others that need no further input: a function.
-
-  Args:
-    read: the tensor; wanted: list of the others.
-
-  Returns:
-    A function from a tensor, in the place of `read`, to the list of what the others are then.
-  """
-  definition = read.graph.as_graph_def()
-  nodes = {node.name: node for node in definition.node}
-  needed, found = set(), [tensor.op.name for tensor in wanted]
-  while found:
-    name = found.pop()
-    if name not in needed and name != read.op.name:
-      needed.add(name)
-      found.extend(source.lstrip('^').split(':')[0] for source in nodes[name].input)
-  part = tf.compat.v1.GraphDef(versions=definition.versions, node=[node for n, node in nodes.items() if n in needed])
-  names = [tensor.name for tensor in wanted]
-  return lambda x: tf.graph_util.import_graph_def(part, {read.name: x}, names, name='')
-
-
-def _trunk(part, names):
+def _trunk(part, channels):
   def trunk(images):
     # Whatever the convolutions compute in, machines send each other float32.
-    return {name: tf.cast(x, tf.float32) for name, x in zip(names, part(images))}
+    features = layers.divided(part(cifar100.whiten(images)), channels)
+    return {name: tf.cast(x, tf.float32) for name, x in features.items()}
 
   return tf.function(trunk, [IMAGES])
 
 
-def _branch(part, read, ids, class_names):
+def _branch(part, ids, class_names):
   def branch(features):
-    logits = tf.concat(part(tf.cast(features, read.dtype)), 1)
+    logits = part(features)
     names = _for_each_image([class_names[i] for i in ids], logits)
     return {'logits': logits, 'class_ids': _for_each_image(ids, logits), 'class_names': names}
 
-  return tf.function(branch, [tf.TensorSpec(read.shape, tf.float32, name='features')])
+  return tf.function(branch, [tf.TensorSpec(part.input_spec.shape, tf.float32, name='features')])
 
 
 def _for_each_image(values, logits):
-  """A list as a tensor [batch, values]: all outputs of a model must have the batch's size to be served row by row."""
+  """Repeats a list for each image, as outputs are served: a tensor [batch, values]."""
   return tf.tile(tf.constant(values)[None], [tf.shape(logits)[0], 1])
 
 
@@ -224,17 +167,17 @@ def _for_each_image(values, logits):
 
 
 def manifest(models, class_names, **about):
-  """What stands in manifest.json: a dict that JSON can hold.
+  """Returns the content of manifest.json: a dict that JSON can hold.
 
   Args:
-    models: list of Model; class_names: list of str; **about: what else to say of the export.
+    models: list of Model.
+    class_names: list of str.
+    **about: what else to say of the export.
   """
 
-  def tensors(specs):
-    return {
-      name: '%s [%s]' % (spec.dtype.name, ', '.join(['batch', *(str(size) for size in spec.shape[1:])]))
-      for name, spec in sorted(specs.items())
-    }
+  def describe_tensors(specs):
+    shapes = {name: ', '.join(['batch', *map(str, spec.shape[1:])]) for name, spec in sorted(specs.items())}
+    return {name: f'{specs[name].dtype.name} [{shape}]' for name, shape in shapes.items()}
 
   described = []
   for model in models:
@@ -242,10 +185,10 @@ def manifest(models, class_names, **about):
     inputs = {spec.name: spec for spec in concrete.structured_input_signature[0]}
     description = {
       'name': model.name,
-      'path': '%s/%s' % (model.name, VERSION),
-      'inputs': tensors(inputs),
+      'path': f'{model.name}/{VERSION}',
+      'inputs': describe_tensors(inputs),
       'reads': model.reads,
-      'outputs': tensors(concrete.structured_outputs),
+      'outputs': describe_tensors(concrete.structured_outputs),
       'parameters': model.parameters,
       'flops': model.flops,
     }
@@ -260,31 +203,33 @@ def check_out(out, force):
   """Checks that an export may be written to a folder.
 
   Raises:
-    UserError: where something is in the way.
+    UserError: if something is in the way.
   """
   if os.path.isdir(out) and not os.listdir(out):
     return
   if os.path.lexists(out):
     if not os.path.isfile(os.path.join(out, MANIFEST)):
-      raise UserError("--out: '%s' exists and is no export: name a folder that does not exist" % out)
+      raise UserError(f"--out: '{out}' exists and is no export: name a folder that does not exist")
     if not force:
-      raise UserError("--out: '%s' holds an export already: name another folder, or replace it with --force" % out)
+      raise UserError(f"--out: '{out}' holds an export already: name another folder, or replace it with --force")
 
 
 def write(out, models, content, force):
   """Writes an export whole or not at all.
 
   Args:
-    out: the folder; models: list of Model; content: of manifest.json.
+    out: the folder.
+    models: list of Model.
+    content: of manifest.json.
     force: replace an export that is there.
 
   Raises:
-    UserError: where it cannot be written; what was there before is there still.
+    UserError: if it cannot be written; what was there before is there still.
   """
-  # Both stand beside the folder, as only there a rename moves it whole.
+  # Both are beside the folder, as only there a rename moves it whole.
   folder, name = os.path.split(os.path.realpath(out))
   out = os.path.join(folder, name)
-  temporary, old = (os.path.join(folder, '.%s.%s-%d' % (name, what, os.getpid())) for what in ('new', 'old'))
+  temporary, old = (os.path.join(folder, f'.{name}.{kind}-{os.getpid()}') for kind in ('new', 'old'))
   try:
     os.makedirs(temporary)
     for model in models:
@@ -303,40 +248,33 @@ def write(out, models, content, force):
     shutil.rmtree(old, ignore_errors=True)
   except (OSError, tf.errors.OpError) as e:
     reason = getattr(e, 'strerror', None) or str(e).split('\n')[0]
-    raise UserError("--out: '%s' cannot be written (%s)" % (out, reason)) from e
+    raise UserError(f"--out: '{out}' cannot be written ({reason})") from e
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
+
+
+def model_text(model):
+  """Returns a line of text about a model; model: its dict in the manifest."""
+  reads = [f'{source["output"]} of {source["model"]}' if source else name for name, source in model['reads'].items()]
+  answers = f'{len(model["class_ids"])} classes' if 'class_ids' in model else 'features'
+  size = f'{model["parameters"]:,} parameters, {model["flops"]:,} FLOPs per image'
+  return f'{model["name"]:9}  {", ".join(reads) + " -> " + answers:33}  {size}'
 
 
 def run(flags):
   """Exports as the flags say; returns the manifest."""
   names = cifar100.load_names(flags.data_dir)
-  stored = checkpoints.read(flags.checkpoint)
-  if stored.config.num_classes != len(names.fine):
-    raise UserError(
-      "'%s' has %d classes, but the data in '%s' has %d"
-      % (stored.path, stored.config.num_classes, flags.data_dir, len(names.fine))
-    )
-  network = evaluation.load_network(stored, flags.harden, tf.dtypes.as_dtype(flags.precision))
-  if flags.branches and (network.groups is None or stored.config.ngroups1 == 1):
-    way_out = 'add --harden' if evaluation.class_groups(stored) is not None else 'leave --branches out'
-    raise UserError("--branches: '%s' holds a network without branches: %s" % (stored.path, way_out))
+  stored = checkpoints.read(flags.checkpoint, resnet_split.read_older)
+  checkpoints.check_classes(stored, names, flags.data_dir)
+  network = checkpoints.load_network(stored, flags.harden, dtype=tf.dtypes.as_dtype(flags.precision))
+  if flags.branches and (network.groups is None or stored.graph.classes.groups == 1):
+    way_out = 'add --harden' if checkpoints.class_groups(stored) is not None else 'leave --branches out'
+    raise UserError(f"--branches: '{stored.path}' holds a network without branches: {way_out}")
   models = build(network, names.fine, flags.branches)
-  content = manifest(
-    models,
-    names.fine,
-    checkpoint=stored.path,
-    network=checkpoints.describe(stored.mode, network, {}, {})['network'],
-    precision=flags.precision,
-  )
+  content = manifest(models, names.fine, checkpoint=stored.path, network=stored.network, precision=flags.precision)
   write(flags.out, models, content, flags.force)
-  for model in content['models']:
-    reads = ['%s of %s' % (s['output'], s['model']) if s else name for name, s in model['reads'].items()]
-    classes = '%d classes' % len(model['class_ids']) if 'class_ids' in model else 'features'
-    answers = '%s -> %s' % (', '.join(reads), classes)
-    size = '{:,} parameters, {:,} FLOPs per image'.format(model['parameters'], model['flops'])
-    print('%-9s  %-33s  %s' % (model['name'], answers, size))
-  print('\nwritten: %s' % flags.out)
+  print('\n'.join(map(model_text, content['models'])))
+  print(f'\nwritten: {flags.out}')
   return content
 
 

@@ -1,4 +1,4 @@
-"""Small archives in CIFAR-100's layout, as Python 2 wrote them, and a server of a file; for the tests."""
+"""Makes small archives as Python 2 wrote CIFAR-100's, and serves files; for tests."""
 
 import contextlib
 import http.server
@@ -15,7 +15,7 @@ TRAIN, TEST = 200, 100  # images of an archive
 
 
 def py2(value):
-  """Pickles dicts, lists, tuples, strings, integers and uint8 arrays as Python 2's protocol 2, but for the stop."""
+  """Pickles plain values and uint8 arrays as Python 2 does, without the last byte."""
   if isinstance(value, dict):
     return b'}(' + b''.join(py2(k) + py2(v) for k, v in value.items()) + b'u'
   if isinstance(value, list):
@@ -35,7 +35,7 @@ def py2(value):
 
 
 def content():
-  """Makes the three dicts of a small archive with the real layout: 2 training images and 1 test image per class."""
+  """Makes a small archive's dicts: 2 training images and 1 test image per class."""
   rng = np.random.RandomState(1)
   superclass = rng.permutation(100) // 5
 
@@ -99,22 +99,22 @@ class Handler(http.server.BaseHTTPRequestHandler):
 
 
 class Server(http.server.ThreadingHTTPServer):
-  """A server of a file, `payload`; `mode`: its next answers, the last for ever; `asked`: the ranges of the requests.
+  """Serves a file, and closes when its last answer has ended.
 
-  Closing it waits for the answers that are under way.
+  `payload` is the file; `mode` lists the next answers, the last for ever; `asked` gets the ranges of the requests.
   """
 
   daemon_threads = False
 
   def handle_error(self, request, client_address):
-    """Says nothing about a client that hung up, as it does if the answer displeases it."""
+    """Ignores a client that hung up, as it does if the answer displeases it."""
     if not isinstance(sys.exc_info()[1], ConnectionError):
       super().handle_error(request, client_address)
 
 
 @contextlib.contextmanager
 def serve(payload):
-  """Serves bytes on this computer as long as the context lasts; yields the Server and the file's URL."""
+  """Serves bytes on this computer; yields the Server and the file's URL."""
   with Server(('127.0.0.1', 0), Handler) as server:
     server.payload, server.mode, server.asked = payload, ['range'], []
     thread = threading.Thread(target=server.serve_forever, kwargs={'poll_interval': 0.01})

@@ -25,11 +25,12 @@ import splitnet.common.quiet  # noqa: F401, I001 - before TensorFlow
 import numpy as np
 import tensorflow as tf
 
+import resnet_split
+from splitnet.network import counting
+from splitnet.network.network import create
 from splitnet.training import checkpoints
 from splitnet.training import objective
-import resnet_split
 from splitnet.common.errors import UserError
-import utils
 
 QUANTITIES = ['x', 'y', 'logits', 'ce', 'total', 'overlap', 'weight_split', 'uniform', 'train_logits', 'train_ce']
 L2_WEIGHT, GAMMAS, LEARNING_RATE, MOMENTUM = 1e-4, (1.0, 1.0, 10.0), 0.1, 0.9
@@ -65,7 +66,7 @@ def relative_difference(ours, theirs):
 
 def build(variables, config):
   """The grouping network with every one of the given variables in it; a name it does not have is an error."""
-  network = resnet_split.Network(config, with_assignments=True)
+  network = create(resnet_split.wide_resnet(config), with_assignments=True)
   unknown = sorted(set(variables) - set(network.weights))
   if unknown:
     raise UserError("the network has no variable '%s'" % unknown[0])
@@ -77,7 +78,7 @@ def compare(path, weighted_group_loss):
   """Dict from quantity to its largest relative difference; see the module's docstring."""
   reference = read(path)
   variables = {n[len('var/') :]: v for n, v in reference.items() if n.startswith('var/') and n != 'var/global_step'}
-  config = checkpoints.config_from_shapes(variables, path)
+  config = resnet_split.config_from_shapes(variables, path)
   x, y = tf.constant(reference['x']), tf.constant(reference['y'])
   settings = objective.Objective(L2_WEIGHT, *GAMMAS, weighted_group_loss)
   differences = {}
@@ -94,7 +95,7 @@ def compare(path, weighted_group_loss):
     if ours.shape != theirs.shape:
       raise UserError('%s: %d terms of %s here, %d there' % (path, len(ours), name, len(theirs)))
     differences[name] = float(np.max(np.abs(ours - theirs) / np.abs(theirs)))
-  counted = utils.total_count(network.counts)
+  counted = counting.total(counting.counts(network))
   differences['weights'] = relative_difference(counted[0], reference['weights'])
   differences['flops'] = relative_difference(counted[1], reference['flops'])
 

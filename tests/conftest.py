@@ -11,6 +11,7 @@ import splitnet.common.quiet  # noqa: E402, F401 - before any test imports Tenso
 
 import helpers  # noqa: E402
 import pytest  # noqa: E402
+import script_calls  # noqa: E402
 
 # A shell's background jobs ignore interrupts, and so would every program that is started here to be interrupted.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -35,3 +36,11 @@ def runs(tmp_path_factory):
 def data(tmp_path_factory):
   """The folder of the tiny data that they were trained on."""
   return helpers.data(tmp_path_factory)
+
+
+@pytest.fixture
+def project(tmp_path):
+  """A copy of the scripts whose Python only prints what it is called with; see script_calls.run."""
+  folder = tmp_path / 'a project'  # with a space, as users' folders have
+  script_calls.copy(folder)
+  return folder

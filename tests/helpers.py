@@ -14,7 +14,9 @@ import numpy as np
 import tensorflow as tf
 
 import eval as evaluation
+import resnet_split
 import train
+from splitnet.training import checkpoints
 
 # A GPU adds up in any order, so runs there repeat to rounding only. Everything here is compared bit by bit.
 tf.config.set_visible_devices([], 'GPU')
@@ -26,6 +28,11 @@ BATCH = 20
 NETWORK = ['--k', '1', '--num_residual_units', '1']
 GROUPS = ['--ngroups1', '3', '--ngroups2', '2', '--ngroups3', '1']
 LAST = {'baseline': 6, 'group': 12, 'split': 6}  # steps
+
+
+def read_checkpoint(path):
+  """Reads a checkpoint as the programs do."""
+  return checkpoints.read(str(path), resnet_split.read_older)
 
 
 def write(folder, sizes=None, seed=0):

@@ -3,10 +3,10 @@
 import numpy as np
 import tensorflow as tf
 
-import resnet_split
-from resnet_split import Network
-from splitnet.network import architecture
-from splitnet.network.architecture import Config
+from resnet_split import Config, wide_resnet
+from splitnet.network import hardening
+from splitnet.network.graph import Builder
+from splitnet.network.network import create
 
 # a-b-c = ngroups3-ngroups2-ngroups1. 2-3-5 merges unevenly twice, 3-3-3 has three ways from the bottom.
 SPLITS = ['1-1-4', '1-2-2', '2-2-2', '2-4-4', '2-3-5', '3-3-3']
@@ -18,23 +18,26 @@ def config_of(split, **keywords):
   return Config(ngroups1=ngroups1, ngroups2=ngroups2, ngroups3=ngroups3, **keywords)
 
 
-def weighted(plan):
-  """The layers that have weights."""
-  return [layer for layer in plan.layers if layer.kind != 'batch_norm']
+def graph_of(split, **keywords):
+  return wide_resnet(config_of(split, **keywords))
 
 
-def even_groups(config):
+def build(config, groups=None, **keywords):
+  """The network of a Config, of keywords of network.create."""
+  return create(wide_resnet(config), groups, **keywords)
+
+
+def even_groups(graph):
   """Hard groups of equal size (as nearly as it goes) at every set of units, in order."""
-  plan = architecture.wide_resnet(config)
-  return {name: np.arange(units.size) * units.groups // units.size for name, units in plan.units.items()}
+  return {name: np.arange(units.size) * units.groups // units.size for name, units in graph.units.items()}
 
 
-def random_groups(plan, seed=0):
+def random_groups(graph, seed=0):
   """Hard groups in no order and of no even size, none empty."""
   rng = np.random.RandomState(seed)
   return {
     name: rng.permutation(np.append(np.arange(units.groups), rng.randint(units.groups, size=units.size - units.groups)))
-    for name, units in plan.units.items()
+    for name, units in graph.units.items()
   }
 
 
@@ -61,13 +64,13 @@ def scramble(network, seed=0):
 
 
 def grouping(config, seed=0):
-  return scramble(Network(config, with_assignments=True, seed=seed), seed)
+  return scramble(build(config, with_assignments=True, seed=seed), seed)
 
 
 def drop_between_groups(dense, groups):
-  for layer in weighted(dense.plan):
-    kernel = dense.weights[architecture.layer_weights(layer)]
-    kernel.assign(kernel * architecture.kept_weights(dense.plan, layer, groups))
+  for layer in dense.graph.weighted:
+    kernel = dense.weights[layer.weights]
+    kernel.assign(kernel * hardening.kept_weights(dense.graph, layer, groups))
 
 
 DENSE = dict(ngroups1=1, ngroups2=1, ngroups3=1)
@@ -86,10 +89,10 @@ TREES = {
 
 def make(seed=0, negative=False, dtype=tf.float32, **config):
   """A network whose batch normalisations have seen something; with `negative`, a tenth of their scales are below 0."""
-  config = architecture.Config(**dict(dict(k=1), **config))
+  graph = wide_resnet(Config(**dict(dict(k=1), **config)))
   rng = np.random.default_rng(seed)
-  groups = {n: rng.permutation(np.arange(u.size) % u.groups) for n, u in architecture.wide_resnet(config).units.items()}
-  network = resnet_split.Network(config, groups=groups if config.ngroups1 > 1 else None, dtype=dtype)
+  groups = {n: rng.permutation(np.arange(u.size) % u.groups) for n, u in graph.units.items()}
+  network = create(graph, groups if graph.classes.groups > 1 else None, dtype=dtype)
   for name, variable in network.weights.items():
     if name.endswith(('/mu', '/beta', '/biases')):
       variable.assign(rng.normal(0, 0.3, variable.shape))
@@ -103,3 +106,41 @@ def make(seed=0, negative=False, dtype=tf.float32, **config):
 
 def assert_close(one, other, tolerance=1e-5):
   np.testing.assert_allclose(one, other, rtol=0, atol=tolerance * np.abs(other).max())
+
+
+def chain(groups=(2, 2, 4), image_size=16, branch_input='group', norm=True):
+  """A small network like AlexNet: biases, pools, local response norms below what is split, dropout."""
+  b = Builder('chain', {'trunk': 1, **dict(zip(('conv2', 'fc1', 'fc2'), groups))}, image_size, branch_input)
+  x = b.relu(b.conv('conv1', b.image, b.shared('conv1', 20), 5, bias=True))
+  x = b.max_pool(b.lrn(x) if norm else x, 3, 2, 'VALID')
+  x = b.relu(b.conv('stem', x, b.border('split_p3', 24, 'conv2'), 3, bias=True))
+  b.at('conv2')
+  x = b.max_pool(b.relu(b.conv('conv2', x, b.border('split_p2', 36, 'fc1'), 3, bias=True)), 3, 2)
+  b.at('fc1')
+  x = b.conv('fc1', x, b.border('split_p1', 52, 'fc2'), x.size, padding='VALID', bias=True, counted='weights')
+  x = b.mean(b.relu(x, dropout=True))
+  b.at('fc2')
+  b.linear('fc2', x, b.inner('split_q1', 12))
+  return b.graph()
+
+
+def post_activation(groups=(2, 2, 4), image_size=16, branch_input='group'):
+  """A small network like ResNet-18: rectifiers behind the sums, shortcuts and their batch normalisations."""
+  b = Builder('post', {'trunk': 1, **dict(zip(('stage2', 'stage3', 'fc'), groups))}, image_size, branch_input)
+  streams = [b.border('split_p3', 24, 'stage2'), b.border('split_p2', 36, 'stage3'), b.border('split_p1', 52, 'fc')]
+  x = b.conv('conv1', b.image, b.shared('stem', 20), 7, 2)
+  x = b.max_pool(b.relu(b.batch_norm('conv1/bn', x)), 3, 2)
+  for stage, (depth, stream) in enumerate(zip(('trunk', 'stage2', 'stage3'), streams)):
+    b.at(depth)
+    for unit in range(2):
+      name, stride, residual = f'block_{stage}_{unit}', 1 + (stage > 0 and unit == 0), x
+      if x.units != stream:
+        residual = b.batch_norm(f'{name}/bn_0', b.conv(f'{name}/shortcut', x, stream, 1, stride))
+      hidden = b.inner(f'split_r{stage}{unit}', stream.size)
+      h = b.relu(b.batch_norm(f'{name}/bn_1', b.conv(f'{name}/conv_1', x, hidden, 3, stride)))
+      h = b.batch_norm(f'{name}/bn_2', b.conv(f'{name}/conv_2', h, stream, 3))
+      x = b.relu(b.add(f'{name}/sum', residual, h))
+  x = b.mean(x)
+  b.at('fc')
+  b.linear('fc', x, b.inner('split_q1', 12))
+  return b.graph()

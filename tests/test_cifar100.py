@@ -1,4 +1,4 @@
-"""Tests of cifar100.py against NumPy: which pixels augmentation reads, whitening, and what is refused."""
+"""Tests augmentation and whitening against NumPy, and what is refused."""
 
 import collections
 import itertools

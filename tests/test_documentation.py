@@ -1,4 +1,4 @@
-"""README.md and docs: every command in them is one that the programs take, and what they link to is there."""
+"""Tests README.md and docs: programs take their commands, their links lead somewhere, the tree is what is there."""
 
 import glob
 import os
@@ -7,29 +7,32 @@ import shlex
 
 import helpers
 import pytest
-from test_scripts import project, run  # noqa: F401 - a fixture
+import script_calls
 
+import cifar100
 import eval as evaluation
 import train
 from benchmarks import speed
-from benchmarks import workers as hosts_benchmark
-from paper import estimate, figures, table5, tables
+from benchmarks import workers as benchmark_workers
+from paper import estimate, figures, recipes, table5, tables
 from serving import export, infer
 from splitnet.parallel import worker
 
 PAGES = ['README.md', *sorted(glob.glob('docs/*.md', root_dir=helpers.PROJECT))]
 PARSERS = {
   'benchmarks.speed': speed.parse_flags,
+  'benchmarks.workers': benchmark_workers.parse_flags,
   'eval.py': evaluation.parse_flags,
-  'serving.export': export.parse_flags,
-  'benchmarks.workers': hosts_benchmark.parse_flags,
-  'serving.infer': infer.make_parser().parse_args,
   'paper.estimate': estimate.parse_flags,
   'paper.table5': table5.parse_flags,
   'paper.tables': tables.parse_flags,
-  'train.py': train.parse_flags,
+  'serving.export': export.parse_flags,
+  'serving.infer': infer.parse_flags,
   'splitnet.parallel.worker': worker.parse_flags,
+  'train.py': train.parse_flags,
 }
+WITHOUT_PARSER = ['./demo.sh', './test.sh', 'download_cifar100.py']
+LEAST_COMMANDS = {'README.md': 30, 'docs/groups.md': 10, 'docs/training.md': 8, 'docs/paper-scale.md': 8}
 
 
 def read(page):
@@ -37,19 +40,35 @@ def read(page):
     return f.read()
 
 
+def split_page(page):
+  """Splits a page into (its text without blocks of code, list of (language, block of code))."""
+  text, blocks, language = [], [], None
+  for line in read(page).splitlines():
+    if not line.startswith('```'):
+      (text if language is None else blocks[-1][1]).append(line)
+    elif language is None:
+      language = line[3:]
+      blocks.append((language, []))
+    else:
+      language = None
+  assert language is None, 'a block of code does not end'
+  return '\n'.join(text), [(language, '\n'.join(lines)) for language, lines in blocks]
+
+
 def commands(page):
-  """The commands in a page's blocks of code and between its backticks, those of this project: lists of words."""
-  text = re.sub(r'\\\n\s*', '', read(page))
-  blocks, given = re.findall(r'^```\n(.*?)^```$', text, re.DOTALL | re.MULTILINE), {}
-  lines = [line for block in blocks for line in block.splitlines()]
-  rest = re.sub(r'^```\n.*?^```$', '', text, flags=re.DOTALL | re.MULTILINE)
-  lines += [' '.join(span.split()) for span in re.findall(r'`([^`]+)`', rest)]
+  """The commands of this project in a page's blocks and between its backticks: yields lists of words."""
+  text, blocks = split_page(page)
+  lines = [
+    line for language, block in blocks if not language for line in re.sub(r'\\\n\s*', '', block).splitlines()
+  ]
+  lines += [' '.join(span.split()) for span in re.findall(r'`([^`]+)`', text)]
+  variables = {}
   for line in lines:
     if re.fullmatch(r'\w+="[^"]*"', line):  # a variable of the commands below it
       name, value = line.split('=', 1)
-      given['$' + name] = value.strip('"')
-    if re.match(r'(\w+=\S+ )*(\./|scripts/|python )', line) or line.startswith('TF_CONFIG='):
-      for name, value in given.items():
+      variables['$' + name] = value.strip('"')
+    if re.match(r'(\w+=\S+ )*(\./|scripts/\w+\.sh |python )', line) or line.startswith('TF_CONFIG='):
+      for name, value in variables.items():
         line = line.replace(name + ' ', value + ' ')
       words = shlex.split(line, comments=True)
       while re.match(r'\w+=', words[0]):
@@ -58,50 +77,101 @@ def commands(page):
 
 
 def parse_figures(words):
-  flags, more = figures.make_parser().parse_known_args(words)
-  assert flags.figure == '4' or not more
-  if more:  # of the grouping run that Figure 4 makes for every balance
-    train.parse_flags(['--mode', 'group', *more])
+  """Parses the flags of paper.figures; further ones go to the grouping run that Figure 4 makes for every balance."""
+  flags, further = figures.make_parser().parse_known_args(words)
+  assert flags.figure == '4' or not further
+  if further:
+    train.parse_flags(['--mode', 'group', *further])
+
+
+def check_command(project, program, words):
+  """Checks one command: that its program is there and takes its words; a script's, that what it calls does."""
+  path = program if '/' in program or program.endswith('.py') else program.replace('.', '/') + '.py'
+  assert os.path.exists(os.path.join(helpers.PROJECT, path)), program
+  if program.endswith('.sh') and program not in WITHOUT_PARSER:
+    code, calls, stderr = script_calls.run(project, program.removeprefix('./'), *words)
+    assert (code, stderr) == (0, ''), (program, words)
+    program, words = calls[-1]
+  if words in (['--help'], ['NAME=FILE...']):
+    return
+  if program == 'paper.figures':
+    parse_figures(words)
+  elif program == 'splitnet.reporting.compare':
+    assert all(re.fullmatch(r'[\w-]+=\S+\.json', word) for word in words)
+  elif program == 'tests/check_reference.py':
+    assert glob.glob(os.path.join(helpers.PROJECT, *words))
+  elif program in PARSERS:
+    flags = PARSERS[program](words)
+    if program == 'paper.tables' and flags.only:
+      assert tables.chosen_cells(flags.table, flags.only, recipes.make_runs(flags.experiment, 0))
+  else:
+    assert program in WITHOUT_PARSER, (program, words)
 
 
 @pytest.mark.parametrize('page', PAGES)
-def test_every_command_is_one_that_the_programs_take(page, project, tmp_path, monkeypatch):  # noqa: F811
+def test_every_command_is_one_that_the_programs_take(page, project, tmp_path, monkeypatch):
   (project / 'runs' / 'baseline' / 'best').mkdir(parents=True)
   (project / 'runs' / 'baseline' / 'best' / 'checkpoint').touch()
   monkeypatch.chdir(tmp_path)
   found = list(commands(page))
-  assert len(found) >= {'README.md': 40, 'docs/groups.md': 8}.get(page, 0)
+  assert len(found) >= LEAST_COMMANDS.get(page, 0)
   for program, *words in found:
-    path = program if '/' in program or program.endswith('.py') else program.replace('.', '/') + '.py'
-    assert os.path.exists(os.path.join(helpers.PROJECT, path)), program
-    if program.startswith(('./', 'scripts/')) and program not in ('./demo.sh', './test.sh'):
-      code, calls, stderr = run(project, program.removeprefix('./'), *words)
-      assert (code, stderr) == (0, ''), (program, words)
-      program, words = calls[-1]
-    if program == 'paper.figures' and any(word.startswith('-') for word in words):
-      parse_figures(words)
-    elif program == 'splitnet.reporting.compare':
-      assert all(re.fullmatch(r'[\w-]+=\S+\.json', word) for word in words)
-    elif program == 'tests/check_reference.py':
-      assert glob.glob(os.path.join(helpers.PROJECT, *words))
-    elif program in PARSERS:
-      flags = PARSERS[program](words)
-      if program == 'paper.tables' and flags.only:
-        assert tables.chosen_cells(flags.table, flags.only, tables.make_runs(flags, 0))
-    else:
-      assert program in ('./demo.sh', './test.sh', 'paper.figures'), (program, words)
+    check_command(project, program, words)
+
+
+def anchors(page):
+  """The anchors of a page's headings, as GitHub makes them."""
+  headings = re.findall(r'^#+ (.*)$', split_page(page)[0], re.MULTILINE)
+  return {re.sub(r'[^\w -]', '', heading.lower()).replace(' ', '-') for heading in headings}
 
 
 @pytest.mark.parametrize('page', PAGES)
 def test_what_a_page_links_to_is_there(page):
-  links = re.findall(r'\]\(([^)]+)\)', read(page))
+  links = re.findall(r'\]\(([^)]+)\)', split_page(page)[0])
   assert links or page != 'README.md'
   for link in links:
-    if not link.startswith('http'):
-      assert os.path.exists(os.path.join(helpers.PROJECT, os.path.dirname(page), link)), link
+    if link.startswith('http'):
+      continue
+    path, _, anchor = link.partition('#')
+    target = os.path.normpath(os.path.join(os.path.dirname(page), path)) if path else page
+    assert os.path.exists(os.path.join(helpers.PROJECT, target)), link
+    assert not anchor or anchor in anchors(target), link
 
 
-def test_every_program_is_in_the_list_of_files():
-  listed = read('README.md').split('\n## Files\n')[1]
-  for path in glob.glob('*.py', root_dir=helpers.PROJECT):
-    assert '`%s`' % path in listed, path
+def test_every_page_and_figure_is_linked():
+  links = {os.path.basename(link.split('#')[0]) for page in PAGES for link in re.findall(r'\]\(([^)]+)\)', read(page))}
+  for pattern in ('docs/*.md', 'docs/figures/*'):
+    for path in glob.glob(pattern, root_dir=helpers.PROJECT):
+      assert os.path.basename(path) in links, path
+
+
+def test_the_readme_is_short_and_narrow():
+  lines = read('README.md').splitlines()
+  assert len(lines) <= 200
+  assert not [line for line in lines if len(line) > 110]
+
+
+def test_the_readmes_tree_is_what_is_there():
+  section = read('README.md').split('\n## How the code is organised\n')[1]
+  listed = set(re.search(r'```\n(.*?)```', section, re.DOTALL).group(1).split())
+  ignored = set(read('.gitignore').replace('/', '').split())
+  for name in os.listdir(helpers.PROJECT):
+    if not name.startswith('.') and name not in ignored:
+      folder = os.path.isdir(os.path.join(helpers.PROJECT, name))
+      assert (name + '/' if folder else name) in listed, name
+  rooms = {path.split(os.sep)[0] for path in glob.glob('*/*.py', root_dir=os.path.join(helpers.PROJECT, 'splitnet'))}
+  assert rooms <= listed
+  for word in listed:
+    if word.endswith(('/', '.py', '.sh', '.txt', '.toml', '.md')):
+      assert os.path.exists(os.path.join(helpers.PROJECT, word)), word
+
+
+def test_the_lines_that_write_your_own_data_write_what_is_read(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  [block] = [block for language, block in split_page('docs/training.md')[1] if language == 'python']
+  exec(compile(block, 'docs/training.md', 'exec'), {})
+  names = cifar100.load_names('my_data')
+  assert (len(names.fine), len(names.coarse), list(names.fine_to_coarse)) == (4, 2, [0, 0, 1, 1])
+  for subset, count in (('train', 400), ('val', 40), ('test', 40)):
+    images, labels = cifar100.load('my_data', subset)
+    assert images.shape == (count, 32, 32, 3) and images.dtype == 'uint8' and set(labels) <= {0, 1, 2, 3}

@@ -1,4 +1,4 @@
-"""Tests of download_cifar100.py: small archives, and no network but a server on this computer."""
+"""Tests download_cifar100.py on small archives, without a network."""
 
 import errno
 import hashlib

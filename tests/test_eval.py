@@ -6,84 +6,15 @@ import os
 import helpers
 import numpy as np
 import pytest
-import tensorflow as tf
 from PIL import Image
 
 import cifar100
 import eval as evaluation
-import utils
 from splitnet.common.errors import UserError
-from splitnet.data.batches import ClassNames
-from splitnet.network import architecture
-from splitnet.parallel import devices
+from splitnet.network import counting, hardening
+from splitnet.parallel import devices, executor
+from splitnet.reporting import metrics
 from splitnet.training import checkpoints
-
-# --- measure ----------------------------------------------------------------------------------------------------
-
-NAMES = ClassNames(list('abcdef'), ['x', 'y', 'z'], np.array([0, 1, 0, 2, 1, 2]), {})
-GROUPS = np.array([0, 1, 0, 1, 1, 0])
-
-
-@pytest.fixture
-def answers():
-  """Logits of 200 images in 6 classes that are often right, and labels; class 4 has no image."""
-  rng = np.random.default_rng(0)
-  labels = rng.choice([0, 1, 2, 3, 5], 200).astype(np.int32)
-  logits = rng.normal(0, 3, (200, 6)).astype(np.float32)
-  logits[np.arange(200), labels] += 2
-  return logits, labels
-
-
-def test_measure_is_what_naive_counting_gives(answers):
-  logits, labels = answers
-  result = evaluation.measure(logits, labels, NAMES, GROUPS)
-  right = top5 = right_superclass = errors = across = 0
-  cross_entropy = 0.0
-  confusion = [[0] * 6 for _ in range(6)]
-  for row, label in zip(logits.astype(np.float64).tolist(), labels.tolist()):
-    ranked = sorted(range(6), key=lambda c, row=row: -row[c])
-    predicted = ranked[0]
-    right += predicted == label
-    top5 += label in ranked[:5]
-    right_superclass += NAMES.fine_to_coarse[predicted] == NAMES.fine_to_coarse[label]
-    confusion[label][predicted] += 1
-    cross_entropy -= row[label] - np.log(sum(np.exp(v) for v in row))
-    if predicted != label:
-      errors += 1
-      across += GROUPS[predicted] != GROUPS[label]
-  assert 0 < right < 200 and right < top5 < 200 and 0 < across < errors  # the case tells the numbers apart
-  assert result['images'] == 200
-  assert result['accuracy'] == right / 200
-  assert result['top5_accuracy'] == top5 / 200
-  assert result['superclass_accuracy'] == right_superclass / 200
-  assert result['cross_entropy'] == pytest.approx(cross_entropy / 200, rel=1e-5)
-  assert result['confusion'] == confusion
-  assert (result['errors'], result['errors_across_groups']) == (errors, across)
-  assert result['groups'] == [['a', 'c', 'f'], ['b', 'd', 'e']]
-  assert result['agreement'] == 5 / 6  # x is whole in group 0, y in group 1; z is divided
-  for c, name in enumerate(NAMES.fine):
-    own = sum(confusion[c])
-    assert result['class_accuracy'][name] == (confusion[c][c] / own if own else None)
-  assert result['class_accuracy']['e'] is None
-  for s, name in enumerate(NAMES.coarse):
-    members = [c for c in range(6) if NAMES.fine_to_coarse[c] == s]
-    expected = sum(confusion[c][c] for c in members) / sum(sum(confusion[c]) for c in members)
-    assert result['accuracy_within_superclass'][name] == pytest.approx(expected)
-
-
-def test_measure_of_a_dense_network_tells_nothing_of_groups(answers):
-  result = evaluation.measure(*answers, NAMES, None)
-  assert not {'groups', 'errors', 'errors_across_groups', 'agreement'} & result.keys()
-
-
-def test_ties_count_against_the_network_and_large_logits_do_not_overflow():
-  result = evaluation.measure(np.zeros((4, 6), np.float32), np.array([1, 2, 3, 5]), NAMES, None)
-  assert result['top5_accuracy'] == 0
-  assert result['cross_entropy'] == pytest.approx(np.log(6))
-  large = np.array([[1e4, 0, -1e4, 0, 0, 0]], np.float32)
-  assert evaluation.measure(large, np.array([0]), NAMES, None)['cross_entropy'] == 0
-  assert evaluation.measure(large, np.array([1]), NAMES, None)['cross_entropy'] == pytest.approx(1e4)
-
 
 # --- what is written --------------------------------------------------------------------------------------------
 
@@ -91,11 +22,11 @@ def test_ties_count_against_the_network_and_large_logits_do_not_overflow():
 @pytest.mark.parametrize('stage', ['baseline', 'group', 'split'])
 def test_every_stages_checkpoint_evaluates_alone(tmp_path_factory, runs, data, stage):
   result = helpers.evaluated(tmp_path_factory, stage)
-  stored = checkpoints.read(runs[stage])
+  stored = helpers.read_checkpoint(runs[stage])
   test = cifar100.load(data, 'test')
   logits = checkpoints.load_network(stored)(cifar100.whiten(test.images)).numpy()
-  groups = evaluation.class_groups(stored)
-  expected = evaluation.measure(logits, test.labels, cifar100.load_names(data), groups)
+  groups = checkpoints.class_groups(stored)
+  expected = metrics.measure(logits, test.labels, cifar100.load_names(data), groups)
   assert (groups is None) == (stage == 'baseline')
   for name, value in expected.items():
     if name == 'cross_entropy':
@@ -110,8 +41,8 @@ def test_every_stages_checkpoint_evaluates_alone(tmp_path_factory, runs, data, s
 def test_the_counts_are_the_evaluated_networks(tmp_path_factory, runs):
   baseline, split = (helpers.evaluated(tmp_path_factory, stage) for stage in ('baseline', 'split'))
   assert split['parameters'] < baseline['parameters'] and split['flops'] < baseline['flops']
-  network = checkpoints.load_network(checkpoints.read(runs['split']))
-  assert (split['parameters'], split['flops']) == utils.total_count(network.counts)
+  network = checkpoints.load_network(helpers.read_checkpoint(runs['split']))
+  assert (split['parameters'], split['flops']) == counting.total(counting.counts(network))
 
 
 def test_the_json_is_complete_and_the_picture_opens(tmp_path_factory):
@@ -148,11 +79,11 @@ def test_a_precision_that_is_slow_here_is_told(runs, data, capsys, monkeypatch):
 
 
 def test_fewer_batches_and_other_sizes_evaluate_the_first_images(runs, data):
-  stored = checkpoints.read(runs['split'])
+  stored = helpers.read_checkpoint(runs['split'])
   network, test = checkpoints.load_network(stored), cifar100.load(data, 'test')
-  whole, _ = evaluation.predict(network, test, 70)
-  some, _ = evaluation.predict(network, test, 9, test_iter=3)
-  rest, _ = evaluation.predict(network, test, 32)
+  whole, _ = executor.predict(network, test.images, cifar100.whiten, 70)
+  some, _ = executor.predict(network, test.images, cifar100.whiten, 9, max_batches=3)
+  rest, _ = executor.predict(network, test.images, cifar100.whiten, 32)
   assert whole.shape == rest.shape == (70, 100) and some.shape == (27, 100)
   np.testing.assert_allclose(some, whole[:27], atol=1e-5)
   np.testing.assert_allclose(rest, whole, atol=1e-5)
@@ -182,10 +113,10 @@ def test_bfloat16_evaluates_to_about_the_same(tmp_path_factory):
 
 
 def test_hardening_while_evaluating_is_what_split_mode_starts_from(tmp_path_factory, runs, data):
-  grouping = checkpoints.read(runs['group'])
-  first = checkpoints.read(os.path.join(runs['split'], 'ckpt-0'))
+  grouping = helpers.read_checkpoint(runs['group'])
+  first = helpers.read_checkpoint(os.path.join(runs['split'], 'ckpt-0'))
   images = cifar100.whiten(cifar100.load(data, 'test').images)
-  hardened = evaluation.load_network(grouping, True, tf.float32)
+  hardened = checkpoints.load_network(grouping, harden=True)
   helpers.assert_same({n: v.numpy() for n, v in hardened.weights.items()}, first.values)
   helpers.assert_same(hardened.groups, first.groups)
   logits = checkpoints.load_network(first)(images).numpy()
@@ -200,7 +131,7 @@ def test_hardening_while_evaluating_is_what_split_mode_starts_from(tmp_path_fact
   assert result['parameters'] < plain['parameters']
   assert result['cross_entropy'] != plain['cross_entropy']
   assert 'dropped' not in plain
-  assert result['dropped'] == architecture.dropped_weights(hardened.plan, first.groups, grouping.values)._asdict()
+  assert result['dropped'] == hardening.dropped_weights(hardened.graph, first.groups, grouping.values)._asdict()
 
 
 def test_a_released_checkpoint_evaluates_dense_and_hardened(data, tmp_path):
@@ -216,10 +147,10 @@ def test_a_released_checkpoint_evaluates_dense_and_hardened(data, tmp_path):
 
 
 def test_hardening_an_empty_group_is_refused_by_its_name(runs):
-  stored = checkpoints.read(runs['group'])
+  stored = helpers.read_checkpoint(runs['group'])
   stored.values['group/split_r21/alpha'][1] -= 100
   with pytest.raises(UserError, match='split_r21'):
-    evaluation.load_network(stored, True, tf.float32)
+    checkpoints.load_network(stored, harden=True)
 
 
 # --- placement --------------------------------------------------------------------------------------------------
@@ -264,8 +195,8 @@ REFUSED = {
   'precision': (['--checkpoint', 'RUNS/split', '--precision', 'float16'], 1, ["'float16'", 'bfloat16']),
   'gpu_fraction': (['--checkpoint', 'RUNS/split', '--gpu_fraction', '1.5'], 1, ["'1.5'"]),
   'trunk': (['--checkpoint', 'RUNS/split', '--trunk', 'last'], 1, ["'last'", 'replicate or first']),
-  'in_flight': (['--checkpoint', 'RUNS/split', '--in_flight', '0'], 1, ["'0'", 'in 1 to 64']),
-  'worker_timeout': (['--checkpoint', 'RUNS/split', '--worker_timeout', '0'], 1, ["'0.0'", 'above 0']),
+  'in_flight': (['--checkpoint', 'RUNS/split', '--in_flight', '0'], 1, ["'0'", 'from 1 to 64']),
+  'worker_timeout': (['--checkpoint', 'RUNS/split', '--worker_timeout', '0'], 1, ["'0'", '(0, 86400]']),
   'no worker': (['--checkpoint', 'RUNS/split', '--workers', ' , '], 1, ['--workers', 'host:port']),
   'worker without port': (['--checkpoint', 'RUNS/split', '--workers', 'a:1,b'], 1, ["'b'", 'host:port']),
   'no such port': (['--checkpoint', 'RUNS/split', '--workers', 'a:65536'], 1, ["'a:65536'", 'host:port']),

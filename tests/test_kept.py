@@ -30,7 +30,7 @@ def expected():
 
 
 def assert_logits(path, expected, name, tolerance):
-  network = checkpoints.load_network(checkpoints.read(path))
+  network = checkpoints.load_network(helpers.read_checkpoint(path))
   logits = network(cifar100.whiten(expected['images'])).numpy()
   np.testing.assert_allclose(logits, expected[name], rtol=0, atol=tolerance * np.abs(expected[name]).max())
 

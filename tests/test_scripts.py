@@ -1,51 +1,12 @@
-"""What the shell scripts call, and with which arguments: a copy of each, with a .venv whose Python only prints them."""
+"""What the shell scripts call, and with which arguments."""
 
 import glob
-import os
 import shutil
-import subprocess
-import sys
 
-import helpers
 import pytest
+from script_calls import run
 
 import train
-from splitnet.common import quiet
-
-
-@pytest.fixture
-def project(tmp_path):
-  """A copy of the scripts with a Python that prints what it is called with, if that is a program of the project."""
-  folder = tmp_path / 'a project'  # with a space, as users' folders have
-  python = folder / '.venv' / 'bin' / 'python'
-  python.parent.mkdir(parents=True)
-  python.write_text('#!/bin/sh\nif [ "$1" = -m ] && [ "$2" != pip ]; then shift; set -- "program: $@"; fi\n'
-    'case "$1" in "%s"/*.py | "program: "*) printf "%%s\\n" "$@" ;; esac\n' % folder)
-  python.chmod(0o755)
-  for name in os.listdir(helpers.PROJECT):
-    if name == 'scripts':
-      shutil.copytree(os.path.join(helpers.PROJECT, name), folder / name)
-    elif name.endswith('.sh') or name.startswith('requirements'):
-      shutil.copy(os.path.join(helpers.PROJECT, name), folder)
-      if name.startswith('requirements'):
-        shutil.copy(os.path.join(helpers.PROJECT, name), folder / '.venv' / ('installed-' + name))
-  return folder
-
-
-def run(project, name, *arguments, **environment):
-  """Runs a script from another folder: (exit code, list of (program, its arguments), stderr)."""
-  done = subprocess.run(
-    [project / name, *map(str, arguments)], cwd='/', env={**os.environ, **environment}, capture_output=True, text=True
-  )
-  calls = []
-  for line in done.stdout.splitlines():
-    if line.startswith(str(project)) and line.endswith('.py'):
-      calls.append((os.path.basename(line), []))
-    elif line.startswith('program: '):
-      calls.append((line.removeprefix('program: '), []))
-    else:
-      calls[-1][1].append(line)
-  return done.returncode, calls, done.stderr
 
 
 def called(project, name, *arguments):
@@ -105,13 +66,15 @@ def test_the_readmes_way_to_train_a_split_network_from_scratch(project):
 @pytest.mark.parametrize('arguments, program, fetches', [
   (['counts'], 'paper.tables', False), (['1', '--k', '1', '--print'], 'paper.tables', False),
   (['1'], 'paper.tables', True),
-  (['5', '--images', '400'], 'paper.table5', False),
+  (['all', '--recipe', 'short'], 'paper.tables', True),
+  (['all', '--recipe', 'short', '--print'], 'paper.tables', False),
+  (['5', '--images', '400'], 'paper.table5', False), (['plan', '--recipe', 'short'], 'paper.estimate', False),
 ])  # fmt: skip
 def test_tables_sh_calls_the_right_program_and_fetches_images_only_to_train(project, arguments, program, fetches):
   code, calls, stderr = run(project, 'tables.sh', *arguments)
   assert (code, stderr) == (0, '')
   assert [name for name, _ in calls] == (['download_cifar100.py'] if fetches else []) + [program]
-  own = arguments[1:] if program == 'paper.table5' else arguments
+  own = arguments if program == 'paper.tables' else arguments[1:]
   assert calls[-1][1][-len(own) :] == own
 
 
@@ -145,7 +108,7 @@ def test_without_a_python_that_will_do_there_is_one_sentence(project, tmp_path):
     (found / name).chmod(0o755)
   code, calls, stderr = run(project, 'eval.sh', PATH='%s:/usr/bin:/bin' % found)
   assert code == 1 and not calls and len(stderr.splitlines()) == 1
-  assert 'no Python 3.10 to 3.13 found' in stderr and 'PYTHON=' in stderr
+  assert 'no Python 3.10 to 3.13' in stderr and 'PYTHON=' in stderr
   assert not (project / '.venv').exists()
 
 
@@ -161,19 +124,3 @@ def test_an_empty_environment_is_not_preferred_to_a_python_that_has_all(project,
     (project / '.venv' / name).unlink()
   code, calls, stderr = run(project, 'eval.sh', '--data_dir', 'data', PATH='%s:/usr/bin:/bin' % found)
   assert (code, stderr, [name for name, _ in calls]) == (0, '', ['eval.py'])
-
-
-def test_a_python_without_tensorflow_says_where_one_is():
-  command = [sys.executable, '-S', '-E', '-m', 'splitnet.reporting.compare']  # no site-packages
-  done = subprocess.run(command, cwd=helpers.PROJECT, capture_output=True, text=True)
-  assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
-  assert done.stderr.startswith('compare.py: ') and '. .venv/bin/activate' in done.stderr
-
-
-@pytest.mark.parametrize('found, present, visible, told', [
-  ([], [], None, False), ([], ['/dev/nvidia0'], None, True), ([], ['/dev/nvidia0'], '0', True),
-  (['GPU:0'], ['/dev/nvidia0'], None, False), ([], ['/dev/nvidia0'], '', False), ([], ['/dev/nvidia0'], '-1', False),
-])  # fmt: skip
-def test_a_gpu_that_tensorflow_cannot_use_is_not_passed_over_in_silence(found, present, visible, told):
-  note = quiet.unused_gpu(found, present, {} if visible is None else {'CUDA_VISIBLE_DEVICES': visible})
-  assert bool(note) == told and ('tensorflow[and-cuda]' in note) == told

@@ -1,14 +1,12 @@
-"""Tests of utils.py: each formula of SplitNet against loops over its symbols, in float64."""
+"""Tests each formula of utils.py against loops over its symbols, in float64."""
 
 import itertools
-import sys
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import utils
-from splitnet.common.errors import UserError, run_program
 
 SHAPES = [(2, 5), (3, 7), (5, 6)]  # groups, units
 
@@ -48,7 +46,7 @@ def test_merge_sizes_follow_the_released_rule():
 
 @pytest.mark.parametrize('groups, merged', [(2, 3), (2, 0), (1, -1)])
 def test_merging_into_more_groups_or_none_is_an_error(groups, merged):
-  with pytest.raises(ValueError, match='cannot merge %d groups into %d' % (groups, merged)):
+  with pytest.raises(ValueError, match=f'cannot merge {groups} groups into {merged}'):
     utils.merge_sizes(groups, merged)
 
 
@@ -283,44 +281,3 @@ def test_random_even_groups_agree_about_as_the_paper_says():
   superclass = np.repeat(np.arange(20), 5)
   agreements = [utils.superclass_agreement(rng.permutation(np.arange(100) % 4), superclass) for _ in range(200)]
   assert np.mean(agreements) == pytest.approx(0.49, abs=0.01)
-
-
-# --- counting ------------------------------------------------------------------------------------------------------
-
-
-def test_counts_of_single_layers():
-  convolution = utils.count_convolution('c', 3, 5, 7, 8)
-  assert convolution == utils.LayerCount('c', 3 * 3 * 5 * 7, 2 * 3 * 3 * 5 * 7 * 8 * 8, True)
-  assert not utils.count_convolution('c', 3, 5, 7, 8, counted=False).counted
-  assert utils.count_linear('l', 64, 100) == utils.LayerCount('l', 64 * 100 + 100, 2 * (64 * 100 + 100), True)
-  assert utils.count_batch_norm('b', 16, 8, scaled=True) == utils.LayerCount('b', 32, 2 * 16 * 8 * 8, False)
-  assert utils.count_batch_norm('b', 16, 8, scaled=False).parameters == 16
-
-
-def test_totals_leave_out_what_the_paper_leaves_out():
-  counts = [utils.LayerCount('a', 1, 10, True), utils.LayerCount('b', 2, 20, False), utils.LayerCount('c', 4, 40, True)]
-  assert utils.total_count(counts) == (5, 50)
-  assert utils.total_count(counts, everything=True) == (7, 70)
-
-
-# --- programs ------------------------------------------------------------------------------------------------------
-
-
-def test_run_program_tells_a_users_mistake_in_one_sentence(capsys):
-  def mistaken():
-    raise UserError('--k is 0; it must be at least 1')
-
-  assert run_program('train.py', mistaken) == 1
-  assert capsys.readouterr().err == 'train.py: --k is 0; it must be at least 1\n'
-
-  def interrupted():
-    raise KeyboardInterrupt
-
-  assert run_program('train.py', interrupted) == 130
-  assert run_program('train.py', lambda: sys.stdout.write('done\n')) == 0
-  assert capsys.readouterr().out == 'done\n'
-
-
-def test_run_program_does_not_hide_a_bug():
-  with pytest.raises(ZeroDivisionError):
-    run_program('train.py', lambda: 1 // 0)

@@ -1,4 +1,4 @@
-"""Writes files whole or not at all, and checks that they can be written before the work begins.
+"""Writes files whole or not at all, and checks first that they can be written.
 
 `PROJECT` is the project's folder, in which the programs stand.
 """

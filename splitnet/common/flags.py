@@ -8,8 +8,6 @@ from typing import Any
 
 from splitnet.common.errors import UserError
 
-LARGEST = 2**31 - 2  # of seeds and steps, which TensorFlow counts in 32 bits
-
 
 @dataclasses.dataclass(frozen=True)
 class Type:
@@ -47,7 +45,10 @@ def integer(low=None, high=None):
 
 
 def number(interval='(-inf, inf)'):
-  """Returns the type of the numbers in an interval, written as in mathematics: '[0, 1)' has 0 and has not 1."""
+  """Returns the type of the numbers in an interval.
+
+  It is written as in mathematics: '[0, 1)' has 0 and has not 1.
+  """
   low, high = (float(end) for end in interval[1:-1].split(','))
 
   def inside(value):  # not a number is in none
@@ -66,6 +67,23 @@ def one_of(*choices):
               choices.__contains__)  # fmt: skip
 
 
+def some_of(*choices):
+  """Returns the type of lists of names, separated by commas, that are some of the choices."""
+  return Type('NAME,...', _separated, f'some of {", ".join(choices)}, separated by commas',
+              lambda names: names and set(names) <= set(choices))  # fmt: skip
+
+
+def integers(low, high):
+  """Returns the type of lists of whole numbers from `low` to `high`, separated by commas."""
+  return Type('INT,...', lambda text: [int(part) for part in _separated(text)],
+              f'whole numbers from {low} to {high}, separated by commas',
+              lambda values: values and all(low <= value <= high for value in values))  # fmt: skip
+
+
+def _separated(text):
+  return list(dict.fromkeys(part.strip() for part in text.split(',') if part.strip()))
+
+
 def _truth(text):
   for value, texts in ((True, ('true', '1', 'yes')), (False, ('false', '0', 'no'))):
     if text.lower() in texts:
@@ -80,7 +98,11 @@ automatic = Type('{True,False,auto}', lambda text: 'auto' if text.lower() == 'au
 
 
 def parse_epochs(text):
-  """Returns the rising epochs that a text separates by commas, a list of floats; ValueError if it does not."""
+  """Returns the rising epochs that a text separates by commas: list of floats.
+
+  Raises:
+    ValueError: if it does not.
+  """
   epochs = [float(part) for part in text.split(',') if part.strip()]
   if not all(0 < epoch < float('inf') for epoch in epochs) or epochs != sorted(epochs):
     raise ValueError(text)
@@ -142,7 +164,9 @@ def add(section, name, type_, default, text, **keywords):
 
 
 def take(kind, values, **more):
-  """Makes a settings object, a dataclass, of the values that its fields name; where one is None its default stays.
+  """Makes a settings object, a dataclass, of the values that its fields name.
+
+  A field whose value is None or missing keeps its default.
 
   Args:
     kind: the dataclass; values: dict, such as vars of the parsed flags.

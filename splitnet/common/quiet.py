@@ -1,7 +1,7 @@
-"""Imports TensorFlow without the start-up notices that it writes past its own log level.
+"""Imports TensorFlow without the start-up notices that no log level stops.
 
-Programs import this first; a Python without TensorFlow ends here, with a sentence. What TensorFlow wrote is shown where
-importing it fails, and always where TF_CPP_MIN_LOG_LEVEL is set to 0 or 1; errors later on are not hidden.
+Programs import this first; a Python without TensorFlow ends here, with a sentence. What TensorFlow wrote is shown if
+importing it fails, and always if TF_CPP_MIN_LOG_LEVEL is set to 0 or 1; later errors are not hidden.
 """
 
 import glob
@@ -10,25 +10,25 @@ import os
 import sys
 import tempfile
 
-# Where another worker of TF_CONFIG is lost, its errors are many lines about what train.py says in one.
+# If another worker of TF_CONFIG is lost, TensorFlow logs many lines of what train.py says in one.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3' if os.environ.get('TF_CONFIG') else '2')
 
 if importlib.util.find_spec('tensorflow') is None:
   sys.exit(
-    '%s: %s has no TensorFlow: ./demo.sh or ./test.sh make .venv, which has it; then . .venv/bin/activate'
-    % (os.path.basename(sys.argv[0]), sys.executable)
+    f'{os.path.basename(sys.argv[0])}: {sys.executable} has no TensorFlow: ./demo.sh or ./test.sh make .venv, '
+    'which has it; then . .venv/bin/activate'
   )
 
 
-def unused_gpu(found, present, environment):
-  """A sentence for a user whose GPU TensorFlow cannot use, which it would pass over in silence; '' where all is well.
+def unused_gpu(usable, installed, environment):
+  """Returns a sentence about a GPU that TensorFlow cannot use; '' if all is well.
 
   Args:
-    found: the GPUs that TensorFlow lists.
-    present: the NVIDIA GPUs that the system has, a list.
+    usable: the GPUs that TensorFlow lists.
+    installed: the NVIDIA GPUs that the system has, a list.
     environment: os.environ.
   """
-  if found or not present or environment.get('CUDA_VISIBLE_DEVICES', 'all').strip() in ('', '-1', 'none'):
+  if usable or not installed or environment.get('CUDA_VISIBLE_DEVICES', 'all').strip() in ('', '-1', 'none'):
     return ''
   return (
     "note: this machine has an NVIDIA GPU, but TensorFlow cannot use it: pip install 'tensorflow[and-cuda]==2.21.*'; "
@@ -44,7 +44,7 @@ def _import_tensorflow():
     try:
       import tensorflow as tf
 
-      found = tf.config.list_physical_devices('GPU')  # a host without a GPU says so here, once
+      gpus = tf.config.list_physical_devices('GPU')  # a machine without a GPU says so here, once
     except BaseException:
       os.dup2(stderr, 2)
       notices.seek(0)
@@ -53,7 +53,7 @@ def _import_tensorflow():
     finally:
       os.dup2(stderr, 2)
       os.close(stderr)
-  note = unused_gpu(found, glob.glob('/dev/nvidia[0-9]*'), os.environ)
+  note = unused_gpu(gpus, glob.glob('/dev/nvidia[0-9]*'), os.environ)
   if note:
     print(note, file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""Images with their labels, the names of their classes, and batches of them as a function of seed and step."""
+"""Holds images, labels and class names; batches are a function of seed and step."""
 
 import collections
 

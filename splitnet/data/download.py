@@ -1,4 +1,4 @@
-"""Downloads a large file, resumed where an earlier connection broke, and verifies its checksum."""
+"""Downloads a large file, resuming broken connections, and verifies its checksum."""
 
 import hashlib
 import http.client
@@ -68,16 +68,16 @@ def md5_of(path):
 
 
 def _size_of_part(part, size):
-  """Returns the bytes in `part`, 0 if there is none; removes one that is longer than the whole file."""
+  """Returns the bytes in `part`, 0 if there is none."""
   received = os.path.getsize(part) if os.path.exists(part) else 0
-  if received > size:
+  if received > size:  # it is no beginning of the file
     os.remove(part)
     return 0
   return received
 
 
 def _receive(url, part, received, size):
-  """Adds to `part`, which has `received` bytes, what one connection gives; raises the connection's own errors."""
+  """Adds what one connection gives to `part`, which has `received` bytes."""
   headers = {'Range': f'bytes={received}-'} if received else {}
   try:
     response = urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=TIMEOUT)

@@ -1,4 +1,4 @@
-"""Reads pickles of arrays, lists, strings and numbers without running anything that they name."""
+"""Reads pickles of arrays, lists, strings and numbers; runs nothing they name."""
 
 import io
 import pickle
@@ -30,7 +30,7 @@ def load(data):
 
 
 class _Function:
-  """Replaces a function that a pickle names: it can be called, but not altered, which BUILD does to real ones."""
+  """Replaces a function; unlike a real one, it cannot be altered by BUILD."""
 
   __slots__ = ('_make',)
 
@@ -88,7 +88,7 @@ _REPLACEMENTS = {
 
 
 class _PlainUnpickler(pickle.Unpickler):
-  """Builds lists, dicts, strings, numbers and the replacements above; imports nothing that a pickle names."""
+  """Builds plain values and the replacements above; imports nothing."""
 
   def find_class(self, module, name):
     if (module, name) not in _REPLACEMENTS:

@@ -1,4 +1,4 @@
-"""Reads files out of a tar archive that may be damaged or hostile; nothing is extracted to the disk."""
+"""Reads files in a tar archive that may be damaged or hostile; extracts nothing."""
 
 import lzma
 import os
@@ -49,7 +49,7 @@ def read_members(path, folder, names, alternative):
 
 
 def _fault(member):
-  """Returns what an honest archive of plain files would not have in a member, read or not; '' if it is harmless."""
+  """Returns what makes a member dangerous, whether it is read or not; else ''."""
   parts = re.split(r'[/\\]', member.name)
   if not (member.isdir() or (member.isfile() and not member.issparse())):
     return 'is a link, a device or sparse'

@@ -1,7 +1,7 @@
-"""Images to try the programs on without CIFAR-100: 100 classes in 20 superclasses, drawn with NumPy alone.
+"""Draws images to try the programs on without CIFAR-100.
 
-The classes form a tree in which nothing cuts across the branches, so that a grouping of the classes by meaning exists
-and can be checked:
+There are 100 classes in 20 superclasses, drawn with NumPy alone. They form a tree in which nothing cuts across the
+branches, so that a grouping of the classes by meaning exists and can be checked:
 
   2 families           `night`: golden things on a dark ground; `day`: blue things on a bright ground
   2 x 2 surroundings   the ground's pattern: `starry` and `rainy` nights, `checked` and `wavy` days; a slight cast of
@@ -64,15 +64,23 @@ def make(images_per_class, seed):
 
 
 def random_images(count, size, classes=1, seed=0):
-  """Draws images and labels that mean nothing, for measuring time: uint8 [count, size, size, 3], int32 [count]."""
+  """Draws images and labels that mean nothing, to measure time with.
+
+  Returns:
+    uint8 [count, size, size, 3] and int32 [count], below `classes`.
+  """
   rng = np.random.default_rng(seed)
   images = rng.integers(0, 256, (count, size, size, 3), np.uint8)
   return images, rng.integers(0, classes, count).astype(np.int32)
 
 
 def classes():
-  """Names and numbers: 100 class names, 20 superclass names (both in the order of their numbers), the list
-  fine_to_coarse, and the int array [20, 5] of class numbers by place in SUPERCLASSES and LETTERS."""
+  """Returns the names and numbers of classes and superclasses.
+
+  Returns:
+    100 class names and 20 superclass names, both in the order of their numbers; the list fine_to_coarse; and the class
+    numbers, int array [20, 5], by place in SUPERCLASSES and LETTERS.
+  """
   names = ['_'.join(parts) for parts in SUPERCLASSES]
   coarse = sorted(names)
   number = np.random.RandomState(DESIGN_SEED).permutation(100).reshape(20, 5)
@@ -85,7 +93,7 @@ def classes():
 
 
 def emblems():
-  """The classes' emblems: bool [20, 5, CELLS, CELLS], symmetric about the middle column, no two alike."""
+  """Draws the classes' emblems, symmetric, no two alike: bool [20, 5, CELLS, CELLS]."""
   random, half, patterns = np.random.RandomState(DESIGN_SEED), (CELLS + 1) // 2, {}
   while len(patterns) < 100:
     left = random.rand(CELLS, half) < 0.55
@@ -96,7 +104,13 @@ def emblems():
 
 
 def draw(family, ground, shape, emblem, rng):
-  """Draws images of one superclass: uint8 [N, 32, 32, 3], with `emblem`, bool [N, CELLS, CELLS], on their things."""
+  """Draws images of one superclass: uint8 [N, 32, 32, 3].
+
+  Args:
+    family, ground, shape: an entry of SUPERCLASSES.
+    emblem: what is on their things, bool [N, CELLS, CELLS].
+    rng: a NumPy random generator.
+  """
   n = len(emblem)
 
   def uniform(low, high, *size):
@@ -126,7 +140,7 @@ def draw(family, ground, shape, emblem, rng):
 
 
 def _emblem_share(emblem, u, v):
-  """Where the emblem's ink is: bool [N, 32, 32]."""
+  """Returns which pixels the emblem's ink covers: bool [N, 32, 32]."""
   column, row = (np.floor((x / EMBLEM + 1) * (CELLS / 2)).astype(int) for x in (u, v))
   inside = (column >= 0) & (column < CELLS) & (row >= 0) & (row < CELLS)
   image = np.arange(len(emblem))[:, None, None]
@@ -137,7 +151,13 @@ def _emblem_share(emblem, u, v):
 
 
 def background(family, marks, uniform):
-  """A ramp between two dull colours under marks [N, 32, 32], 0-1: float32 [N, 32, 32, 3]; day is night's negative."""
+  """Draws a ramp between two dull colours under marks: float32 [N, 32, 32, 3].
+
+  Args:
+    family: 'night', or 'day', which is its negative.
+    marks: [N, 32, 32], 0-1.
+    uniform: function (low, high, *size) that draws [N, *size].
+  """
   zero = np.float32(0)
   u, _ = turned_grid(zero, zero, uniform(0, 2 * np.pi), np.float32(22))
   one, other = (uniform(0.05, 0.25, 1) + uniform(-0.05, 0.05, 3) for _ in range(2))
@@ -178,8 +198,13 @@ MARKS = {'starry': _starry, 'rainy': _rainy, 'checked': _checked, 'wavy': _wavy}
 
 
 def turned_grid(x, y, angle, radius):
-  """Coordinates u, v [N, 32, 32] of each pixel seen from shapes at x, y (pixels from the middle), turned by `angle`
-  (radians), in units of their `radius` (pixels); v points down."""
+  """Returns the pixels' coordinates u, v [N, 32, 32], seen from N shapes.
+
+  Args:
+    x, y: places of the shapes, pixels from the middle.
+    angle: by which they are turned, radians.
+    radius: the unit of u and v, pixels; v points down.
+  """
   axis = np.arange(SIDE, dtype=np.float32) - (SIDE - 1) / 2
   dx, dy = axis[None, None, :] - _wide(x), axis[None, :, None] - _wide(y)
   cos, sin = _wide(np.cos(angle) / radius), _wide(np.sin(angle) / radius)
@@ -230,18 +255,20 @@ DISTANCES = {  # about the distance to the outline in units of the radius, negat
 
 
 def _edge(distance):
-  return np.clip(0.5 - distance, 0, 1)  # over one pixel, so that edges are not jagged
+  """Returns the share of each pixel inside an outline, by distance in pixels."""
+  return np.clip(0.5 - distance, 0, 1)
 
 
 def _blend(below, above, share):
+  """Blends colours [..., C], by the share [...] of the one above."""
   return below + (above - below) * share[..., None].astype(np.float32)
 
 
 def _wide(x):
-  """[N] as [N, 1, 1], to go with [N, 32, 32]."""
+  """Reshapes [N] to [N, 1, 1], to go with [N, 32, 32]."""
   return np.reshape(x, (-1, 1, 1))
 
 
 def _pixels(x):
-  """[N, C] as [N, 1, 1, C], to go with [N, 32, 32, 3]."""
+  """Reshapes [N, C] to [N, 1, 1, C], to go with [N, 32, 32, 3]."""
   return x[:, None, None, :]

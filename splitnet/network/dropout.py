@@ -12,7 +12,7 @@ BITS = np.arange(256)[:, None] >> np.arange(8) & 1
 
 
 class Dropout:
-  """Inverted dropout whose masks depend on the call's seed and on how many masks were drawn before.
+  """Inverted dropout; a mask depends on the seed and on how many were drawn before.
 
   The probability is kept exactly where it is a whole number of 256ths, such as 0.5, else to 1 / 131072.
 
@@ -22,11 +22,16 @@ class Dropout:
   """
 
   def __init__(self, seed, keep_prob, share=None):
-    """Args: seed: int32 tensor [2], may be None where keep_prob is 1; keep_prob: number in (0, 1]; share: the
-    strategy.Share of a batch that the values are, which gets its part of the whole batch's mask, or None."""
+    """Takes the settings of one call of a network.
+
+    Args:
+      seed: int32 tensor [2]; may be None if keep_prob is 1.
+      keep_prob: number in (0, 1].
+      share: the replicas.Share of a batch that the values are, which gets its part of the whole batch's mask, or None.
+    """
     self.active = keep_prob < 1.0
     self._seed, self._share, self._drawn = seed, share, 0
-    self._type = tf.uint8 if (256 * keep_prob).is_integer() else tf.uint16
+    self._type = tf.uint8 if (256.0 * keep_prob).is_integer() else tf.uint16
     possible = 2 ** (8 * self._type.size)
     self._kept = min(possible - 1, max(1, round(possible * keep_prob)))
     self.factor = possible / self._kept if self.active else 1.0
@@ -49,7 +54,7 @@ class Dropout:
     return masked(x, self._mask(x))
 
   def _mask(self, x):
-    """A new mask of zeros and ones, of x's shape and type."""
+    """Draws a new mask of zeros and ones, of x's shape and type."""
     self._drawn += 1
     if self._kept == 2 ** (8 * self._type.size - 1):
       return self._of_bits(x)
@@ -65,7 +70,7 @@ class Dropout:
     return tf.cast(bits < tf.constant(self._kept, self._type), x.dtype)
 
   def _of_bits(self, x):
-    """A mask that keeps half, a random bit each."""
+    """Draws a mask that keeps half, a random bit each."""
     shape = tf.shape(x)
     values = tf.reduce_prod(shape[1:])
     words = -(-values // 32)
@@ -74,7 +79,7 @@ class Dropout:
     return tf.reshape(mask[:, :values], shape)
 
   def _words(self, x, shape):
-    """New random words for each image of x: uint32 [images, *shape]."""
+    """Draws new random words for each image of x: uint32 [images, *shape]."""
     seed = tf.stack([self._seed[0] + self._drawn * 1000003, self._seed[1]])
     images = self._share.batch if self._share else tf.shape(x)[0]
     words = tf.random.stateless_uniform(tf.concat([[images], shape], 0), seed, None, None, tf.uint32)

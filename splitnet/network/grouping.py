@@ -1,4 +1,4 @@
-"""Groupings that are not learned: Table 1's other columns, a user's own, and a start for the learned ones.
+"""Groupings that are not learned, and a start for those that are.
 
 A grouping of the classes is an int array [classes] of groups at the logits; consecutive groups belong together further
 down the tree (utils.parents). `even_features` makes it a grouping of all units, as the paper's S, C and R have it.
@@ -44,12 +44,12 @@ SUPERCLASS_ORDER = [
 
 
 def even_sizes(units, groups):
-  """`units` divided into `groups` sizes that differ by at most one: list of ints."""
+  """Divides `units` into `groups` sizes that differ by at most one: list of ints."""
   return [len(part) for part in np.array_split(np.arange(units), groups)]
 
 
 def semantic(names, groups):
-  """Classes grouped by superclass: whole superclasses, as even as these allow (Table 1's column S).
+  """Groups classes by whole superclasses, as evenly as these allow (column S).
 
   Args:
     names: a ClassNames.
@@ -59,8 +59,10 @@ def semantic(names, groups):
     UserError: where there are more groups than superclasses.
   """
   if groups > len(names.coarse):
-    raise UserError('%d groups of whole superclasses were asked for, but there are only %d superclasses; lower '
-                    '--ngroups1' % (groups, len(names.coarse)))  # fmt: skip
+    raise UserError(
+      f'{groups} groups of whole superclasses were asked for, but there are only {len(names.coarse)} superclasses; '
+      'lower --ngroups1'
+    )
   position = {name: i for i, name in enumerate(SUPERCLASS_ORDER)}
   order = sorted(range(len(names.coarse)), key=lambda i: position.get(names.coarse[i], i))
   group_of_superclass = np.empty(len(order), np.int64)
@@ -69,23 +71,24 @@ def semantic(names, groups):
 
 
 def random(classes, groups, seed):
-  """Classes grouped at random, even sizes (column R): int array [classes]."""
+  """Groups classes at random, even sizes (column R): int array [classes]."""
   return np.random.default_rng(seed).permutation(np.repeat(np.arange(groups), even_sizes(classes, groups)))
 
 
-def clustering(weights, plan, seed=0):
-  """Classes grouped by spectral clustering of a trained network's last weights, even sizes (column C).
+def clustering(graph, values, seed=0):
+  """Groups classes by spectral clustering of a network's last weights (column C).
 
   The tree is followed from its root, so that classes that part last are the most alike.
 
   Args:
-    weights: [features, classes].
-    plan: an architecture.Plan.
+    graph: the Graph.
+    values: dict from the dense network's variable names to arrays.
     seed: of the clustering.
 
   Returns:
     int array [classes].
   """
+  weights = values[graph.layers[-1].weights]  # [features, classes]
   points = weights - weights.mean(1, keepdims=True)
   points = (points / np.linalg.norm(points, axis=0)).T
   affinity = np.exp(SHARPNESS * (points @ points.T - 1.0))  # cosine similarity, made positive
@@ -95,15 +98,13 @@ def clustering(weights, plan, seed=0):
   # The first direction is constant. Each other one counts by its eigenvalue: were all of one scale, the differences
   # inside branches would drown those between them.
   points = (vectors / vectors[:, :1] * values)[:, 1 : DIRECTIONS + 1]
-  return _divide(points, plan, seed)
+  return _divide(points, list(graph.depths.values()), seed)
 
 
-def _divide(points, plan, seed):
-  """Clusters points down the tree: int array [points] of groups at the logits, of even sizes."""
-  leaves = plan.depths['logits']
-  leaf_sizes = np.array(even_sizes(len(points), leaves))
+def _divide(points, depths, seed):
+  """Clusters points down the tree to groups of even size: int array [points]."""
+  leaf_sizes = np.array(even_sizes(len(points), depths[-1]))
   groups, count = np.zeros(len(points), np.int64), 1
-  depths = list(plan.depths.values())
   for depth, branches in enumerate(depths):
     parent = utils.parents(branches, count)
     branch_of_leaf = utils.parents_along(depths[depth:][::-1])
@@ -140,13 +141,14 @@ def balanced_clusters(points, sizes, seed=0):
   return clusters
 
 
-def read_file(path, names, config):
-  """Reads a user's grouping: JSON, a list of groups of class names, nested where the tree branches more than once.
+def read_file(path, names, graph):
+  """Reads a user's grouping: JSON, a list of groups of class names.
 
+  It is nested if the tree branches more than once.
   For 1-2-2 or 2-2-2: [["apple", ...], ["bed", ...]]; for 2-4-4: [[["apple", ...], ["bed", ...]], [[...], [...]]].
 
   Args:
-    path: of the file; names: a ClassNames; config: an architecture.Config.
+    path: of the file; names: a ClassNames; graph: the Graph.
 
   Returns:
     int array [classes].
@@ -159,92 +161,106 @@ def read_file(path, names, config):
       tree = json.load(f)
   except OSError as e:
     raise UserError(
-      "--grouping '%s': %s; give learned, semantic, clustering, random or a file" % (path, e.strerror)
+      f"--grouping '{path}': {e.strerror}; give learned, semantic, clustering, random or a file"
     ) from e
   except ValueError as e:
-    raise UserError("the grouping '%s' is not JSON (%s)" % (path, e)) from e
+    raise UserError(f"the grouping '{path}' is not JSON ({e})") from e
   # The numbers of branches where there are more of them than before, from the root.
-  counts = sorted({config.ngroups3, config.ngroups2, config.ngroups1} - {1})
+  counts = sorted(set(graph.depths.values()) - {1})
   leaves = [tree]
   below = 1
   for count in counts:
     expected = utils.merge_sizes(count, below)
     if any(not isinstance(node, list) or len(node) != size for node, size in zip(leaves, expected)):
       raise UserError(
-        "the grouping '%s' does not have the tree of %s: a list of %s, each level nested in the one above"
-        % (path, config.split, ', then of '.join('%d groups' % c for c in counts))
+        f"the grouping '{path}' does not have the tree of {graph.split}: a list of "
+        f'{", then of ".join(f"{c} groups" for c in counts)}, each level nested in the one above'
       )
     leaves, below = [child for node in leaves for child in node], count
   groups = np.full(len(names.fine), -1)
   for g, leaf in enumerate(leaves):
     for name in leaf if isinstance(leaf, list) else [leaf]:
       if name not in names.fine:
-        raise UserError("the grouping '%s' names a class %r that the data does not have" % (path, name))
+        raise UserError(f"the grouping '{path}' names a class {name!r} that the data does not have")
       if groups[names.fine.index(name)] >= 0:
-        raise UserError("the grouping '%s' names the class '%s' twice" % (path, name))
+        raise UserError(f"the grouping '{path}' names the class '{name}' twice")
       groups[names.fine.index(name)] = g
   missing = [names.fine[c] for c in np.flatnonzero(groups < 0)]
   if missing:
-    raise UserError("the grouping '%s' leaves out %s" % (path, ', '.join(missing)))
+    raise UserError(f"the grouping '{path}' leaves out {', '.join(missing)}")
   return groups
 
 
-def even_features(plan, class_groups):
-  """A grouping of all units: the classes as given, every other set of units divided evenly.
+def even_features(graph, class_groups):
+  """Groups all units: the classes as given, every other set of units evenly.
 
   Args:
-    plan: an architecture.Plan; class_groups: int array [classes].
+    graph: the Graph; class_groups: int array [classes].
 
   Returns:
     Dict from units name to int array.
   """
   groups = {
-    name: np.repeat(np.arange(units.groups), even_sizes(units.size, units.groups)) for name, units in plan.units.items()
+    units.name: np.repeat(np.arange(units.groups), even_sizes(units.size, units.groups))
+    for units in graph.units.values()
   }
-  groups['split_q1'] = np.asarray(class_groups, np.int64)
+  groups[graph.classes.name] = np.asarray(class_groups, np.int64)
   return groups
 
 
-def carried_down(plan, values, class_groups):
-  """A grouping of all units that follows a trained dense network's weights down from a grouping of its classes.
-
-  From the logits down, each set of units goes to the groups that take most of its squared weight, with even sizes.
+def even_groups(graph, seed=0):
+  """Groups all units of an untrained network: features evenly, classes at random.
 
   Args:
-    plan: an architecture.Plan.
+    graph: the Graph; seed: of the classes' groups.
+
+  Returns:
+    Dict from units name to int array; None for a network that nothing divides.
+  """
+  classes = graph.classes
+  return even_features(graph, random(classes.size, classes.groups, seed)) if classes.groups > 1 else None
+
+
+def carried_down(graph, values, class_groups):
+  """Groups all units by a dense network's weights, down from groups of its classes.
+
+  From the last layer down, each set of units goes to the groups that take most of its squared weight, with even sizes.
+
+  Args:
+    graph: the Graph.
     values: dict from the dense network's variable names to arrays.
     class_groups: int array [classes].
 
   Returns:
     Dict from units name to int array.
   """
-  groups = {'split_q1': np.asarray(class_groups, np.int64)}
-  for reader in reversed(plan.layers):  # whatever reads a set of units stands above it, so its outputs are known
-    units = reader.input
+  groups = {graph.classes.name: np.asarray(class_groups, np.int64)}
+  for reader in reversed(graph.weighted):  # whatever reads units stands above them, so its outputs are known
+    units = graph.read(reader)
     if units.groups == 1 or units.name in groups or reader.depth != units.depth:
       continue
     share = np.zeros([units.size, units.groups])
-    for layer in plan.layers:
-      if layer.input.name != units.name or layer.depth != units.depth or layer.kind == 'batch_norm':
+    for layer in graph.weighted:
+      if graph.read(layer) != units or layer.depth != units.depth:
         continue
-      kernel = values[layer.name + ('/weights' if layer.kind == 'linear' else '/kernel')]
+      kernel = values[layer.weights]
       squares = np.square(kernel).sum(tuple(range(kernel.ndim - 2)))
-      # The logits and a stage's own layers see the output merged to their branches first.
-      counts = [layer.output.groups, min(layer.output.groups, layer.branches), units.groups]
-      target = utils.parents_along(counts)[groups[layer.output.name]]
+      # A depth's own layers see the output merged to their branches first.
+      counts = [layer.units.groups, min(layer.units.groups, graph.branches(layer)), units.groups]
+      target = utils.parents_along(counts)[groups[layer.units.name]]
       for g in range(units.groups):
         share[:, g] += squares[:, target == g].mean(1)
     share /= share.sum(1, keepdims=True)
     slots = np.repeat(np.arange(units.groups), even_sizes(units.size, units.groups))
     groups[units.name] = slots[linear_sum_assignment(share[:, slots], maximize=True)[1]]
-  return {name: groups.get(name, np.zeros(units.size, np.int64)) for name, units in plan.units.items()}
+  return {name: groups.get(name, np.zeros(units.size, np.int64)) for name, units in graph.units.items()}
 
 
-def spectral_start(plan, values, seed=0):
-  """Where grouping can start from a trained dense network: the structure of its weights, carried down level by level.
+def spectral_start(graph, values, seed=0):
+  """Returns assignments to start from, by the structure of a dense network's weights.
 
   Args:
-    plan: an architecture.Plan.
+    graph: the Graph.
     values: dict from the dense network's variable names to arrays.
     seed: of the clustering.
 
@@ -252,24 +268,24 @@ def spectral_start(plan, values, seed=0):
     Dict from assignment name to alpha [groups, units], of confidence START_CONFIDENCE.
   """
   alphas = {}
-  for name, groups in carried_down(plan, values, clustering(values['logits/fc/weights'], plan, seed)).items():
-    count = plan.units[name].groups
+  for name, groups in carried_down(graph, values, clustering(graph, values, seed)).items():
+    count = graph.units[name].groups
     if count > 1:
       height = np.log(START_CONFIDENCE / (1.0 - START_CONFIDENCE) * (count - 1))
       alphas[name] = height * (groups[None] == np.arange(count)[:, None])
   return alphas
 
 
-def moved(plan, before, after):
-  """How much of what is assigned has changed its group: (share of the classes, share of the features), in [0, 1].
+def moved(graph, before, after):
+  """Returns which share of the classes and of the features has changed its group.
 
   Args:
-    plan: an architecture.Plan.
+    graph: the Graph.
     before, after: dicts from units name to int array.
 
   Returns:
-    Shares of all those units of the plan that are in several groups.
+    Shares of all those units of the graph that are in several groups.
   """
-  changed = {name: before[name] != after[name] for name, units in plan.units.items() if units.groups > 1}
-  classes = changed.pop('split_q1')
+  changed = {name: before[name] != after[name] for name, units in graph.units.items() if units.groups > 1}
+  classes = changed.pop(graph.classes.name)
   return float(np.mean(classes)), float(np.mean(np.concatenate(list(changed.values()))))

@@ -1,4 +1,4 @@
-"""Which devices TensorFlow uses and how much of them; called before anything runs on one."""
+"""Chooses the devices that TensorFlow uses, how much of them, and what suits them."""
 
 import functools
 import os
@@ -12,25 +12,15 @@ from splitnet.common.errors import UserError
 
 
 def configure(gpu_fraction=1.0, num_logical_devices=1, log_device_placement=False):
-  """Sets up the devices as `prepare` does.
-
-  Returns:
-    The names of the devices to compute on: all GPUs, else all (logical) CPUs; a list such as ['/GPU:0', '/GPU:1'].
-  """
-  prepare(gpu_fraction, num_logical_devices, log_device_placement)
-  return names()
-
-
-def prepare(gpu_fraction=1.0, num_logical_devices=1, log_device_placement=False):
-  """Says how the devices are to be set up when they are first used.
+  """Sets how TensorFlow uses the devices; does not start them, so it comes first.
 
   Args:
     gpu_fraction: share of each GPU's memory to take, in (0, 1]; 1 grows as needed.
-    num_logical_devices: cut the first GPU, or the CPU where there is none, into this many logical devices.
+    num_logical_devices: cut the first GPU, or the CPU if there is none, into this many logical devices.
     log_device_placement: log on which device every operation runs.
 
   Raises:
-    UserError: where TensorFlow has initialised its devices already.
+    UserError: if TensorFlow has started its devices already.
   """
   tf.debugging.set_log_device_placement(log_device_placement)
   gpus = tf.config.get_visible_devices('GPU')
@@ -41,45 +31,64 @@ def prepare(gpu_fraction=1.0, num_logical_devices=1, log_device_placement=False)
     if gpus and (gpu_fraction < 1.0 or num_logical_devices > 1):
       memory = _gpu_memory()
       for i, gpu in enumerate(gpus):
-        parts = num_logical_devices if i == 0 else 1
-        # A tenth stays free for CUDA's own contexts where the whole GPU is cut up.
-        limit = int(memory[int(gpu.name.rsplit(':', 1)[1])] * min(gpu_fraction, 0.9) / parts)
+        count = num_logical_devices if i == 0 else 1
+        # A tenth stays free for CUDA's own contexts even if the whole GPU is cut up.
+        limit = int(memory[int(gpu.name.rsplit(':', 1)[1])] * min(gpu_fraction, 0.9) / count)
         tf.config.experimental.set_memory_growth(gpu, False)
-        tf.config.set_logical_device_configuration(
-          gpu, [tf.config.LogicalDeviceConfiguration(memory_limit=limit)] * parts
-        )
+        logical = [tf.config.LogicalDeviceConfiguration(memory_limit=limit)] * count
+        tf.config.set_logical_device_configuration(gpu, logical)
     elif num_logical_devices > 1:
       cpu = tf.config.list_physical_devices('CPU')[0]
       tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * num_logical_devices)
   except RuntimeError as e:
-    raise UserError('the devices are in use already, so they cannot be set up (%s)' % e) from e
+    raise UserError(f'the devices are in use already, so they cannot be set up ({e})') from e
 
 
 def names():
-  """The devices to compute on: all (logical) GPUs, else all (logical) CPUs."""
+  """Returns all (logical) GPUs, else all (logical) CPUs: ['/GPU:0', '/GPU:1']."""
   for kind in ('GPU', 'CPU'):
-    found = tf.config.list_logical_devices(kind)
-    if found:
-      return ['/%s:%d' % (kind, i) for i in range(len(found))]
+    count = len(tf.config.list_logical_devices(kind))
+    if count:
+      return [f'/{kind}:{i}' for i in range(count)]
   return ['/CPU:0']
 
 
+def parse(text):
+  """Returns the devices in a comma-separated flag; `names` if it is empty.
+
+  Raises:
+    UserError: if one does not exist.
+  """
+  if not text:
+    return names()
+  chosen = [name.strip() for name in text.split(',') if name.strip()]
+  if not chosen:
+    raise UserError(f"--devices '{text}' names no device")
+  existing = {*names(), *(f'/CPU:{i}' for i in range(len(tf.config.list_logical_devices('CPU'))))}
+  for name in chosen:
+    if name not in existing:
+      known = ', '.join(sorted(existing))
+      raise UserError(f"there is no device '{name}' here; there are {known} (--num_logical_devices N cuts one into N)")
+  return chosen
+
+
 def gpu_name():
-  """The name of the first GPU, None where there is none."""
+  """Returns the name of the first GPU, or None."""
   gpus = tf.config.list_physical_devices('GPU')
   return tf.config.experimental.get_device_details(gpus[0]).get('device_name', 'GPU') if gpus else None
 
 
 def description():
-  """The name of what is computed on by default: the first GPU's, else the CPU's number of cores."""
-  return gpu_name() or 'CPU, %d cores' % os.cpu_count()
+  """Returns the name of the first GPU, or else the number of the CPU's cores."""
+  return gpu_name() or f'CPU, {os.cpu_count()} cores'
 
 
 def precision_note(precision, training):
-  """A sentence where --precision bfloat16 makes the convolutions slower, on a CPU without units for it; '' elsewhere.
+  """Returns a sentence if convolutions are slower in bfloat16 here, '' otherwise.
 
-  Which CPUs these are is measured, not looked up: some have instructions for bfloat16 and are slower with them, and
-  where TensorFlow has no kernels of its own for it the gradients take many times as long.
+  They are on CPUs without units for it. Which ones these are is measured, not looked up: some have instructions for
+  bfloat16 and are slower with them, and if TensorFlow has no kernels of its own for it the gradients take many times as
+  long.
 
   Args:
     precision: 'float32' or 'bfloat16'.
@@ -91,20 +100,20 @@ def precision_note(precision, training):
   if ratio < 1.2:  # of the convolutions alone; the rest of a step moves half the bytes
     return ''
   return (
-    'note: on this CPU convolutions take %.1f times as long in bfloat16 as in float32: --precision float32 is faster'
-    % ratio
+    f'note: on this CPU convolutions take {ratio:.1f} times as long in bfloat16 as in float32: --precision float32 is '
+    'faster'
   )
 
 
 def convolution_seconds(dtype, training):
-  """What a convolution of 0.6 GFLOPs takes where tensors are when nothing is said: seconds, the least of five.
+  """Times a convolution of 0.6 GFLOPs on the default device; least of five, seconds.
 
   Args:
     dtype: tf.float32 or tf.bfloat16.
     training: with its gradients, three times the FLOPs.
   """
   x, kernel = tf.ones([32, 16, 16, 64], dtype), tf.ones([3, 3, 64, 64], dtype)
-  times = []
+  seconds = []
   for _ in range(6):  # the first one chooses and prepares kernels
     started = time.perf_counter()
     with tf.GradientTape() as tape:
@@ -114,32 +123,32 @@ def convolution_seconds(dtype, training):
       results += tape.gradient(results[0], [x, kernel])
     for result in results:
       tf.reshape(result, [-1])[0].numpy()
-    times.append(time.perf_counter() - started)
-  return min(times[1:])
+    seconds.append(time.perf_counter() - started)
+  return min(seconds[1:])
 
 
 def use_xla(choice, count=1):
-  """Whether to compile with XLA: as chosen, or where 'auto' was, on one GPU.
+  """Returns whether to compile with XLA: as chosen; for 'auto' on one GPU.
+
+  XLA fuses what lies between the convolutions, which a GPU waits for; on CPUs its convolutions are slower than
+  TensorFlow's own (benchmarks.speed --only baseline,xla: a step takes 1.6 times as long in float32, more in bfloat16).
 
   Args:
     choice: True, False or 'auto'.
     count: how many devices compute together.
-
-  XLA fuses what lies between the convolutions, which a GPU waits for; on CPUs its convolutions are slower than
-  TensorFlow's own (benchmark.py --only baseline,xla: a step takes 1.6 times as long in float32, more in bfloat16).
   """
   return count == 1 and bool(tf.config.get_visible_devices('GPU')) if choice == 'auto' else choice
 
 
 @functools.cache
 def check_xla():
-  """Compiles and runs something small with XLA, where tensors are when nothing is said: on the first GPU, else the CPU.
+  """Compiles and runs something small with XLA on the default device.
 
   It is what a residual block and its gradient have: XLA makes other calls of cuDNN out of them than TensorFlow does,
   which not every cuDNN has.
 
   Raises:
-    UserError: where that fails. On GPUs XLA needs more of CUDA than TensorFlow itself: ptxas and libdevice, the
+    UserError: if that fails. On GPUs XLA needs more of CUDA than TensorFlow itself: ptxas and libdevice, the
       mathematical functions, which TensorFlow's package does not bring.
   """
 
@@ -155,18 +164,21 @@ def check_xla():
     for dtype in (tf.float32, tf.bfloat16):
       compiled(tf.ones([8, 8, 8, 16], dtype), tf.ones([3, 3, 16, 16], dtype))[0].numpy()
   except tf.errors.OpError as e:
+    reason = str(e).strip().split('\n')[0] or type(e).__name__
     raise UserError(
-      'XLA cannot compile here (%s): on a GPU it needs libdevice, ptxas and a recent cuDNN, which pip brings with '
-      'tensorflow[and-cuda] (XLA_FLAGS=--xla_gpu_cuda_data_dir=FOLDER names the folder of the first two); with '
-      '--jit_compile False it goes without' % (str(e).strip().split('\n')[0] or type(e).__name__)
+      f'XLA cannot compile here ({reason}): on a GPU it needs libdevice, ptxas and a recent cuDNN, which pip brings '
+      'with tensorflow[and-cuda] (XLA_FLAGS=--xla_gpu_cuda_data_dir=FOLDER names the folder of the first two); with '
+      '--jit_compile False it goes without'
     ) from e
 
 
 def compile_with_xla(choice, count=1):
-  """`use_xla`, once it is known to work; where 'auto' was chosen and it does not, says so and does without.
+  """Returns `use_xla` once XLA is known to work.
+
+  If 'auto' was chosen and it does not work, that is printed, and the answer is False.
 
   Raises:
-    UserError: where it was asked for and does not work.
+    UserError: if True was chosen and XLA does not work.
   """
   wanted = use_xla(choice, count)
   if wanted:
@@ -175,36 +187,15 @@ def compile_with_xla(choice, count=1):
     except UserError as e:
       if choice != 'auto':
         raise
-      print('without XLA, so slower: %s' % e, file=sys.stderr, flush=True)
+      print(f'without XLA, so slower: {e}', file=sys.stderr, flush=True)
       return False
   return wanted
 
 
-def parse(text, available):
-  """The devices in a comma-separated flag, or all `available` where it is empty.
-
-  Raises:
-    UserError: where one is not there.
-  """
-  if not text:
-    return available
-  wanted = [name.strip() for name in text.split(',') if name.strip()]
-  if not wanted:
-    raise UserError("--devices '%s' names no device" % text)
-  present = names() + ['/CPU:%d' % i for i in range(len(tf.config.list_logical_devices('CPU')))]
-  for name in wanted:
-    if name not in present:
-      raise UserError(
-        "there is no device '%s' here; there are %s (--num_logical_devices N cuts one into N)"
-        % (name, ', '.join(sorted(set(present))))
-      )
-  return wanted
-
-
 def _gpu_memory():
-  """Memory of each GPU that CUDA shows, MiB, as the driver reports it.
+  """Returns the memory of each GPU that CUDA shows, MiB, as the driver reports it.
 
-  nvidia-smi lists those too that CUDA_VISIBLE_DEVICES (numbers or UUIDs, in any order) hides.
+  nvidia-smi also lists those that CUDA_VISIBLE_DEVICES (numbers or UUIDs, in any order) hides.
   """
   try:
     output = subprocess.run(
@@ -214,9 +205,9 @@ def _gpu_memory():
       text=True,
     ).stdout
     rows = [[cell.strip() for cell in line.split(',')] for line in output.splitlines() if line.strip()]
-    shown = os.environ.get('CUDA_VISIBLE_DEVICES')
-    chosen = [index for index, _, _ in rows] if shown is None else [word.strip() for word in shown.split(',')]
-    found = [[int(memory) for index, uuid, memory in rows if index == word or uuid.startswith(word)] for word in chosen]
-    return [memory[0] for memory in found]
+    visible = os.environ.get('CUDA_VISIBLE_DEVICES')
+    chosen = [index for index, _, _ in rows] if visible is None else [word.strip() for word in visible.split(',')]
+    memory = [[int(size) for index, uuid, size in rows if index == word or uuid.startswith(word)] for word in chosen]
+    return [sizes[0] for sizes in memory]
   except (OSError, ValueError, IndexError, subprocess.CalledProcessError) as e:
-    raise UserError('nvidia-smi does not tell how much memory the GPU has (%s): leave --gpu_fraction at 1' % e) from e
+    raise UserError(f'nvidia-smi does not tell how much memory the GPU has ({e}): leave --gpu_fraction at 1') from e

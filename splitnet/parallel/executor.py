@@ -1,8 +1,8 @@
-"""Evaluates a network on several devices, of this machine or of workers (hosts.py): each computes its part of the tree.
+"""Evaluates a network on several devices, each of which computes part of the tree.
 
-Every device has a queue of its own, from which `in_flight` threads take what it is to compute, so that the next batch
-is there when one is done, and no device waits for another's branch. A part's weights go to its device once; for a batch
-only its inputs go out and its outputs come back.
+The devices are this machine's, or those of workers. Every device has a queue of its own, from which `in_flight` threads
+take calls, so that the next batch is there when one is done, and no device waits for another's branch. A part's weights
+go to its device once; for a batch only its inputs go out and its outputs come back.
 """
 
 import collections
@@ -12,45 +12,50 @@ import time
 
 import numpy as np
 import tensorflow as tf
+from tqdm import tqdm
 
-import cifar100
-from splitnet.parallel import placement
+from splitnet.network import counting
+from splitnet.parallel import devices, placement
 
 IN_FLIGHT = 2  # batches that a device has been given at any time: one that it computes, one on its way
 
+# How fast a network was evaluated. `images_per_second`: with several batches at once, and with what losing a worker
+# cost; `latency`: seconds from handing in a batch, alone, to its logits; `parts`: list of placement.Part.
+Speed = collections.namedtuple('Speed', 'images_per_second latency parts')
+
 
 class DeviceError(Exception):
-  """A device failed, or was silent for too long.
+  """A device failed, or did not answer in time.
 
   Attributes:
     device: its name.
-    reason: the exception that it raised; None where it was silent.
+    reason: the exception that it raised; None if it did not answer.
   """
 
   def __init__(self, device, reason=None):
-    super().__init__('%s: %s' % (device, 'no answer' if reason is None else reason))
+    super().__init__(f'{device}: {"no answer" if reason is None else reason}')
     self.device, self.reason = device, reason
 
 
-class Lanes:
-  """A queue of calls for each device, and one of what they returned.
+class DeviceQueues:
+  """A queue of calls for each device, and one of their results.
 
   The threads are daemons: a call that never returns (its worker hangs) does not keep the program from ending.
   """
 
-  def __init__(self, devices, in_flight, patience=None):
+  def __init__(self, device_names, in_flight, time_limit=None):
     """Starts the threads.
 
     Args:
-      devices: their names.
-      in_flight: calls that each computes at once.
-      patience: seconds after which a device that has calls and returned none is given up; None: never.
+      device_names: a list.
+      in_flight: calls that each device computes at once.
+      time_limit: seconds that a device with calls may take until it returns the next one; None: any time.
     """
-    self._calls = {device: queue.SimpleQueue() for device in devices}
-    self._returned, self._in_flight, self._patience = queue.SimpleQueue(), in_flight, patience
-    self._waiting = dict.fromkeys(devices, 0)
-    self._since = {}  # when a device was last idle or returned something
-    for device in devices:
+    self._calls = {device: queue.SimpleQueue() for device in device_names}
+    self._results, self._in_flight, self._time_limit = queue.SimpleQueue(), in_flight, time_limit
+    self._pending = dict.fromkeys(device_names, 0)  # calls that have not returned
+    self._last_active = {}  # when a device was last idle or returned something
+    for device in device_names:
       for _ in range(in_flight):
         threading.Thread(target=self._work, args=(device,), daemon=True).start()
 
@@ -58,37 +63,36 @@ class Lanes:
     while (call := self._calls[device].get()) is not None:
       key, function, arguments = call
       try:
-        self._returned.put((device, key, function(*arguments), None))
+        self._results.put((device, key, function(*arguments), None))
       except Exception as e:
-        self._returned.put((device, key, None, e))
+        self._results.put((device, key, None, e))
 
   def call(self, device, key, function, *arguments):
-    """Has a device call a function; `next` returns the key with the result."""
-    if not self._waiting[device]:
-      self._since[device] = time.monotonic()
-    self._waiting[device] += 1
+    """Has a device call a function; `next_result` returns the key with the result."""
+    if not self._pending[device]:
+      self._last_active[device] = time.monotonic()
+    self._pending[device] += 1
     self._calls[device].put((key, function, arguments))
 
-  def next(self):
-    """Waits for the next call to return: (its key, what it returned).
+  def next_result(self):
+    """Waits for the next call to return: (its key, its result).
 
     Raises:
-      DeviceError: where it raised, or a device is silent.
+      DeviceError: if the call raised an exception, or a device exceeds its time limit.
     """
-    while True:
-      timeout, slowest = None, None
-      if self._patience is not None:
-        slowest = min((d for d, n in self._waiting.items() if n), key=self._since.get)
-        timeout = max(0.0, self._since[slowest] + self._patience - time.monotonic())
-      try:
-        device, key, value, error = self._returned.get(timeout=timeout)
-      except queue.Empty:
-        raise DeviceError(slowest) from None
-      self._waiting[device] -= 1
-      self._since[device] = time.monotonic()
-      if error is not None:
-        raise DeviceError(device, error)
-      return key, value
+    timeout, slowest = None, None
+    if self._time_limit is not None:
+      slowest = min((device for device, count in self._pending.items() if count), key=self._last_active.get)
+      timeout = max(0.0, self._last_active[slowest] + self._time_limit - time.monotonic())
+    try:
+      device, key, value, error = self._results.get(timeout=timeout)
+    except queue.Empty:
+      raise DeviceError(slowest) from None
+    self._pending[device] -= 1
+    self._last_active[device] = time.monotonic()
+    if error is not None:
+      raise DeviceError(device, error)
+    return key, value
 
   def close(self):
     """Ends the threads, once they have nothing to compute."""
@@ -97,149 +101,172 @@ class Lanes:
         calls.put(None)
 
 
-def part_of(network, nodes):
-  """A copy of a network that computes some nodes of its tree only, with variables where the caller's tf.device says.
+class PartProgram:
+  """The compiled computation of one part on its device.
 
-  Args:
-    network: a resnet_split.Network that was built without devices.
-    nodes: dict from depth to a list of branches, as placement.Part has it.
+  Attributes:
+    part: the placement.Part.
+    function: the tf.types.experimental.ConcreteFunction, from the part's input to its output.
+    classes: the classes of its logits, in their order, int array; None if its output is features.
   """
-  part = type(network).__new__(type(network))
-  tf.Module.__init__(part, name='part')
-  own = set(vars(part))
-  for name, value in vars(network).items():
-    if name not in own and not name.startswith('_self_'):  # those are TensorFlow's, each module its own
-      setattr(part, name, value)
-  part.held = {depth: list(nodes.get(depth, [])) for depth in network.depths}
-  part._class_order = None
-  wanted = [network.prefix(layer, b) + '/' for layer in network.plan.layers for b in part.held[layer.depth]]
-  part.weights = {}
-  for prefix in wanted:
-    for name in [name for name in network.weights if name.startswith(prefix)]:
-      value = network.weights[name]
-      part.weights[name] = tf.Variable(value.numpy(), trainable=False) if isinstance(value, tf.Variable) else value
-  return part
+
+  def __init__(self, network, part, image_spec, prepare, jit_compile):
+    """Sends the device its weights and compiles; arguments as BranchExecutor's."""
+    spec = image_spec if part.source is None else network.output_spec(*part.source)
+    with tf.device(part.device):
+      own = network.part(part.nodes, copied=True)
+
+    @tf.function(input_signature=[spec], jit_compile=jit_compile)
+    def compute(x):
+      with tf.device(part.device):
+        return own(prepare(x) if part.source is None else x)
+
+    self.part, self.function = part, compute.get_concrete_function()
+    self.classes = own.leaf_classes() if own.has_leaves else None
+
+  def __call__(self, x):
+    """Returns the part's output: logits as NumPy array, features as tensor."""
+    with tf.device(self.part.device):
+      y = self.function(x)
+    return y if self.classes is None else y.numpy()
 
 
-def output_spec(network, node):
-  """The tf.TensorSpec of what a node hands to those above it (to the logits pooled features)."""
-  depth, branch = node
-  last = [block for block in network.plan.blocks if block.depth == depth][-1]
-  layer = next(layer for layer in network.plan.layers if layer.name == last.conv_2)
-  channels = network.written(depth, branch)
-  if last is network.plan.blocks[-1]:
-    return tf.TensorSpec([None, channels], tf.float32)
-  return tf.TensorSpec([None, layer.output_size, layer.output_size, channels], network.dtype)
-
-
-class Spread:
+class BranchExecutor:
   """A network on devices: from batches of raw images to their logits.
 
   Attributes:
     parts: list of placement.Part.
+    programs: list of PartProgram, one for each part.
     devices: names of the devices that have a part, each once.
   """
 
-  def __init__(self, network, devices, trunk='replicate', in_flight=IN_FLIGHT, jit_compile=False, patience=None):
-    """Places the parts and sends them their weights.
+  def __init__(self, network, device_names, image_spec, prepare, trunk='replicate', in_flight=IN_FLIGHT,
+               jit_compile=False, time_limit=None):  # fmt: skip
+    """Places the parts, and sends the devices their weights.
 
     Args:
-      network: a resnet_split.Network that was built without devices.
-      devices: list of device names.
+      network: a Network that was built without devices.
+      device_names: a list.
+      image_spec: tf.TensorSpec of a batch of raw images.
+      prepare: function from a batch of raw images to what the network reads (whitening); runs on the devices.
       trunk: 'replicate' or 'first', see placement.py.
       in_flight: batches that a device has been given at any time.
       jit_compile: compile with XLA.
-      patience: seconds without an answer after which a device is given up; None: never.
+      time_limit: seconds that a device may take to answer; None: any time.
 
     Raises:
-      DeviceError: where a device fails or does not answer.
+      DeviceError: if a device fails or does not answer.
     """
-    self.parts = placement.parts(network.depths, network.costs(), devices, trunk)
+    self.parts = placement.parts(network.depths, counting.node_flops(network), device_names, trunk)
     self.devices = list(dict.fromkeys(part.device for part in self.parts))
-    self._network = network
-    # Where a part waits for another's features, more batches are under way, so that it has some to compute meanwhile.
-    self._batches = in_flight * len({part.source for part in self.parts})
-    self._lanes = Lanes(self.devices, in_flight, patience)
-    self._functions, self._steps, self._classes = {}, {}, {}  # by the part's number
-    self._readers = collections.defaultdict(list)
+    # If a part waits for another's features, more batches are begun, so that it has some to compute meanwhile.
+    self._most_batches = in_flight * len({part.source for part in self.parts})
+    self._queues = DeviceQueues(self.devices, in_flight, time_limit)
+    self._readers = collections.defaultdict(list)  # the numbers of the parts that read a node's output
     for i, part in enumerate(self.parts):
       self._readers[part.source].append(i)
-      self._lanes.call(part.device, i, self._build, part, jit_compile)
-    for _ in self.parts:
-      i, (self._functions[i], self._steps[i], self._classes[i]) = self._lanes.next()
-
-  def _build(self, part, jit_compile):
-    """A part's function, how it is called, and the classes of its logits (None where it has none)."""
-    spec = tf.TensorSpec([None, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3], tf.uint8)
-    if part.source is not None:
-      spec = output_spec(self._network, part.source)
-    with tf.device(part.device):
-      network = part_of(self._network, part.nodes)
-    leaves = network.laid_classes() if network.held['logits'] else None
-
-    @tf.function(input_signature=[spec], jit_compile=jit_compile)
-    def step(x):
-      with tf.device(part.device):
-        return network(cifar100.whiten(x) if part.source is None else x)
-
-    function = step.get_concrete_function()
-
-    def call(x):
-      with tf.device(part.device):
-        y = function(x)
-      return y if leaves is None else y.numpy()
-
-    return function, call, leaves
+      self._queues.call(part.device, i, PartProgram, network, part, image_spec, prepare, jit_compile)
+    programs = dict(self._queues.next_result() for _ in self.parts)
+    self.programs = [programs[i] for i in range(len(self.parts))]
 
   def run(self, batches):
     """Computes the logits of batches, several at once.
 
     Args:
-      batches: iterable of (key, images uint8 [batch, 32, 32, 3]).
+      batches: iterable of (key, raw images [batch, ...]).
 
     Yields:
-      (key, logits float32 [batch, classes]) as they come.
+      (key, logits float32 [batch, classes]), in the order in which they are done.
 
     Raises:
-      DeviceError: where a device fails or does not answer. What has not come is lost.
+      DeviceError: if a device fails or does not answer. The batches that were not yielded are lost.
     """
-    batches, under_way = iter(batches), {}
+    batches, logits = iter(batches), {}  # by the key of a batch that has begun, by part
+    answers = sum(program.classes is not None for program in self.programs)
     while True:
-      while len(under_way) < self._batches and (batch := next(batches, None)) is not None:
+      while len(logits) < self._most_batches and (batch := next(batches, None)) is not None:
         key, images = batch
-        under_way[key] = {}
+        logits[key] = {}
         with tf.device('/CPU:0'):
           images = tf.constant(images)
         self._call_readers(None, key, images)
-      if not under_way:
+      if not logits:
         return
-      (i, key), output = self._lanes.next()
-      if self._classes[i] is None:
+      (i, key), output = self._queues.next_result()
+      if self.programs[i].classes is None:
         depth, branches = list(self.parts[i].nodes.items())[-1]
         self._call_readers((depth, branches[0]), key, output)
         continue
-      under_way[key][i] = output
-      if len(under_way[key]) == sum(classes is not None for classes in self._classes.values()):
-        yield key, self._in_label_order(under_way.pop(key))
+      logits[key][i] = output
+      if len(logits[key]) == answers:
+        yield key, self._in_label_order(logits.pop(key))
 
   def _call_readers(self, source, key, output):
     for i in self._readers[source]:
-      self._lanes.call(self.parts[i].device, (i, key), self._steps[i], output)
+      self._queues.call(self.parts[i].device, (i, key), self.programs[i], output)
 
   def _in_label_order(self, outputs):
-    order = np.concatenate([self._classes[i] for i in outputs])
+    order = np.concatenate([self.programs[i].classes for i in outputs])
     return np.concatenate(list(outputs.values()), 1)[:, np.argsort(order)]
 
   def close(self):
     """Ends the devices' threads."""
-    self._lanes.close()
+    self._queues.close()
 
 
-def latency(spread, images, repeats=3):
-  """Median seconds from handing in a batch, alone, to its logits; the first time, which warms up, does not count."""
+def latency(executor, images, repeats=3):
+  """Returns the median seconds from handing in a batch, alone, to its logits.
+
+  One time more than `repeats`, at first, warms up and does not count.
+  """
   seconds = []
   for _ in range(repeats + 1):
     started = time.perf_counter()
-    for _ in spread.run([(0, images)]):
+    for _ in executor.run([(0, images)]):
       seconds.append(time.perf_counter() - started)
   return float(np.median(seconds[1:]))
+
+
+def predict(network, images, prepare, batch_size, max_batches=0, device_names=None, workers=None, **options):
+  """Runs a network over images once.
+
+  Args:
+    network: a Network that was built without devices.
+    images: array of raw images [images, ...].
+    prepare: function from a batch of raw images to what the network reads.
+    batch_size: images per batch.
+    max_batches: 0 for all.
+    device_names: of the devices for its branches; None: the first device of this machine.
+    workers: the workers.Workers to compute on instead, or None.
+    **options: of BranchExecutor: trunk, in_flight, jit_compile.
+
+  Returns:
+    (logits float32 [images, classes], a Speed, whose latency is that of the first batch).
+
+  Raises:
+    UserError: if a worker is lost, unless `workers` goes on without it.
+  """
+  count = -(-len(images) // batch_size)
+  count = min(count, max_batches) if max_batches else count
+  batches = [images[i * batch_size : (i + 1) * batch_size] for i in range(count)]
+  image_spec = tf.TensorSpec([None, *images.shape[1:]], images.dtype)
+  logits, started = {}, None
+  with tqdm(total=count, unit='batch', disable=None, leave=False) as bar:
+    while len(logits) < count:
+      try:
+        if workers:
+          device_names, options['time_limit'] = workers.devices, workers.call_time_limit
+        executor = BranchExecutor(network, device_names or devices.names()[:1], image_spec, prepare, **options)
+        seconds_alone = latency(executor, batches[0])
+        started = started or time.perf_counter()
+        for i, values in executor.run((i, batch) for i, batch in enumerate(batches) if i not in logits):
+          logits[i] = values
+          bar.update()
+        executor.close()
+      except DeviceError as e:
+        if workers is None:
+          raise e.reason from e
+        workers.drop_failed(e)
+  seconds = time.perf_counter() - started
+  logits = np.concatenate([logits[i] for i in range(count)])
+  return logits, Speed(len(logits) / seconds, seconds_alone, executor.parts)

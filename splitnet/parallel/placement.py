@@ -1,4 +1,4 @@
-"""Which device computes which part of a tree of branches.
+"""Decides which device computes which part of a tree of branches.
 
 A node of the tree is a branch at a depth, (depth, branch): ('trunk', 0) is its root, the branches of the last depth are
 its leaves. Leaves are dealt to devices; what several leaves share is computed on each of their devices (trunk
@@ -12,6 +12,7 @@ import functools
 import numpy as np
 
 import utils
+from splitnet.network import counting
 
 TRUNKS = ('replicate', 'first')
 
@@ -20,46 +21,48 @@ TRUNKS = ('replicate', 'first')
 # highest nodes: logits of leaves, or features that other parts read.
 Part = collections.namedtuple('Part', 'device source nodes')
 
-SEARCHED = 100000  # leaves put on a device until the search for a better deal gives up
+MOST_VISITS = 100000  # leaves put on a device until the search for a better deal stops
 
 
 def paths(depths):
-  """The nodes from the root to each leaf: a list, by leaf, of lists of (depth, branch).
+  """Returns the path from the root to each leaf: lists of (depth, branch), by leaf.
 
   Args:
     depths: ordered dict from depth name to number of branches, trunk first.
   """
   names = list(depths)
   branch = np.arange(depths[names[-1]])
-  found = [[(names[-1], int(b))] for b in branch]
+  result = [[(names[-1], int(b))] for b in branch]
   for above, below in zip(names[::-1], names[-2::-1]):
     branch = utils.parents(depths[above], depths[below])[branch]
-    for path, b in zip(found, branch):
+    for path, b in zip(result, branch):
       path.insert(0, (below, int(b)))
-  return found
+  return result
 
 
-def loads(depths, costs, dealt):
-  """What lies on each device's way from the images to its leaves: list of numbers, as many as devices in `dealt`.
+def loads(depths, costs, deal_of_leaves):
+  """Returns each device's cost, from the images to its logits: list of numbers.
 
-  With trunk 'replicate' that is what it computes. With 'first' it waits for what another computes of it, so that its
-  logits are there after as much, and the same deal is best.
+  With trunk 'replicate' that is what the device computes. With 'first' the device waits for what another one computes
+  of it, so its logits are there after as much, and the same deal is best.
 
   Args:
-    depths: as for `paths`; costs: dict from node to number.
-    dealt: list of each leaf's device, ints from 0.
+    depths: as for `paths`.
+    costs: dict from node to number.
+    deal_of_leaves: list of each leaf's device, ints from 0.
   """
-  nodes = [set() for _ in range(max(dealt) + 1)]
-  for path, device in zip(paths(depths), dealt):
+  nodes = [set() for _ in range(max(deal_of_leaves) + 1)]
+  for path, device in zip(paths(depths), deal_of_leaves):
     nodes[device].update(path)
-  return [sum(costs[node] for node in held) for held in nodes]
+  return [sum(costs[node] for node in on_device) for on_device in nodes]
 
 
 def deal(depths, costs, devices):
-  """Deals the leaves to devices so that the busiest has as little as possible, and then so that subtrees stay together.
+  """Deals the leaves to devices so that the busiest one has the lowest load.
 
-  Every device gets a leaf where there are enough of them. The search starts from the best deal in which each device has
-  consecutive leaves, and goes through all others; in trees of dozens of leaves it stops early, with the best so far.
+  Of deals with the same load the best is the one that keeps subtrees together. Every device gets a leaf if there are
+  enough of them. The search starts from the best deal in which each device has consecutive leaves, and goes through all
+  others; in trees of dozens of leaves it stops early, with the best so far.
 
   Args:
     depths, costs: as for `loads`.
@@ -71,65 +74,75 @@ def deal(depths, costs, devices):
   leaves = [frozenset(path) for path in paths(depths)]
   devices, visits = min(devices, len(leaves)), 0
   best = _consecutive(leaves, costs, devices)
-  together = [{node for leaf, d in zip(leaves, best) if d == device for node in leaf} for device in range(devices)]
-  # What is minimised: the highest load; on how many devices the nodes are, all together.
-  least = max(loads(depths, costs, best)), sum(map(len, together))
+  nodes = [{node for leaf, d in zip(leaves, best) if d == device for node in leaf} for device in range(devices)]
+  # What is minimised: the highest load; then how many nodes the devices have, all together.
+  least = max(loads(depths, costs, best)), sum(map(len, nodes))
 
-  def search(dealt, total, held):
+  def search(start, load, nodes):
+    """Tries all deals that begin with `start`; load, nodes: of each device so far."""
     nonlocal best, least, visits
     visits += 1
     # Neither number shrinks when more leaves are dealt.
-    reached = max(total), sum(map(len, held))
-    idle = devices - len(set(dealt))
-    if reached >= least or visits > SEARCHED or len(leaves) - len(dealt) < idle:
+    reached = max(load), sum(map(len, nodes))
+    idle = devices - len(set(start))
+    if reached >= least or visits > MOST_VISITS or len(leaves) - len(start) < idle:
       return
-    if len(dealt) == len(leaves):
-      best, least = dealt, reached
+    if len(start) == len(leaves):
+      best, least = start, reached
       return
-    leaf, options = leaves[len(dealt)], []
-    for device in range(min(devices - idle + 1, devices)):  # they are alike, so only the first idle one is tried
-      options.append((total[device] + sum(costs[node] for node in leaf - held[device]), device))
-    for load, device in sorted(options):
-      more = [load if d == device else t for d, t in enumerate(total)]
-      search([*dealt, device], more, [h | leaf if d == device else h for d, h in enumerate(held)])
+    leaf, options = leaves[len(start)], []
+    for device in range(min(devices - idle + 1, devices)):  # idle ones are alike, so only the first of them is tried
+      options.append((load[device] + sum(costs[node] for node in leaf - nodes[device]), device))
+    for load_with_leaf, device in sorted(options):
+      new_load, new_nodes = list(load), list(nodes)
+      new_load[device], new_nodes[device] = load_with_leaf, nodes[device] | leaf
+      search([*start, device], new_load, new_nodes)
 
   search([], [0] * devices, [frozenset()] * devices)
   return best
 
 
 def _consecutive(leaves, costs, devices):
-  """The best deal in which each device has consecutive leaves (sets of nodes)."""
+  """Returns the best deal of consecutive leaves (sets of nodes) to each device."""
 
   @functools.cache
-  def best(first, parts):
-    """(the highest load, how many leaves each has) of leaves[first:] on so many devices."""
-    lasts = [len(leaves)] if parts == 1 else range(first + 1, len(leaves) - parts + 2)
-    found = []
-    for last in lasts:
-      load = sum(costs[node] for node in frozenset().union(*leaves[first:last]))
-      above, sizes = best(last, parts - 1) if parts > 1 else (0, ())
-      found.append((max(load, above), (last - first, *sizes)))
-    return min(found)
+  def best(first, count):
+    """Deals leaves[first:] to `count` devices: (highest load, leaves per device)."""
+    ends = [len(leaves)] if count == 1 else range(first + 1, len(leaves) - count + 2)
+    candidates = []
+    for end in ends:
+      load = sum(costs[node] for node in frozenset().union(*leaves[first:end]))
+      others, sizes = best(end, count - 1) if count > 1 else (0, ())
+      candidates.append((max(load, others), (end - first, *sizes)))
+    return min(candidates)
 
   return [device for device, size in enumerate(best(0, devices)[1]) for _ in range(size)]
 
 
 def place(depths, costs, devices):
-  """The device of every node where each node is computed once: dict from depth to a list of device names (or None).
+  """Returns the device of every node if each is computed once, by depth and branch.
 
   A node is on the device of its first leaf, so the trunk is on the first device.
 
   Args:
     depths, costs: as for `loads`.
-    devices: list of device names, or None.
+    devices: list of device names.
+
+  Returns:
+    Dict from depth to a list of device names.
   """
-  if not devices:
-    return {depth: [None] * branches for depth, branches in depths.items()}
   owners = {}
   for path, device in zip(paths(depths), deal(depths, costs, len(devices))):
     for node in path:
       owners.setdefault(node, devices[device])
   return {depth: [owners[depth, branch] for branch in range(count)] for depth, count in depths.items()}
+
+
+def placer(devices):
+  """Returns the function that `place`s a graph.Tree on devices, or None without devices."""
+  if not devices:
+    return None
+  return lambda tree: place(tree.depths, counting.node_flops(tree), devices)
 
 
 def parts(depths, costs, devices, trunk):
@@ -148,17 +161,17 @@ def parts(depths, costs, devices, trunk):
     List of Part; a part's source is in a part before it.
   """
   leaves = paths(depths)
-  on, children = collections.defaultdict(list), collections.defaultdict(list)
+  on, children = collections.defaultdict(list), collections.defaultdict(list)  # by node: devices, nodes above it
   for path, device in zip(leaves, deal(depths, costs, len(devices))):
     for below, node in zip([None, *path], path):
       on[node].append(device)
       if node not in children[below]:
         children[below].append(node)
-  found = []
+  result = []
 
   def new_part(device, source):
-    found.append(Part(devices[device], source, {}))
-    return found[-1]
+    result.append(Part(devices[device], source, {}))
+    return result[-1]
 
   def grow(part, node, device=None):
     """Adds to a part a node and what is above it; with a device only what is on that."""
@@ -184,9 +197,9 @@ def parts(depths, costs, devices, trunk):
   else:
     for device in sorted(set(on[root])):
       grow(new_part(device, None), root, device)
-  return found
+  return result
 
 
 def part_load(part, costs):
-  """What a part costs."""
+  """Returns what a part costs; costs: dict from node to number."""
   return sum(costs[depth, branch] for depth, branches in part.nodes.items() for branch in branches)

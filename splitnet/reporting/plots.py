@@ -1,4 +1,4 @@
-"""Pictures: the weights of split layers ordered by group, confusion matrices, the paper's figures. PNG files."""
+"""Draws weights by group, confusion matrices and the paper's figures: PNG files."""
 
 
 import matplotlib
@@ -9,44 +9,44 @@ import numpy as np
 
 import utils
 from splitnet.common.files import whole_file
-from splitnet.network import architecture
+from splitnet.network.variables import alpha_name
 
 
 def ordered_weights(network):
-  """The magnitude of every split layer's weights, rows and columns ordered by their present groups (figure 3).
+  """Returns split layers' magnitudes, ordered by the present groups (figure 3).
 
   Args:
-    network: a dense resnet_split.Network with assignments.
+    network: a dense Network with assignments.
 
   Returns:
-    Dict from layer name to (magnitudes [in, out]: root mean square over a convolution's window; the positions between
-    rows, and between columns, where another group begins).
+    Dict from layer name to what `order_weights` returns.
   """
-  plan = network.plan
-  hard = {}
-  for name, units in plan.units.items():
-    alpha = network.weights.get('group/%s/alpha' % name)
-    hard[name] = np.zeros(units.size, np.int64) if alpha is None else utils.hard_groups(alpha)
-  images = {}
-  for layer in plan.layers:
-    if layer.kind == 'batch_norm' or layer.branches == 1:
-      continue
-    kernel = network.weights[architecture.layer_weights(layer)].numpy()
-    images[layer.name] = order_weights(layer, kernel, hard)
-  return images
+  graph, groups = network.graph, {}
+  for name, units in graph.units.items():
+    alpha = network.weights.get(alpha_name(units))
+    groups[name] = np.zeros(units.size, np.int64) if alpha is None else utils.hard_groups(alpha)
+  return {
+    layer.name: order_weights(graph, layer, network.weights[layer.weights].numpy(), groups)
+    for layer in graph.split_layers
+  }
 
 
-def order_weights(layer, kernel, groups):
-  """One layer's entry of `ordered_weights`.
+def order_weights(graph, layer, kernel, groups):
+  """Returns a layer's magnitudes, rows and columns ordered by their groups.
 
   Args:
-    layer: an architecture.Layer; kernel: its weights in the dense network, array.
+    graph: a Graph.
+    layer: one of its weighted layers.
+    kernel: its weights in the dense network, array.
     groups: the hard groups to order by, dict from units name to int array.
+
+  Returns:
+    (magnitudes [in, out]: root mean square over a convolution's window; the positions between rows, and between
+    columns, at which another group begins).
   """
   size = np.sqrt(np.square(kernel).mean(tuple(range(kernel.ndim - 2))))
   merged = [
-    utils.parents(units.groups, min(layer.branches, units.groups))[groups[units.name]]
-    for units in (layer.input, layer.output)
+    utils.parents(*graph.merges(layer, units)[:2])[groups[units.name]] for units in (graph.read(layer), layer.units)
   ]
   rows, columns = (utils.group_order(groups) for groups in merged)
   borders = [np.cumsum(np.bincount(groups))[:-1] for groups in merged]
@@ -54,11 +54,12 @@ def order_weights(layer, kernel, groups):
 
 
 def draw_weights(images, title, path):
-  """Draws what `ordered_weights` gives, one panel a layer, with lines between the groups.
+  """Draws what `ordered_weights` returns, one panel per layer.
 
   Args:
     images: dict from layer name to (magnitudes, row borders, column borders).
-    title: text above; path: PNG file, its folder is made if missing.
+    title: text above.
+    path: PNG file, its folder is made if missing.
   """
   columns = min(4, len(images))
   rows = -(-len(images) // columns)
@@ -68,8 +69,8 @@ def draw_weights(images, title, path):
   for axis, (name, (image, row_borders, column_borders)) in zip(axes.flat, images.items()):
     _draw_magnitudes(axis, image, row_borders, column_borders)
     axis.set_title(name, fontsize=9)
-    axis.set_xlabel('%d outputs' % image.shape[1], fontsize=8)
-    axis.set_ylabel('%d inputs' % image.shape[0], fontsize=8)
+    axis.set_xlabel(f'{image.shape[1]} outputs', fontsize=8)
+    axis.set_ylabel(f'{image.shape[0]} inputs', fontsize=8)
   figure.suptitle(title)
   _save(figure, path)
 
@@ -91,9 +92,10 @@ def draw_confusion(matrix, order, borders, title, path):
 
   Args:
     matrix: int array [classes, classes], true class by row, predicted by column.
-    order: the classes in the order to draw; borders: positions where another group begins; none: there are no groups,
-      and the order is that of the labels.
-    title: text above; path: PNG file.
+    order: the classes in the order to draw.
+    borders: positions at which another group begins; none: there are no groups, and the order is that of the labels.
+    title: text above.
+    path: PNG file.
   """
   share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
   figure, axis = plt.subplots(figsize=(8, 7.4))
@@ -101,22 +103,25 @@ def draw_confusion(matrix, order, borders, title, path):
   for border in borders:
     axis.axhline(border - 0.5, color='tab:blue', linewidth=1)
     axis.axvline(border - 0.5, color='tab:blue', linewidth=1)
-  ordered = 'by group' if len(borders) else 'by label'
-  axis.set_xlabel('predicted class, ordered ' + ordered)
-  axis.set_ylabel('true class, ordered ' + ordered)
+  ordered = 'ordered by group' if len(borders) else 'ordered by label'
+  axis.set_xlabel(f'predicted class, {ordered}')
+  axis.set_ylabel(f'true class, {ordered}')
   axis.set_title(title, fontsize=10)
   figure.colorbar(drawn, ax=axis, label='share of the true class', fraction=0.046, pad=0.03)
   _save(figure, path)
 
 
 def draw_moments(rows, moments, title, path):
-  """Draws layers' weights at several moments (figure 3): one row a layer, one column a moment, greyscale.
+  """Draws layers' weights at several moments (figure 3).
 
-  Each panel has its own scale: a layer's weights also shrink together, which batch normalisation undoes.
+  There is one row per layer and one column per moment. Each panel has its own scale: a layer's weights also shrink
+  together, which batch normalisation undoes.
 
   Args:
-    rows: list of (label, list with one (magnitudes, row borders, column borders) a moment, list of their captions).
-    moments: the columns' titles; title: text above; path: PNG file.
+    rows: list of (label, list of one (magnitudes, row borders, column borders) per moment, their captions).
+    moments: the columns' titles.
+    title: text above.
+    path: PNG file.
   """
   figure, axes = plt.subplots(
     len(rows), len(moments), figsize=(1.9 * len(moments) + 0.7, 2.15 * len(rows) + 0.6), squeeze=False
@@ -133,11 +138,15 @@ def draw_moments(rows, moments, title, path):
 
 
 def draw_sizes(sizes, classes, title, path):
-  """Draws how many classes each group has against the balance weight (figure 4), the largest group first.
+  """Draws the groups' numbers of classes against the balance weight (figure 4).
+
+  The largest group comes first.
 
   Args:
     sizes: dict from the weight, as text, to a list of ints.
-    classes: how many there are; title: text above; path: PNG file.
+    classes: how many there are.
+    title: text above.
+    path: PNG file.
   """
   groups = max(len(values) for values in sizes.values())
   width = 0.8 / groups
@@ -158,11 +167,13 @@ def draw_sizes(sizes, classes, title, path):
 
 
 def draw_superclasses(table, group_names, superclass_names, title, path):
-  """Draws how many classes of each superclass are in each group (figure 5), the number written in each cell.
+  """Draws how many classes of each superclass are in each group (figure 5).
 
   Args:
     table: int array [groups, superclasses], in the order to draw.
-    group_names, superclass_names: lists of texts; title: text above; path: PNG file.
+    group_names, superclass_names: lists of text.
+    title: text above.
+    path: PNG file.
   """
   groups, superclasses = table.shape
   figure, axis = plt.subplots(figsize=(0.5 * superclasses + 2.0, 0.5 * groups + 2.2))

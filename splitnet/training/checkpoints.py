@@ -1,18 +1,18 @@
 """Checkpoints that describe themselves: a folder holds the configuration that made it, and its checkpoints.
 
-  DIR/config.json        mode, network, hard groups of a split network, data, settings
+  DIR/config.json        mode, network (its settings and its graph), hard groups of a split network, data, settings
   DIR/ckpt-STEP.*        the last checkpoints, weights and optimiser
   DIR/lock               held by the process that trains there
   DIR/best/              the one that was best on the validation images, with a config.json of its own
 
-A folder stands for its last checkpoint, 'DIR/best' for the best one, 'DIR/ckpt-STEP' for that one. Checkpoints of
-the authors' released code (which have no config.json) are read too; the shapes of their variables say what network
-they hold.
+A folder stands for its last checkpoint, 'DIR/best' for the best one, 'DIR/ckpt-STEP' for that one. Checkpoints without
+a graph, of earlier versions and of the authors' released code (which have no config.json), are read by a function
+`older` that the program passes in, such as resnet_split.read_older: from (the stored settings of the network or None,
+values by variable name, path) to (its settings, its Graph).
 """
 
 import collections
 import contextlib
-import dataclasses
 import fcntl
 import hashlib
 import json
@@ -22,33 +22,41 @@ import re
 import numpy as np
 import tensorflow as tf
 
-import resnet_split
 import utils
 from splitnet.common.errors import UserError
 from splitnet.common.files import write_json
-from splitnet.network import architecture
+from splitnet.network import hardening
+from splitnet.network import network as networks
+from splitnet.network.graph import Graph, check_groups
+from splitnet.network.variables import alpha_name
 
 CONFIG = 'config.json'
 LOCK = 'lock'  # held by the process that trains
 
-YOUNGER = ['validated']  # of a run's state: what its first checkpoints did not hold
+ADDED = ['validated']  # to a run's state: what checkpoints of the first version do not hold
 
-# What a checkpoint is: its mode ('baseline', 'group', 'split' or 'released'), its architecture.Config, its hard groups
-# by units name (or None), its values by variable name, its whole configuration, and the path of the checkpoint itself.
-Stored = collections.namedtuple('Stored', 'mode config groups values configuration path')
+# What a checkpoint is: its mode ('baseline', 'group', 'split' or 'released'), the settings of its network (a dict), the
+# Graph, its hard groups by units name (or None), its values by variable name, its whole configuration, and the path of
+# the checkpoint itself.
+Stored = collections.namedtuple('Stored', 'mode network graph groups values configuration path')
+
+
+def first_line(error):
+  """Returns the first line of an error's text, which may have many in TensorFlow."""
+  return str(error).split('\n')[0]
 
 
 def _unwritable(folder, error):
-  """The UserError for an OSError in a run's folder."""
-  return UserError("cannot write to the folder '%s' (%s): give another --train_dir" % (folder, error.strerror))
+  """Returns the UserError for an OSError in a run's folder."""
+  return UserError(f"cannot write to the folder '{folder}' ({error.strerror}): give another --train_dir")
 
 
 @contextlib.contextmanager
 def locked(folder):
-  """Makes a run's folder and keeps it for this process, as long as the context lasts.
+  """Makes a run's folder and keeps it for this process as long as the context lasts.
 
   Raises:
-    UserError: where another process has it, or it cannot be written.
+    UserError: if another process has it, or it cannot be written.
   """
   try:
     os.makedirs(folder, exist_ok=True)
@@ -59,36 +67,41 @@ def locked(folder):
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
-      raise UserError("another process trains in '%s': wait for it, or give another --train_dir" % folder) from e
+      raise UserError(f"another process trains in '{folder}': wait for it, or give another --train_dir") from e
     except OSError:
       pass  # a file system without locks
     yield
 
 
-def describe(mode, network, data, settings):
-  """The configuration to store beside a network's checkpoints: a dict that JSON can hold.
+def describe(mode, network_settings, network, data, settings):
+  """Returns the configuration to store beside a network's checkpoints, for JSON.
 
   Args:
     mode: 'baseline', 'group' or 'split'.
-    network: a resnet_split.Network.
+    network_settings: dict of what the network was asked to be.
+    network: a Network.
     data: dict that says which data the network was trained on.
     settings: dict of flags.
   """
   groups = network.groups and {name: [int(g) for g in groups] for name, groups in network.groups.items()}
   return {
     'mode': mode,
-    'network': dataclasses.asdict(network.config),
+    'network': network_settings,
+    'graph': network.graph.to_dict(),
     'groups': groups,
     'data': data,
     'settings': settings,
   }
 
 
-def read_configuration(folder):
-  """The configuration stored in a folder: a dict, or None where there is none.
+def read_configuration(folder, older):
+  """Reads the configuration stored in a folder: a dict, or None if there is none.
+
+  Args:
+    folder: the folder; older: see above.
 
   Raises:
-    UserError: where it is damaged.
+    UserError: if it is damaged.
   """
   path = os.path.join(folder, CONFIG)
   if not os.path.exists(path):
@@ -96,52 +109,55 @@ def read_configuration(folder):
   try:
     with open(path) as f:
       configuration = json.load(f)
-    config, groups = network_config(configuration), hard_groups(configuration)
+    if 'graph' not in configuration:
+      configuration['graph'] = older(configuration['network'], {}, path)[1].to_dict()
+    graph, groups = Graph.from_dict(configuration['graph']), hard_groups(configuration)
     if groups is not None:
-      architecture.check_groups(architecture.wide_resnet(config), groups)
+      check_groups(graph, groups)
     configuration['mode'], configuration['settings'], configuration['data']
     return configuration
   except (ValueError, KeyError, TypeError, AttributeError, UserError) as e:
-    raise UserError("'%s' is damaged (%s): restore it or use another folder" % (path, e)) from e
-
-
-def network_config(configuration):
-  """The architecture.Config in a stored configuration."""
-  return architecture.Config(**configuration['network'])
+    raise UserError(f"'{path}' is damaged ({e}): restore it or use another folder") from e
 
 
 def hard_groups(configuration):
-  """The hard groups in a stored configuration: dict from units name to int array, or None."""
+  """Returns the hard groups in a stored configuration, or None.
+
+  They are a dict from units name to int array.
+  """
   groups = configuration['groups']
   return groups and {name: np.array(g, np.int64) for name, g in groups.items()}
 
 
 def latest(folder):
-  """The prefix of the last checkpoint in a folder whose files are there; None where there is none."""
+  """Returns the prefix of the last whole checkpoint in a folder, or None."""
   state = tf.train.get_checkpoint_state(folder)
   paths = list(state.all_model_checkpoint_paths) if state else []
   return next((path for path in reversed(paths) if os.path.exists(path + '.index')), None)
 
 
 def find(path):
-  """The checkpoint prefix that a user's path stands for: a folder, a prefix, or a checkpoint's .index file.
+  """Returns the checkpoint prefix that a user's path stands for.
+
+  Args:
+    path: a folder, a prefix, or a checkpoint's .index file.
 
   Raises:
-    UserError: where there is no checkpoint.
+    UserError: if there is no checkpoint.
   """
   if os.path.isdir(path):
     prefix = latest(path)
     if prefix is None:
-      raise UserError("there is no checkpoint in the folder '%s': name a folder that train.py wrote" % path)
+      raise UserError(f"there is no checkpoint in the folder '{path}': name a folder that train.py wrote")
     return prefix
   prefix = re.sub(r'\.(index|data-\d+-of-\d+)$', '', path)
   if not os.path.exists(prefix + '.index'):
-    raise UserError("there is no checkpoint '%s': name a folder that train.py wrote, or DIR/ckpt-STEP" % path)
+    raise UserError(f"there is no checkpoint '{path}': name a folder that train.py wrote, or DIR/ckpt-STEP")
   return prefix
 
 
 def exists(path):
-  """Whether there is a checkpoint that a user's path stands for."""
+  """Returns whether there is a checkpoint that a user's path stands for."""
   try:
     return bool(find(path))
   except UserError:
@@ -149,29 +165,32 @@ def exists(path):
 
 
 def digest(path):
-  """What a checkpoint holds, wherever it lies: 16 hexadecimal digits (its index has a checksum of every variable).
+  """Identifies what a checkpoint holds, wherever it lies: 16 hexadecimal digits.
+
+  They are a checksum of its index, which has a checksum of every variable.
 
   Args:
     path: what `find` takes.
 
   Raises:
-    UserError: where there is no checkpoint.
+    UserError: if there is no checkpoint.
   """
   with open(find(path) + '.index', 'rb') as f:
     return hashlib.sha256(f.read()).hexdigest()[:16]
 
 
-def read(path):
+def read(path, older):
   """Reads a checkpoint of train.py or of the released code.
 
   Args:
     path: what `find` takes.
+    older: see above.
 
   Returns:
     A Stored.
 
   Raises:
-    UserError: where there is none, or it cannot be read.
+    UserError: if there is none, or it cannot be read.
   """
   prefix = find(path)
   try:
@@ -184,42 +203,14 @@ def read(path):
       names = {key: key for key in shapes if not key.endswith('/Momentum') and key != 'global_step'}
     values = {name: reader.get_tensor(key) for name, key in names.items()}
   except Exception as e:  # tf.errors and ValueErrors, each in its own words
-    raise UserError("the checkpoint '%s' cannot be read (%s)" % (prefix, str(e).split('\n')[0])) from e
+    raise UserError(f"the checkpoint '{prefix}' cannot be read ({first_line(e)})") from e
   if released:
-    return Stored('released', config_from_shapes(values, prefix), None, values, None, prefix)
-  configuration = read_configuration(os.path.dirname(prefix))
+    return Stored('released', *older(None, values, prefix), None, values, None, prefix)
+  configuration = read_configuration(os.path.dirname(prefix), older)
   if configuration is None:
-    raise UserError("'%s' has no %s beside it, so what network it holds is not known" % (prefix, CONFIG))
-  return Stored(
-    configuration['mode'], network_config(configuration), hard_groups(configuration), values, configuration, prefix
-  )
-
-
-def config_from_shapes(values, path):
-  """The Config of a released grouping network, read off the shapes of its variables.
-
-  Args:
-    values: dict from the released variable names to arrays.
-    path: for the error's text.
-
-  Raises:
-    UserError: where it is not such a network.
-  """
-
-  def groups(*names):
-    return next((len(values['group/%s/alpha' % n]) for n in names if 'group/%s/alpha' % n in values), 1)
-
-  try:
-    return architecture.Config(
-      k=values['unit_1_0/conv_1/kernel'].shape[-1] // 16,
-      num_residual_units=1 + max(int(m.group(1)) for m in (re.match(r'unit_1_(\d+)/', n) for n in values) if m),
-      num_classes=values['logits/fc/biases'].shape[0],
-      ngroups1=groups('split_q1'),
-      ngroups2=groups('split_p2', 'split_r21'),
-      ngroups3=groups('split_p3', 'split_r31'),
-    )
-  except KeyError as e:
-    raise UserError("'%s' is no SplitNet checkpoint: it has no variable %s" % (path, e)) from e
+    raise UserError(f"'{prefix}' has no {CONFIG} beside it, so what network it holds is not known")
+  graph, groups = Graph.from_dict(configuration['graph']), hard_groups(configuration)
+  return Stored(configuration['mode'], configuration['network'], graph, groups, values, configuration, prefix)
 
 
 def assign(variables, values, source):
@@ -231,62 +222,88 @@ def assign(variables, values, source):
     source: where the values come from, for the error's text.
 
   Raises:
-    UserError: where a variable is missing or has another shape; nothing has been assigned then.
+    UserError: if a variable is missing or has another shape; nothing has been assigned then.
   """
   for name, variable in variables.items():
     if name not in values:
-      raise UserError("%s has no variable '%s'" % (source, name))
+      raise UserError(f"{source} has no variable '{name}'")
     if tuple(values[name].shape) != tuple(variable.shape):
       raise UserError(
-        "variable '%s' of %s has shape %s, but the network's has %s"
-        % (name, source, tuple(values[name].shape), tuple(variable.shape))
+        f"variable '{name}' of {source} has shape {tuple(values[name].shape)}, but the network's has "
+        f'{tuple(variable.shape)}'
       )
   for name, variable in variables.items():
     variable.assign(values[name])
 
 
 def load_network(stored, harden=False, **keywords):
-  """Builds the network that a checkpoint holds, for evaluation: with its hard groups if it has any.
+  """Builds the network that a checkpoint holds, for evaluation.
+
+  It is split by its hard groups if it has any.
 
   Args:
     stored: a Stored.
     harden: whether to split a grouping network by its present assignments first.
-    **keywords: of the network (dtype, devices).
+    **keywords: of network.create (dtype, place).
 
   Raises:
     UserError: if there is nothing to harden, a group is empty, or the checkpoint holds another network's variables.
   """
   if not harden:
-    network = resnet_split.Network(stored.config, groups=stored.groups, **keywords)
+    network = networks.create(stored.graph, stored.groups, **keywords)
     assign(network.weights, stored.values, f"the checkpoint '{stored.path}'")
     return network
-  groups = unit_groups(stored)
-  if groups is None or stored.groups is not None:
+  if stored.groups is not None or not has_assignments(stored):
     raise UserError(f"--harden: '{stored.path}' is a {stored.mode} checkpoint; only a grouping one can be hardened")
-  architecture.check_groups(architecture.wide_resnet(stored.config), groups)
-  return resnet_split.split_by(stored.config, groups, stored.values, **keywords)
+  network = networks.create(stored.graph, with_assignments=True)
+  assign(network.weights, stored.values, f"the checkpoint '{stored.path}'")
+  return hardening.harden(network, **keywords)
+
+
+def has_assignments(stored):
+  """Returns whether a checkpoint holds assignments that were learned or are to be."""
+  return any(name.startswith('group/') for name in stored.values)
 
 
 def unit_groups(stored):
-  """Returns the hard groups of a checkpoint's units, stored or present ones, by units name; None for a dense network.
+  """Returns the hard groups of a checkpoint's units, stored or present ones.
+
+  They are a dict from units name to int array; None for a dense network.
 
   A group of a grouping checkpoint may be empty.
   """
-  if stored.groups is not None or not any(name.startswith('group/') for name in stored.values):
+  if stored.groups is not None or not has_assignments(stored):
     return stored.groups
-  units = architecture.wide_resnet(stored.config).units.values()
-  alphas = {u.name: stored.values[f'group/{u.name}/alpha'] if u.groups > 1 else np.zeros([1, u.size]) for u in units}
+  units = stored.graph.units.values()
+  alphas = {u.name: stored.values[alpha_name(u)] if u.groups > 1 else np.zeros([1, u.size]) for u in units}
   return {name: utils.hard_groups(alpha) for name, alpha in alphas.items()}
 
 
+def check_classes(stored, names, data_dir):
+  """Checks that a checkpoint's network has as many classes as the data.
+
+  Args:
+    stored: a Stored; names: the data's ClassNames; data_dir: its folder.
+
+  Raises:
+    UserError: if it has not.
+  """
+  classes = stored.graph.classes.size
+  if classes != len(names.fine):
+    raise UserError(f"'{stored.path}' has {classes} classes, but the data in '{data_dir}' has {len(names.fine)}")
+
+
 def class_groups(stored):
-  """Returns the hard group of each class in a checkpoint (int array [classes]), or None for a dense network."""
+  """Returns the hard group of each class in a checkpoint.
+
+  That is an int array [classes], or None for a dense network.
+  """
   groups = unit_groups(stored)
-  return groups and groups['split_q1']
+  return groups and groups[stored.graph.classes.name]
 
 
 class Saver:
-  """Writes and restores a training run's checkpoints in its folder; see the module's docstring for the layout."""
+  """Writes and restores a training run's checkpoints in its folder."""
 
   def __init__(self, folder, configuration, max_to_keep, writes=True, **state):
     """Opens a folder.
@@ -315,32 +332,35 @@ class Saver:
     )
 
   def restore(self):
-    """Restores the last checkpoint, if there is one; returns its path or None."""
+    """Restores the last checkpoint, if there is one, and returns its path or None."""
     path = latest(self._folder)
     if path:
       try:
         names = tf.train.load_checkpoint(path).get_variable_to_shape_map()
-        older = [name for name in YOUNGER if not any(key.startswith(name + '/') for key in names)]
+        missing = [name for name in ADDED if not any(key.startswith(f'{name}/') for key in names)]
         checkpoint = self._last.checkpoint
-        if older:
-          checkpoint = tf.train.Checkpoint(**{name: value for name, value in self._state.items() if name not in older})
+        if missing:
+          checkpoint = tf.train.Checkpoint(**{n: value for n, value in self._state.items() if n not in missing})
         checkpoint.restore(path).assert_consumed()
       except Exception as e:
         raise UserError(
-          "the checkpoint '%s' cannot be restored (%s): remove it, to go on from the one before, or give another "
-          '--train_dir' % (path, str(e).split('\n')[0])
+          f"the checkpoint '{path}' cannot be restored ({first_line(e)}): remove it, to go on from the one before, or "
+          'give another --train_dir'
         ) from e
     return path
 
   def save(self, step):
-    """Writes a checkpoint of this step; returns its path."""
+    """Writes a checkpoint of this step and returns its path."""
     return self._last.save(checkpoint_number=step) if self._writes else None
 
   def save_best(self, step):
-    """Writes the checkpoint that is best so far; the one before is removed after it is whole."""
+    """Writes the checkpoint that is best so far.
+
+    The one before is removed after it is whole.
+    """
     return self._best.save(checkpoint_number=step) if self._writes else None
 
   @property
   def last(self):
-    """Path of the last checkpoint, or None."""
+    """The path of the last checkpoint, or None."""
     return latest(self._folder)

@@ -1,5 +1,6 @@
-"""The loop of train.py: steps, validations, checkpoints, and what is told of them."""
+"""The training loop: steps, validations, checkpoints, and what is reported of them."""
 
+import dataclasses
 import os
 import time
 
@@ -8,190 +9,230 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from splitnet.common.errors import UserError
-from splitnet.data.batches import training_batches
-from splitnet.training import checkpoints, initialize
-from splitnet.training import log as summaries
+from splitnet.data import batches
+from splitnet.training import checkpoints, log
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopSettings:
+  """How long a run trains, and what is kept and reported of it.
+
+  The names are those of train.py's flags.
+
+  Attributes:
+    train_dir: the run's folder.
+    max_steps, batch_size, seed: steps in all, images per step, and the seed of shuffling.
+    display, val_interval, checkpoint_interval, group_summary_interval: steps between log lines, validations,
+      checkpoints, and reports of the groups.
+    val_iter: batches per validation; 0: all.
+    max_to_keep: how many of the last checkpoints to keep.
+    stop_when_converged: stop when every assignment's mean confidence is at least this; 0: never.
+    patience: stop after this many validations without a better accuracy; 0: never.
+    train_split: 'train', or 'train_val': then the validation images choose nothing, and best is the last validation.
+    validate_first: whether to validate before the first step, which tells what a basemodel is worth here.
+  """
+
+  train_dir: str
+  max_steps: int
+  batch_size: int
+  seed: int = 0
+  display: int = 100
+  val_interval: int = 1000
+  checkpoint_interval: int = 5000
+  group_summary_interval: int = 5000
+  val_iter: int = 0
+  max_to_keep: int = 2
+  stop_when_converged: float = 0.0
+  patience: int = 0
+  train_split: str = 'train'
+  validate_first: bool = False
+
+  def __post_init__(self):
+    if self.patience and self.train_split == 'train_val':
+      raise UserError(
+        f'--patience {self.patience} stops by images that --train_split train_val trains on: leave one of the two out'
+      )
 
 
 class Loop:
-  """The loop of a run in its folder, with all that its checkpoints hold, and its log."""
+  """Trains in a folder, with all that its checkpoints hold, and its log."""
 
-  def __init__(self, flags, stage, val, replicas, configuration):
-    """Opens the folder, --train_dir, and goes on from its last checkpoint where there is one.
+  def __init__(self, settings, train_step, replicas, configuration):
+    """Opens the run's folder, and restores its last checkpoint if there is one.
 
     Args:
-      flags: train.py's.
-      stage: a stage.Stage.
-      val: an Images, the validation images.
-      replicas: a strategy.Replicas.
+      settings, train_step, replicas: a LoopSettings, a TrainStep and the Replicas that it was made for.
       configuration: dict from checkpoints.describe.
 
     Raises:
-      UserError: where the folder cannot be written or the checkpoint cannot be restored.
+      UserError: if the folder cannot be written or the checkpoint cannot be restored.
     """
-    self._flags, self._stage, self._val, self._replicas = flags, stage, val, replicas
-    self._network = stage.network
+    self._settings, self._train_step, self._replicas = settings, train_step, replicas
+    self._network = train_step.network
     self._best = tf.Variable(-1.0, trainable=False)
     self._since_best = tf.Variable(0, dtype=tf.int64, trainable=False)
     self._validated = tf.Variable(-1, dtype=tf.int64, trainable=False)  # the step of the last validation
-    weights, momentum = self._network.weights, stage.optimizer.slots
-    state = dict(step=stage.step, best=self._best, since_best=self._since_best, validated=self._validated)
+    weights, momentum = self._network.weights, train_step.optimizer.slots
+    state = dict(step=train_step.step, best=self._best, since_best=self._since_best, validated=self._validated)
     self._saver = checkpoints.Saver(
-      flags.train_dir, configuration, flags.max_to_keep, writes=replicas.chief, weights=weights, momentum=momentum,
-      **state,
+      settings.train_dir, configuration, settings.max_to_keep, writes=replicas.chief, weights=weights,
+      momentum=momentum, **state,
     )  # fmt: skip
-    self._log = summaries.Log(flags.train_dir) if replicas.chief else summaries.Silence()
+    self._log = log.Log(settings.train_dir) if replicas.chief else log.NoLog()
     self._resumed = self._saver.restore()
-    self._step = int(stage.step)
+    self._step = int(train_step.step)
     variables = [*state.values(), *weights.values(), *momentum.values()]
     replicas.must_agree('the weights to start from', *(variable.numpy() for variable in variables))
     if self._resumed:
-      self._log.line("going on from step %d ('%s')" % (self._step, self._resumed))
+      self._log.line(f"going on from step {self._step} ('{self._resumed}')")
 
-  def line(self, text):
+  def note(self, text):
     """Prints a line and keeps it in the log."""
     self._log.line(text)
 
-  def train(self, images):
-    """Trains until --max_steps, or until a flag stops it earlier.
+  def train(self, images, validation):
+    """Trains until max_steps, or until a setting stops it earlier.
 
     Args:
-      images: an Images, the training images.
+      images, validation: the Images to train on and to validate on.
 
     Returns:
       (last step, best validation accuracy).
 
     Raises:
-      UserError: where a loss or a weight is not finite.
+      UserError: if a loss or a weight is not finite.
     """
+    self._validation = validation
     if self._resumed:
-      reason = self._make_up()
+      reason = self._catch_up()
     else:
       reason = None
-      # Tells what a basemodel is worth here; of random weights it would cost time and say 1 %.
-      if initialize.starts_trained(self._flags) or not self._flags.max_steps:
+      if self._settings.validate_first or not self._settings.max_steps:
         self._validate()
       self._log.groups(self._step, self._network)
       self._save()
-    reason = self._steps(images, reason)
-    if self._step % self._flags.group_summary_interval:
+    reason = self._take_steps(images, reason)
+    if self._step % self._settings.group_summary_interval:
       self._log.groups(self._step, self._network)
+    best = float(self._best)
     self._log.line(
-      "done at step %d%s: best validation accuracy %.2f %%; last checkpoint '%s', best '%s'"
-      % (
-        self._step, ' (%s)' % reason if reason else '', 100 * float(self._best), self._saver.last,
-        os.path.join(self._flags.train_dir, 'best'),
-      )
-    )  # fmt: skip
+      f'done at step {self._step}{f" ({reason})" if reason else ""}: best validation accuracy {100 * best:.2f} %; last '
+      f"checkpoint '{self._saver.last}', best '{os.path.join(self._settings.train_dir, 'best')}'"
+    )
     self._replicas.gather([self._step])  # a worker that leaves before the last checkpoint is written counts as lost
-    return self._step, float(self._best)
+    return self._step, best
 
-  def _steps(self, images, reason):
-    """Takes the steps that are left, none where there is a reason to stop; returns the reason, None at --max_steps."""
-    flags, network, log = self._flags, self._network, self._log
-    iterator = iter(training_batches(images, flags.batch_size, flags.seed, self._step))
-    events = [flags.display, flags.val_interval, flags.checkpoint_interval]
-    events += [flags.group_summary_interval] if network.with_assignments else []
-    calls, window = 1, []
+  def _take_steps(self, images, reason):
+    """Takes the steps that are left, none if there is a reason to stop.
+
+    Returns the reason; None at max_steps.
+    """
+    settings, network = self._settings, self._network
+    iterator = iter(batches.training_batches(images, settings.batch_size, settings.seed, self._step))
+    intervals = [settings.display, settings.val_interval, settings.checkpoint_interval]
+    intervals += [settings.group_summary_interval] if network.with_assignments else []
+    steps_per_call, window = 1, []  # what came since the last log line: (steps, seconds, terms) of each call
     bar = tqdm(
-      total=flags.max_steps, initial=self._step, unit='step', disable=None if self._replicas.chief else True,
+      total=settings.max_steps, initial=self._step, unit='step', disable=None if self._replicas.chief else True,
       dynamic_ncols=True,
     )  # fmt: skip
-    log.bar = bar
     try:
-      while self._step < flags.max_steps and not reason:
-        # Several steps a call: as many as take about a second, and never past the next event.
-        count = min([calls, flags.max_steps - self._step] + [event - self._step % event for event in events])
+      while self._step < settings.max_steps and not reason:
+        # As many steps as take about a second, and never past the next event.
+        next_events = [interval - self._step % interval for interval in intervals]
+        count = min(steps_per_call, settings.max_steps - self._step, *next_events)
         started = time.perf_counter()
-        terms = {name: float(value) for name, value in self._stage.train(iterator, tf.constant(count)).items()}
+        terms = {n: float(value) for n, value in self._train_step.train(iterator, tf.constant(count)).items()}
         seconds = time.perf_counter() - started
-        calls = max(1, min(100, round(count / self._replicas.chiefs(seconds))))  # alike on all workers
+        steps_per_call = max(1, min(100, round(count / self._replicas.of_chief(seconds))))  # alike on all workers
         if not np.isfinite(terms['total']):
           raise UserError(
-            'the loss is not finite between steps %d and %d; %s' % (self._step, self._step + count, self._kept())
+            f'the loss is not finite between steps {self._step} and {self._step + count}; {self._way_back()}'
           )
         self._step += count
         window.append((count, seconds, terms))
-        rate = float(self._stage.learning_rate(tf.constant(self._step - 1)))
-        speed = flags.batch_size * sum(w[0] for w in window) / sum(w[1] for w in window)
-        bar.set_postfix_str('loss %.3f acc %.3f lr %.2g %.0f img/s' % (terms['total'], terms['accuracy'], rate, speed))
+        rate = float(self._train_step.schedule.learning_rate(tf.constant(self._step - 1)))
+        steps = sum(count for count, _, _ in window)
+        speed = settings.batch_size * steps / sum(seconds for _, seconds, _ in window)
+        bar.set_postfix_str(f'loss {terms["total"]:.3f} acc {terms["accuracy"]:.3f} lr {rate:.2g} {speed:.0f} img/s')
         bar.update(count)
-        if self._step % flags.display == 0:
-          means = {n: sum(w[0] * w[2][n] for w in window) / sum(w[0] for w in window) for n in terms}
+        if self._step % settings.display == 0:
+          means = {name: sum(count * terms[name] for count, _, terms in window) / steps for name in terms}
           window = []
-          log.progress(self._step, means, rate, speed, network)
-          reason = self._converged(log.least_confidence)
-        if network.with_assignments and self._step % flags.group_summary_interval == 0:
-          log.groups(self._step, network)
+          self._log.train(self._step, means, rate, speed, network)
+          reason = self._converged()
+        if network.with_assignments and self._step % settings.group_summary_interval == 0:
+          self._log.groups(self._step, network)
         if self._validation_due() or reason:
           self._validate()
           reason = self._no_better() or reason
-        if self._step % flags.checkpoint_interval == 0 or self._step == flags.max_steps or reason:
+        if self._step % settings.checkpoint_interval == 0 or self._step == settings.max_steps or reason:
           self._save()
     except KeyboardInterrupt as e:
       if self._replicas.workers and (e.__context__ or not self._replicas.chief):
         raise  # in the middle of a step that another worker has left, or not the one who writes
-      self._step = int(self._stage.step)
+      self._step = int(self._train_step.step)
       self._save()
-      log.line("stopped at step %d; the same command goes on from '%s'" % (self._step, self._saver.last))
+      self._log.line(f"stopped at step {self._step}; the same command goes on from '{self._saver.last}'")
       raise
     finally:
       bar.close()
     return reason
 
-  # What stops a run before --max_steps: None, or the reason in words.
+  # What stops a run before max_steps: None, or the reason in words.
 
-  def _make_up(self):
-    """Does what an interrupt came before at the step that is gone on from; what the run had stopped for."""
+  def _catch_up(self):
+    """Does what an interrupt prevented at the step that is resumed.
+
+    Returns the reason if the run had stopped.
+    """
     reason = None
     if not self._step:
       return reason
-    if self._flags.stop_when_converged and self._step % self._flags.display == 0:
-      reason = self._converged(summaries.least_confidence(self._network))
+    if self._step % self._settings.display == 0:
+      reason = self._converged()
     if int(self._validated) != self._step and (self._validation_due() or reason):
       self._validate()
       self._save()
     return self._no_better() or reason
 
-  def _converged(self, least):
-    wanted, least = self._flags.stop_when_converged, self._replicas.chiefs(least)
-    return 'every assignment is at least %.4g confident' % least if wanted and least >= wanted else None
+  def _converged(self):
+    wanted = self._settings.stop_when_converged
+    if not wanted:
+      return None
+    least = self._replicas.of_chief(log.least_confidence(self._network))
+    return f'every assignment is at least {least:.4g} confident' if least >= wanted else None
 
   def _no_better(self):
-    if self._flags.patience and int(self._since_best) >= self._flags.patience:
-      return 'no better validation accuracy in %d validations' % self._flags.patience
-    return None
+    patience = self._settings.patience
+    spent = patience and int(self._since_best) >= patience
+    return f'no better validation accuracy in {patience} validations' if spent else None
 
   # Validations and checkpoints.
 
   def _validation_due(self):
-    return self._step % self._flags.val_interval == 0 or self._step == self._flags.max_steps
+    return self._step % self._settings.val_interval == 0 or self._step == self._settings.max_steps
 
   def _validate(self):
-    accuracy, loss = self._stage.validate(self._val, self._flags.val_iter)
+    accuracy, loss = self._train_step.validate(self._validation, self._settings.val_iter)
     improved = np.float32(accuracy) > self._best.numpy()  # both as stored, or an equal accuracy may look better
-    improved |= self._flags.train_split == 'train_val'  # of images that are trained on the accuracy chooses nothing
+    improved |= self._settings.train_split == 'train_val'  # of images that are trained on the accuracy chooses nothing
     if improved:
       self._check_finite()
       self._saver.save_best(self._step)
       self._best.assign(accuracy)
     self._since_best.assign(0 if improved else self._since_best + 1)
     self._validated.assign(self._step)  # last: after an interrupt before it, this step is validated again
-    self._log.scalars(self._step, {'val/accuracy': accuracy, 'val/cross_entropy': loss})
-    self._log.line(
-      'step %d: validation accuracy %.2f %%, cross-entropy %.4f, best %.2f %%'
-      % (self._step, 100 * accuracy, loss, 100 * float(self._best))
-    )
+    self._log.validation(self._step, accuracy, loss, float(self._best))
 
   def _save(self):
     self._check_finite()
     self._saver.save(self._step)
 
   def _check_finite(self):
-    if not self._stage.finite():
-      raise UserError('step %d: a weight is not finite; %s' % (self._step, self._kept()))
+    if not self._train_step.is_finite():
+      raise UserError(f'step {self._step}: a weight is not finite; {self._way_back()}')
 
-  def _kept(self):
-    return 'the last good checkpoint is %s; lower --initial_lr or --assignment_lr_scale' % (
-      "'%s'" % self._saver.last if self._saver.last else 'none (none was written yet)'
-    )
+  def _way_back(self):
+    last = f"'{self._saver.last}'" if self._saver.last else 'none (none was written yet)'
+    return f'the last good checkpoint is {last}; lower --initial_lr or --assignment_lr_scale'

@@ -1,21 +1,38 @@
 """What training minimises, and how: the objective of each stage and gradient descent with momentum."""
 
-import collections
+import dataclasses
 
 import tensorflow as tf
 
 import utils
 
-# The objective's weights, named as the flags (gamma1 weighs the overlap; the paper calls that gamma2).
-Objective = collections.namedtuple(
-  'Objective',
-  'l2_weight gamma1 gamma2 gamma3 weighted_group_loss label_smoothing distill_weight distill_temperature',
-  defaults=(0.0, 0.0, 1.0),
-)
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+  """The weights of the objective's terms, named as train.py's flags.
+
+  gamma1 weighs the overlap, which the paper's gamma2 does.
+
+  Attributes:
+    l2_weight: of the weight decay, half the sum of squares.
+    gamma1, gamma2, gamma3: of the overlap, the weight split and the balance.
+    weighted_group_loss: weigh the layers' weight splits by their size (see utils.regularisers).
+    label_smoothing: share of the target that is spread over all classes.
+    distill_weight, distill_temperature: share of the distillation, and by which both networks' logits are divided.
+  """
+
+  l2_weight: float = 0.0005
+  gamma1: float = 1.0
+  gamma2: float = 1.0
+  gamma3: float = 10.0
+  weighted_group_loss: bool = True
+  label_smoothing: float = 0.0
+  distill_weight: float = 0.5
+  distill_temperature: float = 4.0
 
 
 def cross_entropy(logits, labels, label_smoothing=0.0):
-  """Cross-entropy of each image: [batch].
+  """Computes the cross-entropy of each image: [batch].
 
   Args:
     logits: [batch, classes]; labels: int [batch].
@@ -31,7 +48,9 @@ def cross_entropy(logits, labels, label_smoothing=0.0):
 
 
 def distillation(logits, teacher_logits, temperature):
-  """T^2 KL(teacher || student) of the class probabilities at temperature T, mean over the batch: scalar.
+  """Computes T^2 KL(teacher || student), mean over the batch: scalar.
+
+  The class probabilities are those at temperature T.
 
   Args:
     logits, teacher_logits: [batch, classes]; both are divided by the temperature.
@@ -44,10 +63,12 @@ def distillation(logits, teacher_logits, temperature):
 
 
 def objective(network, logits, labels, weights, teacher_logits=None):
-  """The loss and its terms (paper, section 3.2; released weights and normalisation).
+  """Computes the loss and its terms.
+
+  Source: paper, section 3.2; weights and normalisation of the released code.
 
   Args:
-    network: a resnet_split.Network; with assignments, the three regularisers are added.
+    network: a Network; with assignments, the three regularisers are added.
     logits: [batch, classes]; labels: int [batch].
     weights: an Objective.
     teacher_logits: None, or a teacher's logits [batch, classes] of the same images: then the cross-entropy counts
@@ -61,11 +82,12 @@ def objective(network, logits, labels, weights, teacher_logits=None):
     'cross_entropy': tf.reduce_mean(cross_entropy(logits, labels, weights.label_smoothing)),
     'l2': tf.add_n([_half_square(v) for v in network.decayed]),
   }
-  told = terms['cross_entropy']
+  terms['total'] = terms['cross_entropy']
   if teacher_logits is not None:
     terms['distillation'] = distillation(logits, teacher_logits, weights.distill_temperature)
-    told = (1.0 - weights.distill_weight) * told + weights.distill_weight * terms['distillation']
-  terms['total'] = told + weights.l2_weight * terms['l2']
+    terms['total'] *= 1.0 - weights.distill_weight
+    terms['total'] += weights.distill_weight * terms['distillation']
+  terms['total'] += weights.l2_weight * terms['l2']
   if network.with_assignments:
     terms.update(utils.regularisers(network.split_layers(), weights.weighted_group_loss))
     terms['total'] += (
@@ -80,7 +102,9 @@ def _half_square(variable):
 
 
 class Momentum:
-  """Gradient descent with momentum as TensorFlow 1 has it: slot = momentum slot + gradient; v -= rate slot.
+  """Gradient descent with momentum as TensorFlow 1 has it.
+
+  slot = momentum slot + gradient; v -= rate slot.
 
   (Keras's keeps the learning rate inside the slot, which differs after every change of the rate.)
   """
@@ -100,7 +124,7 @@ class Momentum:
         self.slots[name] = tf.Variable(tf.zeros_like(v), trainable=False, name=name + '/Momentum')
 
   def apply(self, gradients, learning_rate):
-    """One step; gradients in the order of the variables, learning_rate a scalar.
+    """Takes one step; gradients in the order of the variables, learning_rate a scalar.
 
     In a replica it changes that replica's copies, so every replica must give the same gradients.
     """

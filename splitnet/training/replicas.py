@@ -7,6 +7,7 @@ the images and of the random draws, batch normalisation takes the statistics of 
 """
 
 import contextlib
+import dataclasses
 import json
 import os
 import re
@@ -17,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from splitnet.common.errors import UserError
+from splitnet.parallel import devices
 
 # What a collective operation ends in when another worker is gone.
 LOST = (
@@ -26,22 +28,28 @@ LOST = (
 
 
 class Share:
-  """One replica's part of a batch: images `first` to `first + count - 1` of `batch`; ints or int32 scalars."""
+  """One replica's part of a batch.
+
+  It has images `first` to `first + count - 1` of `batch`; ints or int32 scalars.
+  """
 
   def __init__(self, first, count, batch):
     self.first, self.count, self.batch = first, count, batch
 
   @property
   def weight(self):
-    """What this replica's mean counts for in the mean of the batch."""
+    """The part that this replica's mean has in the mean of the batch."""
     return self.count / self.batch
 
   def take(self, whole):
-    """This replica's rows of what belongs to the whole batch."""
+    """Returns this replica's rows of what belongs to the whole batch."""
     return whole[self.first : self.first + self.count]
 
   def sum(self, values):
-    """The sums of a structure of tensors over all replicas; differentiable. Every replica must call it alike."""
+    """Sums a structure of tensors over all replicas; differentiable.
+
+    Every replica must call it alike.
+    """
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
@@ -64,17 +72,24 @@ class Replicas:
     return self.worker == 0
 
   def scope(self):
-    """The context in which variables are made: each with a copy for every replica."""
+    """Returns the context in which variables get a copy for every replica."""
     return self._strategy.scope() if self._strategy else contextlib.nullcontext()
 
   def run(self, function, *arguments):
-    """Calls a function once a replica, in a tf.function; returns what it returns, which must be alike on all."""
+    """Calls a function once per replica, in a tf.function.
+
+    Returns what it returns, which must be alike on all.
+    """
     results = self._strategy.run(function, arguments)
     return tf.nest.map_structure(lambda result: self._strategy.experimental_local_results(result)[0], results)
 
   def share(self, batch):
-    """Called in `run`: this replica's Share of a batch of so many images, None where it has all; shares may differ
-    by one image."""
+    """Returns this replica's Share of a batch of so many images, None if all.
+
+    Called in `run`; shares may differ by one image.
+
+    Shares may differ by one image.
+    """
     if self._strategy is None:
       return None
     index = tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group)
@@ -82,67 +97,76 @@ class Replicas:
     return Share(first, last - first, batch)
 
   def gather(self, values):
-    """The values of every worker, given by each: float64 array [workers, values]. It waits for all of them."""
+    """Waits for all workers; returns what each gives: [workers, values], float64."""
     if not self.workers:
       return np.array([values], np.float64)
     rows = np.zeros([len(self.workers), len(values)])
     rows[self.worker] = values
     return self._strategy.reduce(tf.distribute.ReduceOp.SUM, tf.constant(rows), axis=None).numpy()
 
-  def chiefs(self, value):
-    """The chief's value of a number that may differ between workers, such as a time."""
+  def of_chief(self, value):
+    """Returns the chief's value of a number that may differ between workers.
+
+    A time is one.
+    """
     return float(self.gather([value])[0, 0])
 
   def must_agree(self, what, *contents):
-    """Waits for all workers; contents (bytes or arrays) must be the same on each.
+    """Waits for all workers, and checks that contents are the same on each.
+
+    Args:
+      what: the contents, for the sentence.
+      *contents: bytes or arrays.
 
     Raises:
-      UserError: on every worker, where they are not.
+      UserError: on every worker, if they are not.
     """
     if not self.workers:
       return
-    crc = 0
+    checksum = 0
     for content in contents:
-      crc = zlib.crc32(content if isinstance(content, bytes) else np.ascontiguousarray(content), crc)
-    found = self.gather([crc])[:, 0]
-    for other in np.flatnonzero(found != found[0]):
+      checksum = zlib.crc32(content if isinstance(content, bytes) else np.ascontiguousarray(content), checksum)
+    checksums = self.gather([checksum])[:, 0]
+    for other in np.flatnonzero(checksums != checksums[0]):
       raise UserError(
-        'worker %d (%s) and the chief (%s) differ in %s: start the same command on every host, with the same data and '
-        'a --train_dir and --basemodel that all hosts share' % (other, self.workers[other], self.workers[0], what)
+        f'worker {other} ({self.workers[other]}) and the chief ({self.workers[0]}) differ in {what}: start the same '
+        'command on every host, with the same data and a --train_dir and --basemodel that all hosts share'
       )
 
   @contextlib.contextmanager
-  def watched(self):
-    """A context that tells of a lost worker in one sentence (UserError)."""
+  def explaining_losses(self):
+    """Opens a context that tells of a lost worker in one sentence (UserError)."""
     try:
       yield
     except LOST as e:
       if not self.workers:
         raise
       raise UserError(
-        'worker %d (%s) has lost %s; start the same command on every host again: it goes on from the last checkpoint'
-        % (self.worker, self.workers[self.worker], self._lost(str(e)))
+        f'worker {self.worker} ({self.workers[self.worker]}) has lost {self._lost_worker(str(e))}; start the same '
+        'command on every host again: it goes on from the last checkpoint'
       ) from e
 
-  def _lost(self, message):
-    """Which other worker TensorFlow's message is about."""
+  def _lost_worker(self, message):
+    """Names the other worker that TensorFlow's message is about."""
     for job, task in re.findall(r'/job:(\w+)/(?:replica:\d+/)?task:(\d+)', message):
       number = _number(job, int(task), self._strategy.cluster_resolver.cluster_spec().as_dict())
       if number != self.worker:
-        return 'worker %d (%s)' % (number, self.workers[number])
+        return f'worker {number} ({self.workers[number]})'
     return 'another worker'
 
 
 def _number(job, task, jobs):
-  """A task's number among the workers: the chief, where there is one, before all."""
+  """Returns a task's number among the workers; a chief comes first."""
   return task + (len(jobs.get('chief', [])) if job == 'worker' else 0)
 
 
 def read_cluster(text):
-  """The workers in TF_CONFIG: (addresses, number of this one); ([], 0) where it is empty or names one only.
+  """Reads the workers in TF_CONFIG: (addresses, number of this one).
+
+  That is ([], 0) if it is empty or names one only.
 
   Raises:
-    UserError: where it is no such JSON.
+    UserError: if it is no such JSON.
   """
   if not text:
     return [], 0
@@ -151,36 +175,38 @@ def read_cluster(text):
     jobs, task = content.get('cluster', {}), content.get('task', {})
     other = sorted(set(jobs) - {'chief', 'worker'})
     if other:
-      raise ValueError("only 'chief' and 'worker' take part in training, not '%s'" % other[0])
+      raise ValueError(f"only 'chief' and 'worker' take part in training, not '{other[0]}'")
     workers = list(jobs.get('chief', [])) + list(jobs.get('worker', []))
     for address in workers:
       if not re.fullmatch(r'\S+:\d{1,5}', address):
-        raise ValueError("'%s' is no host:port" % address)
+        raise ValueError(f"'{address}' is no host:port")
     if len(set(workers)) < len(workers) or len(jobs.get('chief', [])) > 1:
       raise ValueError('a worker is named twice, or there are two chiefs')
     if len(workers) < 2:
       return [], 0
     job, index = task.get('type'), task.get('index')
     if job not in jobs or not isinstance(index, int) or not 0 <= index < len(jobs[job]):
-      raise ValueError('its task is %s, which is none of the cluster' % json.dumps(task))
+      raise ValueError(f'its task is {json.dumps(task)}, which is none of the cluster')
   except (ValueError, AttributeError, TypeError) as e:
     raise UserError(
-      'TF_CONFIG cannot be used (%s); it must be such as {"cluster": {"worker": ["host1:2222", "host2:2222"]}, '
-      '"task": {"type": "worker", "index": 0}}' % e
+      f'TF_CONFIG cannot be used ({e}); it must be such as {{"cluster": {{"worker": ["host1:2222", "host2:2222"]}}, '
+      '"task": {"type": "worker", "index": 0}}'
     ) from e
   return workers, _number(job, index, jobs)
 
 
 def on_devices(names, count):
-  """Replicas on the first `count` of some devices, 0 for all; nothing is distributed where that is one.
+  """Makes replicas on the first `count` of some devices, 0 for all.
+
+  Nothing is distributed if that is one.
 
   Raises:
-    UserError: where there are not so many.
+    UserError: if there are not so many.
   """
   if count > len(names):
     raise UserError(
-      '--num_replicas is %d, but there is only %s (--num_logical_devices N cuts one device into N)'
-      % (count, ', '.join(names))
+      f'--num_replicas is {count}, but there is only {", ".join(names)} (--num_logical_devices N cuts one device '
+      'into N)'
     )
   chosen = names[: count or len(names)]
   if len(chosen) < 2:
@@ -191,28 +217,95 @@ def on_devices(names, count):
 
 
 def on_hosts(workers, worker):
-  """Replicas on all GPUs of several hosts, or on their CPUs where they have none; waits until all are there.
+  """Makes replicas on all GPUs of several hosts, or on CPUs if a host has none.
+
+  Waits until all are there.
 
   To be called before TensorFlow has initialised its devices.
 
   Raises:
-    UserError: where this worker's port is taken.
+    UserError: if this worker's port is taken.
   """
-  print('worker %d (%s): waiting for %s' % (
-    worker, workers[worker], ', '.join(address for i, address in enumerate(workers) if i != worker),
-  ), flush=True)  # fmt: skip
+  others = ', '.join(address for i, address in enumerate(workers) if i != worker)
+  print(f'worker {worker} ({workers[worker]}): waiting for {others}', flush=True)
   before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own would wait for the others too
   try:
     return Replicas(tf.distribute.MultiWorkerMirroredStrategy(), workers, worker)
   except tf.errors.OpError as e:
+    message = str(e).split('\n')[0]
     raise UserError(
-      "worker %d cannot start at '%s' (%s): is its port free, and does every host have the same TF_CONFIG but for the "
-      'index?' % (worker, workers[worker], str(e).split('\n')[0])
+      f"worker {worker} cannot start at '{workers[worker]}' ({message}): is its port free, and does every host have "
+      'the same TF_CONFIG but for the index?'
     ) from e
   finally:
     signal.signal(signal.SIGINT, before)
 
 
-def cluster():
-  """The workers that TF_CONFIG in the environment names; see `read_cluster`."""
-  return read_cluster(os.environ.get('TF_CONFIG'))
+@dataclasses.dataclass(frozen=True)
+class Machine:
+  """What a run computes on; the names are those of train.py's flags.
+
+  Attributes:
+    num_replicas: devices that share each batch; 0: all GPUs, or all parts of the CPU.
+    devices: names of the devices for the branches instead, separated by commas, or None.
+    num_logical_devices: parts into which the one CPU or GPU is cut.
+    gpu_fraction: share of each GPU's memory to take, in (0, 1].
+    log_device_placement: log where every operation runs.
+    jit_compile: compile the step with XLA: True, False or 'auto'.
+  """
+
+  num_replicas: int = 0
+  devices: str | None = None
+  num_logical_devices: int = 1
+  gpu_fraction: float = 1.0
+  log_device_placement: bool = False
+  jit_compile: bool | str = 'auto'
+
+  def __post_init__(self):
+    if self.devices is not None and self.num_replicas > 1:
+      raise UserError(
+        f"--devices '{self.devices}' places the branches of one network and --num_replicas {self.num_replicas} copies "
+        'it: give one of the two'
+      )
+
+
+def set_up(machine, batch_size):
+  """Sets up the devices of a run.
+
+  Waits for the other workers if TF_CONFIG in the environment names some.
+
+  Args:
+    machine: a Machine; batch_size: images per step.
+
+  Returns:
+    (the Replicas; the devices for the branches, a list of names or None; whether to compile the step with XLA).
+
+  Raises:
+    UserError: if the settings or TF_CONFIG ask for what cannot be.
+  """
+  workers, worker = read_cluster(os.environ.get('TF_CONFIG'))
+  placed = None
+  if workers:
+    for name in ('devices', 'num_replicas', 'num_logical_devices'):
+      value = getattr(machine, name)
+      if value != getattr(Machine(), name):
+        raise UserError(
+          f'--{name} {value} is for one process, but TF_CONFIG names {len(workers)} workers: leave it out; a worker '
+          'takes all GPUs that its CUDA_VISIBLE_DEVICES shows'
+        )
+    devices.configure(machine.gpu_fraction, log_device_placement=machine.log_device_placement)
+    replicas = on_hosts(workers, worker)
+  else:
+    devices.configure(machine.gpu_fraction, machine.num_logical_devices, machine.log_device_placement)
+    placed = None if machine.devices is None else devices.parse(machine.devices)
+    replicas = Replicas() if placed else on_devices(devices.names(), machine.num_replicas)
+  count = max(replicas.count, len(placed or []))
+  if machine.jit_compile is True and count > 1:
+    raise UserError(f'--jit_compile True compiles for one device, but there are {count}: leave it out')
+  jit_compile = devices.compile_with_xla(machine.jit_compile, count)
+  if batch_size < replicas.count:
+    raise UserError(
+      f'--batch_size is {batch_size}, but there are {replicas.count} devices to share it: give at least one image to '
+      'each, or --num_replicas'
+    )
+  return replicas, placed, jit_compile

@@ -1,38 +1,46 @@
-"""One training stage's network, optimiser and compiled steps; the step itself, on one device or on several."""
+"""A training step and a validation of one stage, compiled; on one device or on several."""
 
+import dataclasses
 import functools
 
-import numpy as np
 import tensorflow as tf
 
-import cifar100
-from splitnet.common.errors import UserError
-from splitnet.data.batches import evaluation_batches
+from splitnet.common.flags import parse_epochs, take
+from splitnet.data import batches
 from splitnet.parallel import devices
-from splitnet.training import replicas as strategy
 from splitnet.training.objective import Momentum, Objective, objective
+from splitnet.training.replicas import Replicas
+from splitnet.training.schedule import Schedule
 
 
-def lr_boundaries(text):
-  """The epochs in --lr_step_epoch: list of floats, rising.
+@dataclasses.dataclass(frozen=True)
+class StepSettings:
+  """How a step is taken; the names are those of train.py's flags.
 
-  Raises:
-    UserError: where it is none.
+  Attributes:
+    batch_size: images per step.
+    momentum: of the gradient descent.
+    finetune: multiply the gradients of the split layers' weights by 10.
+    assignment_lr_scale: factor of the assignments' learning rate.
+    dropout_keep_prob: probability of keeping an input of a split layer.
+    seed: of augmentation and dropout.
+    jit_compile: compile the step with XLA: True, False or 'auto'.
   """
-  try:
-    epochs = [float(part) for part in text.split(',') if part.strip()]
-  except ValueError:
-    epochs = None
-  if epochs is None or not all(0 < e < float('inf') for e in epochs) or epochs != sorted(epochs):
-    raise UserError("--lr_step_epoch is '%s'; it must be rising epochs separated by commas, such as 100,140" % text)
-  return epochs
+
+  batch_size: int
+  momentum: float = 0.9
+  finetune: bool = False
+  assignment_lr_scale: float = 1.0
+  dropout_keep_prob: float = 1.0
+  seed: int = 0
+  jit_compile: bool | str = 'auto'
 
 
-def lr_scales(network, flags):
-  """Factors of the learning rate by variable name (--assignment_lr_scale and --finetune)."""
-  scales = {name: flags.assignment_lr_scale for name in network.trained if name.startswith('group/')}
-  if flags.finetune:
-    split = {layer.name for layer in network.plan.layers if layer.branches > 1}
+def learning_rate_scales(network, assignment_lr_scale, finetune):
+  """Returns the factors of the learning rate by variable name, 1 if missing."""
+  scales = {name: assignment_lr_scale for name in network.trained if name.startswith('group/')}
+  if finetune:
+    split = {layer.name for layer in network.graph.layers if network.graph.branches(layer) > 1}
     for name in network.trained:
       layer = name.split('/', 1)[1] if name.startswith('branch_') else name
       if layer.rsplit('/', 1)[0] in split:
@@ -40,76 +48,60 @@ def lr_scales(network, flags):
   return scales
 
 
-class Stage:
-  """One stage's network, optimiser and compiled steps."""
+class TrainStep:
+  """One stage's network and optimiser, with its compiled steps.
 
-  def __init__(self, flags, network, steps_per_epoch, replicas=None, teacher=None):
+  Attributes:
+    network: a Network.
+    optimizer: its Momentum.
+    objective, schedule: an Objective and a Schedule.
+    step: tf.Variable, int64 []: how many steps have been taken.
+  """
+
+  def __init__(self, network, dataset, objective, schedule, settings, replicas=None, teacher=None):
     """Makes the optimiser's slots.
 
     Args:
-      flags: train.py's.
-      network: a resnet_split.Network, built in the replicas' scope.
-      steps_per_epoch: number; batches in an epoch.
-      replicas: a strategy.Replicas; None: one device.
-      teacher: None, or the network that is learned from (--teacher).
+      network: a Network, built in the replicas' scope.
+      dataset: a module with `augment(images, seed, share)` and `whiten(images)`, such as cifar100.
+      objective, schedule, settings: an Objective, a Schedule and a StepSettings.
+      replicas: a Replicas; None: one device.
+      teacher: None, or the network that is distilled from.
     """
-    self.network, self._flags, self._teacher = network, flags, teacher
-    self._replicas = replicas or strategy.Replicas()
+    self.network, self.objective, self.schedule = network, objective, schedule
+    self._dataset, self._settings, self._teacher = dataset, settings, teacher
+    self._replicas = replicas or Replicas()
     with self._replicas.scope():
-      self.optimizer = Momentum(network.trained, flags.momentum, lr_scales(network, flags))
-    self._weights = Objective(
-      flags.l2_weight, flags.gamma1, flags.gamma2, flags.gamma3, flags.weighted_group_loss, flags.label_smoothing,
-      flags.distill_weight, flags.distill_temperature,
-    )  # fmt: skip
-    epochs = lr_boundaries(flags.lr_step_epoch)
-    self._ramp_steps = flags.gamma2_ramp_epoch * steps_per_epoch
-    self._warmup_steps = flags.lr_warmup_epoch * steps_per_epoch
-    self._boundaries = [round(min(epoch * steps_per_epoch, 2**31 - 1)) for epoch in epochs]
+      scales = learning_rate_scales(network, settings.assignment_lr_scale, settings.finetune)
+      self.optimizer = Momentum(network.trained, settings.momentum, scales)
     # Counted beside the weights: an interrupt comes back between the call that trains and the line after it.
     self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
     if self._replicas.count > 1:
       self._step = functools.partial(self._replicas.run, self._train_step)
       self._count = functools.partial(self._replicas.run, self._count_correct)
     else:
-      compiled = devices.compile_with_xla(flags.jit_compile)
+      compiled = devices.compile_with_xla(settings.jit_compile)
       self._step = tf.function(self._train_step, jit_compile=compiled)
       self._count = self._count_correct
 
-  def learning_rate(self, step):
-    """The learning rate of a step: initial_lr times lr_decay for every boundary passed, or along half a cosine."""
-    rate = tf.constant(self._flags.initial_lr, tf.float32)
-    if self._flags.lr_schedule == 'cosine':
-      left = max(self._flags.max_steps - self._warmup_steps, 1.0)
-      done = tf.clip_by_value((tf.cast(step, tf.float32) - self._warmup_steps) / left, 0.0, 1.0)
-      rate *= (1.0 + tf.cos(np.pi * done)) / 2.0
-    else:
-      passed = sum(tf.cast(step >= boundary, tf.float32) for boundary in self._boundaries)
-      rate *= tf.cast(self._flags.lr_decay, tf.float32) ** passed
-    if self._warmup_steps:
-      rate *= tf.minimum(1.0, tf.cast(step + 1, tf.float32) / self._warmup_steps)
-    return rate
-
-  def _objective(self, step):
-    """The weights of the objective's terms at a step."""
-    if not self._ramp_steps:
-      return self._weights
-    risen = tf.minimum(1.0, tf.cast(step, tf.float32) / self._ramp_steps)
-    return self._weights._replace(gamma2=self._weights.gamma2 * risen)
-
   def _train_step(self, images, labels, step):
-    """One step of gradient descent on a batch, or on this replica's share of it; returns the whole batch's terms."""
-    step = tf.cast(step, tf.int32)
+    """Takes one step on a batch, or on this replica's share of it.
+
+    Returns the terms of the whole batch.
+    """
+    step, seed = tf.cast(step, tf.int32), self._settings.seed
     share = self._replicas.share(images.shape[0])
     if share:
       images, labels = share.take(images), share.take(labels)
-    images = cifar100.whiten(cifar100.augment(images, tf.stack([self._flags.seed, step]), share))
+    images = self._dataset.whiten(self._dataset.augment(images, tf.stack([seed, step]), share))
     teacher_logits = None if self._teacher is None else self._teacher(images)
     with tf.GradientTape() as tape:
       logits = self.network(
-        images, training=True, dropout_seed=tf.stack([self._flags.seed + 1, step]),
-        keep_prob=self._flags.dropout_keep_prob, share=share,
+        images, training=True, dropout_seed=tf.stack([seed + 1, step]), keep_prob=self._settings.dropout_keep_prob,
+        share=share,
       )  # fmt: skip
-      terms = objective(self.network, logits, labels, self._objective(step), teacher_logits)
+      weights = self.schedule.objective_at(self.objective, step)
+      terms = objective(self.network, logits, labels, weights, teacher_logits)
       scalars = {name: value for name, value in terms.items() if not name.endswith('_terms')}
       scalars['accuracy'] = tf.reduce_mean(tf.cast(tf.equal(tf.argmax(logits, 1, tf.int32), labels), tf.float32))
       if share:  # the weights add up to 1, so the regularisers, which every replica has, count once
@@ -117,18 +109,21 @@ class Stage:
     gradients = self._gradients(tape, scalars['total'])
     if share:
       gradients, scalars = share.sum((gradients, scalars))
-    self.optimizer.apply(gradients, self.learning_rate(step))
+    self.optimizer.apply(gradients, self.schedule.learning_rate(step))
     return scalars
 
   def _gradients(self, tape, total):
     variables = list(self.network.trained.values())
-    if self.network.placed:  # a tape leaves it to TensorFlow where gradients are computed: all on the first device
+    if self.network.devices:  # a tape leaves it to TensorFlow where gradients are computed: all on the first device
       return tf.compat.v1.gradients(total, variables, colocate_gradients_with_ops=True)
     return tape.gradient(total, variables)
 
   @tf.function
   def train(self, iterator, count):
-    """Runs `count` steps; returns the mean of every term over them."""
+    """Takes `count` steps (int scalar) on the batches of an iterator.
+
+    Returns each term's mean over them, a dict.
+    """
     names = ['cross_entropy', 'l2', 'total', 'accuracy']
     if self.network.with_assignments:
       names += ['overlap', 'weight_split', 'uniform']
@@ -150,23 +145,42 @@ class Stage:
     share = self._replicas.share(tf.shape(images)[0])
     if share:
       images, labels = share.take(images), share.take(labels)
-    logits = self.network(cifar100.whiten(images))
+    logits = self.network(self._dataset.whiten(images))
     loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
     right = tf.reduce_sum(tf.cast(tf.equal(tf.argmax(logits, 1, tf.int32), labels), tf.int32))
     if share:  # as floats: GPUs keep int32 in the host's memory, where they cannot be summed
       return share.sum((tf.cast(right, tf.float32), tf.reduce_sum(loss)))
     return right, tf.reduce_sum(loss)
 
-  def validate(self, data, batches):
-    """(accuracy, cross-entropy) on the validation images, moving averages; batches 0: all."""
+  def validate(self, images, limit=0):
+    """Returns (accuracy, cross-entropy) on images, with moving averages.
+
+    Args:
+      images: an Images; limit: only so many batches of it; 0: all.
+    """
     right, loss, seen = 0, 0.0, 0
-    for i, (images, labels) in enumerate(evaluation_batches(data, self._flags.batch_size)):
-      if batches and i == batches:
+    for i, (pixels, labels) in enumerate(batches.evaluation_batches(images, self._settings.batch_size)):
+      if limit and i == limit:
         break
-      correct, batch_loss = self._correct(images, labels)
+      correct, batch_loss = self._correct(pixels, labels)
       right, loss, seen = right + int(correct), loss + float(batch_loss), seen + len(labels)
     return right / seen, loss / seen
 
-  def finite(self):
-    """Whether every weight is finite."""
+  def is_finite(self):
+    """Returns whether every weight is finite."""
     return all(bool(tf.reduce_all(tf.math.is_finite(v))) for v in self.network.weights.values())
+
+
+def make_step(network, dataset, settings, steps_per_epoch, replicas=None, teacher=None):
+  """Makes the TrainStep of a network from settings named as train.py's flags.
+
+  Args:
+    network, dataset, replicas, teacher: of the TrainStep.
+    settings: dict with 'batch_size' and others of the fields of Objective, Schedule and StepSettings; 'lr_step_epoch'
+      is a text.
+    steps_per_epoch: number; batches in an epoch.
+  """
+  drops = tuple(parse_epochs(settings.get('lr_step_epoch') or ''))
+  schedule = take(Schedule, settings, steps_per_epoch=steps_per_epoch, lr_step_epoch=drops)
+  objective, how = take(Objective, settings), take(StepSettings, settings)
+  return TrainStep(network, dataset, objective, schedule, how, replicas, teacher)

@@ -1,4 +1,4 @@
-"""hosts_benchmark.py: the table against numbers worked out by hand, and the whole program with two workers."""
+"""workers.py: the table against numbers worked out by hand, and the whole program with two workers."""
 
 import os
 import re
@@ -8,14 +8,14 @@ import sys
 import pytest
 from helpers import PROJECT as ROOT
 
-from benchmarks import workers as hosts_benchmark
+from benchmarks import workers
 
-ROWS = {row.name: row for row in hosts_benchmark.ROWS}
+ROWS = {row.name: row for row in workers.ROWS}
 
 
 def test_speed_ups_are_of_medians_and_beside_what_the_flops_allow():
   seconds = {'dense': [6.0, 4.0, 9.0], 'deep': [3.0, 3.0, 30.0]}
-  _, lines = hosts_benchmark.table([ROWS['dense'], ROWS['deep']], seconds, {'dense': 10, 'deep': 4})
+  _, lines = workers.table([ROWS['dense'], ROWS['deep']], seconds, {'dense': 10, 'deep': 4})
   assert lines[0] == ['dense', '', '1', '', '6.00', '4.00 to 9.00', '1.00', '1.00', '1.00']
   assert lines[1] == ['deep', '2-2-2', '2', 'replicate', '3.00', '3.00 to 30.00', '2.00', '2.50', '0.80']
 
@@ -24,13 +24,13 @@ def test_speed_ups_are_of_medians_and_beside_what_the_flops_allow():
   'arguments, words',
   [
     (['--k', '0'], ['--k is 0']),
-    (['--images', '0'], ['--images is 0']),
-    (['--repeats', '-1'], ['--repeats is -1']),
-    (['--rows', 'dense,deeper'], ["'deeper'", 'hierarchical']),
+    (['--images', '0'], ["--images is '0'"]),
+    (['--repeats', '-1'], ["--repeats is '-1'"]),
+    (['--rows', 'dense,deeper'], ["'dense,deeper'", 'hierarchical']),
   ],
 )
 def test_bad_flags_are_one_sentence(arguments, words, capsys):
-  assert hosts_benchmark.main(arguments) == 1
+  assert workers.main(arguments) == 1
   error = capsys.readouterr().err
   assert error.startswith('workers.py: ') and error.count('\n') == 1
   assert all(word in error for word in words), error

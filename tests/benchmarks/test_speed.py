@@ -1,29 +1,28 @@
-"""benchmark.py: it runs, and its tables say what it measured (how fast is never tested); the Keras network is ours."""
+"""speed.py: it runs, and its tables say what it measured (how fast is never tested); the Keras network is ours."""
 
 import collections
-import io
 import json
 import os
 import subprocess
 import sys
 import types
 
+import networks
 import numpy as np
 import pytest
 import tensorflow as tf
 from helpers import PROJECT as ROOT
 
 import resnet_split
-import utils
 from benchmarks import keras_wrn, speed, workloads
-from splitnet.network import architecture
+from splitnet.network import counting
 
-CONFIG = architecture.Config(k=1, num_residual_units=1)
+CONFIG = resnet_split.Config(k=1, num_residual_units=1)
 TINY = ['--k', '1', '--num_residual_units', '1', '--precision', 'float32', '--train_batch', '6', '--seconds', '0.01']
 
 
 def program(*arguments):
-  """Runs benchmark.py as a user would: (exit code, stdout, stderr)."""
+  """Runs speed.py as a user would: (exit code, stdout, stderr)."""
   environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '-1'}
   command = [sys.executable, '-m', 'benchmarks.speed', *arguments]
   done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
@@ -45,16 +44,6 @@ def tables_of(text):
 
 
 # --- the program --------------------------------------------------------------------------------------------------
-
-
-def test_the_machine_is_told_with_what_decides_its_rates(monkeypatch):
-  cores = 2 * 'model name\t: A CPU\nflags\t\t: fpu avx2 avx512f amx_bf16 amx_tile\n\n'
-  monkeypatch.setattr(workloads, 'open', lambda path: io.StringIO(cores), raising=False)
-  assert workloads.machine()['cpu'] == 'A CPU (AVX2, AVX-512, AMX)'
-  monkeypatch.setattr(workloads, 'open', lambda path: io.StringIO('processor : 0\n'), raising=False)  # an ARM's
-  assert workloads.machine()['cpu'] == 'unknown processor'
-  monkeypatch.setattr(workloads, 'open', lambda path: open(os.devnull + '/none'), raising=False)
-  assert workloads.machine()['cpu'] == 'unknown processor'
 
 
 def test_the_program_measures_and_its_tables_say_so(tmp_path):
@@ -93,7 +82,8 @@ def test_a_row_that_fails_says_why_and_the_others_are_measured(monkeypatch, caps
   monkeypatch.setattr(speed, 'TRAINING', [broken])
   assert speed.main([*TINY, '--only', 'baseline,pipeline', '--repeats', '1']) == 0
   found = tables_of(capsys.readouterr().out)
-  assert found['Training'][0]['remark'].startswith("failed: UserError: --precision is 'float99'")
+  remark = found['Training'][0]['remark']
+  assert remark.startswith('failed: TypeError: ') and 'float99' in remark
   assert float(found['Input pipeline alone, against training'][0]['images/s']) > 0
   # Where every row fails, so does the program.
   assert speed.main([*TINY, '--only', 'baseline', '--repeats', '1']) == 1
@@ -110,14 +100,14 @@ def test_help_names_the_rows():
 @pytest.mark.parametrize(
   'arguments, words',
   [
-    (['--k', '0'], "'0' is no list of numbers"),
-    (['--k', '1,x'], "'1,x' is no list of numbers"),
-    (['--only', 'baseline,fast'], "'fast' is not one of baseline, "),
-    (['--only', ''], "'' is not one of baseline, "),
-    (['--precision', 'float16'], "'float16' is not one of float32, bfloat16"),
-    (['--seconds', '0'], '--seconds is 0.0; it must be above 0'),
-    (['--repeats', '0'], '--repeats is 0; it must be from 1'),
-    (['--split', '2-2'], '--split is 2-2; it must be three numbers of groups'),
+    (['--k', '0'], "--k is '0'; it must be whole numbers"),
+    (['--k', '1,x'], "--k is '1,x'; it must be whole numbers"),
+    (['--only', 'baseline,fast'], "--only is 'baseline,fast'; it must be some of baseline, "),
+    (['--only', ''], "--only is ''; it must be some of baseline, "),
+    (['--precision', 'float16'], "--precision is 'float16'; it must be some of float32, bfloat16"),
+    (['--seconds', '0'], "--seconds is '0'; it must be a number in (0, 3600]"),
+    (['--repeats', '0'], "--repeats is '0'; it must be a whole number, from 1"),
+    (['--split', '2-2'], "'2-2' is no split: it must be three numbers of groups"),
     (['--split', '2-1-1'], 'a tree cannot have more branches'),
     (['--branch_input', 'some'], "--branch_input is 'some'"),
     (['--output', '/dev/null/x.json'], "--output: the folder '/dev/null' cannot be made"),
@@ -138,7 +128,7 @@ def test_a_users_mistake_is_one_sentence(arguments, words, capsys):
 
 
 def process(rates, flops=None, failed=None, **turn):
-  """What benchmark.py keeps of a row's process."""
+  """What speed.py keeps of a row's process."""
   start = {} if failed else {'flops': flops, 'dense_flops': 100, 'first_step': 2.0}
   turns = [dict(rate=rate, **turn) for rate in rates]
   return types.SimpleNamespace(start=start, turns=turns, failed=failed, memory={'host': 2e9, 'GPU': 3e9})
@@ -193,22 +183,22 @@ def few_images(monkeypatch):
 @pytest.mark.parametrize('mode', ['group', 'split'])
 def test_training_trains(few_images, mode):
   workload = workloads.Training(CONFIG, mode, 6, 'bfloat16')
-  before = {name: value.numpy() for name, value in workload._stage.network.trained.items()}
+  before = {name: value.numpy() for name, value in workload.train_step.network.trained.items()}
   workload.step()
   assert workload.measure(0.01)['rate'] > 0
-  for name, value in workload._stage.network.trained.items():
+  for name, value in workload.train_step.network.trained.items():
     assert not np.array_equal(before[name], value), name
-  assert int(workload._stage.step) >= 2
+  assert int(workload.train_step.step) >= 2
   assert any(name.startswith('group/') for name in before) == (mode == 'group')
   assert (workload.flops < workloads.dense_flops(CONFIG)) == (mode == 'split')
 
 
 @pytest.mark.parametrize('split', ['1-1-4', '2-2-2', '2-4-4'])
 def test_uneven_groups_are_odd_and_none_is_empty(split):
-  config = architecture.Config(k=8, **dict(zip(('ngroups3', 'ngroups2', 'ngroups1'), map(int, split.split('-')))))
-  plan = architecture.wide_resnet(config)
-  even, uneven = workloads.groups_of(config), workloads.groups_of(config, uneven=True)
-  for name, units in plan.units.items():
+  config = resnet_split.Config(k=8, **dict(zip(('ngroups3', 'ngroups2', 'ngroups1'), map(int, split.split('-')))))
+  graph = resnet_split.wide_resnet(config)
+  even, uneven = workloads.groups_of(graph), workloads.groups_of(graph, uneven=True)
+  for name, units in graph.units.items():
     sizes = [np.bincount(groups[name], minlength=units.groups) for groups in (even, uneven)]
     assert sizes[1].min() > 0 and sizes[1].sum() == units.size
     if units.groups > 1 and name != 'split_q1':
@@ -219,29 +209,29 @@ def test_uneven_groups_are_odd_and_none_is_empty(split):
 
 
 def test_evaluation_goes_eval_pys_way(few_images, monkeypatch):
-  calls, predict = [], workloads.evaluation.predict
+  calls, predict = [], workloads.executor.predict
 
-  def spy(network, split, batch_size, batches):
+  def spy(network, images, prepare, batch_size, batches):
     calls.append((batch_size, batches))
-    return predict(network, split, batch_size, batches)
+    return predict(network, images, prepare, batch_size, batches)
 
-  monkeypatch.setattr(workloads.evaluation, 'predict', spy)
+  monkeypatch.setattr(workloads.executor, 'predict', spy)
   workload = workloads.Evaluation(CONFIG, 'split', 4, 'float32')
   workload.step()
-  found = workload.measure(1e-6)
-  assert found['rate'] > 0 and found['latency'] > 0
+  result = workload.measure(1e-6)
+  assert result['rate'] > 0 and result['latency'] > 0
   assert collections.Counter(calls) == {(4, 2): 1, (1, 2): 1, (4, 1): 1, (1, 1): 1}
 
 
 def test_the_ceiling_measures_the_networks_shapes():
   workload = workloads.Ceiling(CONFIG, 2, 'bfloat16')
   found = workload.measure(0.001)
-  assert found['rate'] > 0 and found['shape'] in workload._programs
-  shapes = '\n'.join(workload._programs)
+  assert found['rate'] > 0 and found['shape'] in workload.programs
+  shapes = '\n'.join(workload.programs)
   for name in ('3x3 convolution, 3 to 16 channels at 32 pixels', '3x3 convolution, 32 to 64 channels at 8 pixels'):
     assert name in shapes
   assert 'matrix product, 128 x 576 x 64' in shapes and 'matrix product, 2048 x 2048 x 2048' in shapes
-  for program, x, w, flops in workload._programs.values():
+  for program, x, w, flops in workload.programs.values():
     times = sum(op.type in ('Conv2D', 'MatMul') for op in program.graph.get_operations())
     assert flops % times == 0 and times >= 1
     y = program(x, w)
@@ -250,10 +240,10 @@ def test_the_ceiling_measures_the_networks_shapes():
 
 def test_flops_are_the_built_networks():
   for k in (1, 2):
-    config = architecture.Config(k=k)
-    network = resnet_split.Network(config.dense())
+    config = resnet_split.Config(k=k)
+    network = networks.build(config.dense())
     assert workloads.dense_flops(config) == workloads.flops(network)
-    counted = utils.total_count(network.counts)[1]
+    counted = counting.total(counting.counts(network))[1]
     assert workloads.dense_flops(config) == counted + 2 * 27 * 16 * 32 * 32  # and init_conv
 
 
@@ -262,8 +252,8 @@ def test_flops_are_the_built_networks():
 
 @pytest.mark.parametrize('k, units, bn_no_scale', [(1, 2, True), (2, 1, False)])
 def test_the_keras_network_computes_what_the_dense_network_computes(k, units, bn_no_scale):
-  config = architecture.Config(k=k, num_residual_units=units, bn_no_scale=bn_no_scale)
-  ours = resnet_split.Network(config.dense(), seed=1)
+  config = resnet_split.Config(k=k, num_residual_units=units, bn_no_scale=bn_no_scale)
+  ours = networks.build(config.dense(), seed=1)
   rng = np.random.default_rng(0)
   for variable in ours.weights.values():
     variable.assign(variable + rng.uniform(0.0, 0.2, variable.shape).astype(np.float32) * variable.trainable)
@@ -275,11 +265,11 @@ def test_the_keras_network_computes_what_the_dense_network_computes(k, units, bn
   for layer in model.layers:
     if layer.weights:
       kinds[type(layer).__name__, getattr(layer, 'kernel_size', None)].append(layer)
-  for layer in ours.plan.layers:
-    if layer.kind == 'conv':
+  for layer in [layer for layer in ours.graph.layers if layer.variables]:
+    if layer.op == 'conv':
       values = [ours.weights[layer.name + '/kernel']]
-      theirs = kinds['Conv2D', (layer.kernel_size, layer.kernel_size)].pop(0)
-    elif layer.kind == 'linear':
+      theirs = kinds['Conv2D', (layer.kernel, layer.kernel)].pop(0)
+    elif layer.op == 'linear':
       values = [ours.weights[layer.name + part] for part in ('/weights', '/biases')]
       theirs = kinds['Dense', None].pop(0)
     else:
@@ -302,7 +292,7 @@ def test_the_keras_network_computes_in_bfloat16_and_trains(few_images):
   assert {layer.compute_dtype for layer in model.layers if 'conv' in layer.name} == {'bfloat16'}
   assert model.output.dtype == 'float32' and all(v.dtype == 'float32' for v in model.variables)
   workload = workloads.KerasTraining(CONFIG, 6, 'bfloat16')
-  before = [v.numpy() for v in workload._model.trainable_variables]
+  before = [v.numpy() for v in workload.model.trainable_variables]
   workload.step()
   assert workload.measure(0.01)['rate'] > 0
-  assert not any(np.array_equal(a, b) for a, b in zip(before, workload._model.trainable_variables))
+  assert not any(np.array_equal(a, b) for a, b in zip(before, workload.model.trainable_variables))

@@ -1,4 +1,4 @@
-"""Tests of splitnet/common/files.py: whole or not at all, and early word of what cannot be written."""
+"""Tests that files are written whole or not at all, and checked beforehand."""
 
 import json
 import os
@@ -41,6 +41,9 @@ def test_json_is_read_back(tmp_path, monkeypatch):
   with open('file.json') as f:
     text = f.read()
   assert json.loads(text) == {'a': [1, 2.5, None, 'ä']} and text.endswith('}\n')
+  with pytest.raises(TypeError):
+    files.write_json('file.json', {'a': object()})
+  assert helpers.files('.') == {'.': None, './file.json': text.encode()}
 
 
 def test_folders_are_made(tmp_path, monkeypatch):

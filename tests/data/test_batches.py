@@ -1,4 +1,4 @@
-"""Tests of splitnet/data/batches.py: every epoch a permutation, resumed in the same order; nothing left out."""
+"""Tests that every epoch is a permutation, and resumed in the same order."""
 
 import numpy as np
 import pytest

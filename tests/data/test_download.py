@@ -1,4 +1,4 @@
-"""Tests of splitnet/data/download.py: no network but a server on this computer; what came is kept and resumed."""
+"""Tests downloads, from a server on this computer: what came is resumed."""
 
 import hashlib
 import os

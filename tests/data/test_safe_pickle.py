@@ -1,4 +1,4 @@
-"""Tests of splitnet/data/safe_pickle.py: arrays are read, and whatever would run or build anything else is refused."""
+"""Tests that arrays are read, and all that would run or build more is refused."""
 
 import os
 import pickle

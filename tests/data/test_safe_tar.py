@@ -1,4 +1,4 @@
-"""Tests of splitnet/data/safe_tar.py: whole archives are read, damaged and dangerous ones refused in one sentence."""
+"""Tests that whole archives are read, damaged and dangerous ones refused."""
 
 import os
 import tarfile

@@ -1,4 +1,4 @@
-"""Tests of splitnet/data/synthetic.py: its classes are a tree that can be seen, and nothing cuts across it."""
+"""Tests that the classes are a tree that can be seen; nothing cuts across it."""
 
 import numpy as np
 import pytest

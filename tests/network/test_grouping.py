@@ -2,25 +2,25 @@
 
 import json
 
+import networks
 import numpy as np
 import pytest
 
 import resnet_split
-import train
 import utils
 from splitnet.common.errors import UserError
 from splitnet.data.batches import ClassNames
-from splitnet.network import architecture, grouping
-from splitnet.reporting import compare
+from splitnet.network import graph as graphs
+from splitnet.network import grouping, hardening
 from splitnet.training import checkpoints, initialize
 
 SPLITS = {'1-1-4': (4, 1, 1), '2-2-2': (2, 2, 2), '2-4-4': (4, 4, 2), '2-3-5': (5, 3, 2)}
 
 
-def plan_of(split, k=1, branch_input='group'):
+def graph_of(split, k=1, branch_input='group'):
   ngroups1, ngroups2, ngroups3 = SPLITS[split]
-  config = architecture.Config(k=k, ngroups1=ngroups1, ngroups2=ngroups2, ngroups3=ngroups3, branch_input=branch_input)
-  return config, architecture.wide_resnet(config)
+  config = resnet_split.Config(k=k, ngroups1=ngroups1, ngroups2=ngroups2, ngroups3=ngroups3, branch_input=branch_input)
+  return config, resnet_split.wide_resnet(config)
 
 
 @pytest.fixture(scope='module')
@@ -69,10 +69,10 @@ def test_balanced_clusters_have_the_sizes_asked_for_and_are_clusters():
 
 def planted_weights(split):
   """Last weights [64, 100] whose classes lie along the tree of a split; the leaf of each class."""
-  config, plan = plan_of(split)
+  config, graph = graph_of(split)
   generator = np.random.default_rng(1)
   leaves = generator.permutation(np.repeat(np.arange(config.ngroups1), grouping.even_sizes(100, config.ngroups1)))
-  depths = list(plan.depths.values())
+  depths = list(graph.depths.values())
   weights = 0.3 * generator.normal(size=(64, 100))
   for depth in range(1, len(depths)):
     if depths[depth] > depths[depth - 1]:
@@ -84,26 +84,26 @@ def planted_weights(split):
 @pytest.mark.parametrize('split', ['1-1-4', '2-2-2', '2-4-4'])
 def test_clustering_finds_planted_groups_and_their_tree(split):
   weights, leaves = planted_weights(split)
-  _, plan = plan_of(split)
-  found = grouping.clustering(weights, plan)
+  _, graph = graph_of(split)
+  found = grouping.clustering(graph, {graph.layers[-1].weights: weights})
   # The groups have other numbers, but each is one planted group, and siblings are siblings.
   number = {int(f): int(leaf) for f, leaf in zip(found, leaves)}
   assert all(number[int(f)] == leaf for f, leaf in zip(found, leaves)) and len(set(number.values())) == len(number)
-  parent = utils.parents(plan.depths['logits'], plan.depths['unit_2'])
+  parent = utils.parents(graph.depths['logits'], graph.depths['unit_2'])
   together = {(parent[f], parent[leaf]) for f, leaf in number.items()}
-  assert len(together) == plan.depths['unit_2']
+  assert len(together) == graph.depths['unit_2']
 
 
 @pytest.mark.parametrize('branch_input', ['group', 'all'])
 @pytest.mark.parametrize('split', SPLITS)
 def test_spectral_start_is_even_at_every_level_and_undecided_enough(split, branch_input):
-  _, plan = plan_of(split, branch_input=branch_input)
-  network = resnet_split.Network(plan_of(split, branch_input=branch_input)[0])
+  _, graph = graph_of(split, branch_input=branch_input)
+  network = networks.build(graph_of(split, branch_input=branch_input)[0])
   values = {name: v.numpy() for name, v in network.weights.items()}
-  alphas = grouping.spectral_start(plan, values)
-  assert set(alphas) == {name for name, units in plan.units.items() if units.groups > 1}
+  alphas = grouping.spectral_start(graph, values)
+  assert set(alphas) == {name for name, units in graph.units.items() if units.groups > 1}
   for name, alpha in alphas.items():
-    units = plan.units[name]
+    units = graph.units[name]
     assert alpha.shape == (units.groups, units.size)
     sizes = utils.group_sizes(utils.hard_groups(alpha), units.groups)
     assert sizes.max() - sizes.min() <= 1 + (split == '2-3-5')
@@ -114,50 +114,49 @@ def test_spectral_start_is_even_at_every_level_and_undecided_enough(split, branc
 @pytest.mark.parametrize('split', ['1-1-4', '2-2-2'])
 def test_spectral_start_finds_the_groups_of_a_network_that_is_split_already(split):
   """A dense network whose between-group weights are zero: every unit has to go to its own group, at every level."""
-  config, plan = plan_of(split)
+  config, graph = graph_of(split)
   generator = np.random.default_rng(3)
   truth = {
     name: generator.permutation(np.repeat(np.arange(u.groups), grouping.even_sizes(u.size, u.groups)))
-    for name, u in plan.units.items()
+    for name, u in graph.units.items()
   }
-  values = {name: v.numpy() for name, v in resnet_split.Network(config).weights.items()}
+  values = {name: v.numpy() for name, v in networks.build(config).weights.items()}
   _, leaves = planted_weights(split)
   truth['split_q1'] = leaves
-  for layer in plan.layers:
-    if layer.kind != 'batch_norm':
-      values[architecture.layer_weights(layer)] *= architecture.kept_weights(plan, layer, truth)
+  for layer in graph.weighted:
+    values[layer.weights] *= hardening.kept_weights(graph, layer, truth)
   # Classes of a trained network that are alike have a direction in common; random ones would not.
   values['logits/fc/weights'] = np.abs(values['logits/fc/weights'])
-  found = {name: utils.hard_groups(alpha) for name, alpha in grouping.spectral_start(plan, values).items()}
+  found = {name: utils.hard_groups(alpha) for name, alpha in grouping.spectral_start(graph, values).items()}
   numbers = {int(f): int(t) for f, t in zip(found['split_q1'], truth['split_q1'])}
   for name, groups in found.items():
-    units = plan.units[name]
-    merged = utils.parents(plan.depths['logits'], units.groups)
+    units = graph.units[name]
+    merged = utils.parents(graph.depths['logits'], units.groups)
     renamed = {int(merged[f]): int(merged[t]) for f, t in numbers.items()}
     assert [renamed[int(g)] for g in groups] == truth[name].tolist(), name
 
 
 def test_even_features_keeps_the_classes_and_divides_the_rest(names):
-  _, plan = plan_of('2-4-4')
+  _, graph = graph_of('2-4-4')
   classes = grouping.semantic(names, 4)
-  groups = grouping.even_features(plan, classes)
+  groups = grouping.even_features(graph, classes)
   assert np.array_equal(groups['split_q1'], classes)
-  for name, units in plan.units.items():
+  for name, units in graph.units.items():
     if name != 'split_q1':
       assert len(set(utils.group_sizes(groups[name], units.groups))) == 1
-  architecture.check_groups(plan, groups)
+  graphs.check_groups(graph, groups)
 
 
 def test_a_users_grouping_is_read_as_its_tree(names, tmp_path):
-  config, _ = plan_of('2-4-4')
+  _, graph = graph_of('2-4-4')
   leaves = [names.fine[i::4] for i in range(4)]
   path = tmp_path / 'mine.json'
   path.write_text(json.dumps([[leaves[0], leaves[1]], [leaves[2], leaves[3]]]))
-  assert grouping.read_file(str(path), names, config).tolist() == [i % 4 for i in range(100)]
-  config, _ = plan_of('2-3-5')
+  assert grouping.read_file(str(path), names, graph).tolist() == [i % 4 for i in range(100)]
+  _, graph = graph_of('2-3-5')
   leaves = [names.fine[i::5] for i in range(5)]
   path.write_text(json.dumps([[[leaves[0], leaves[1]], [leaves[2], leaves[3]]], [[leaves[4]]]]))
-  assert grouping.read_file(str(path), names, config).tolist() == [i % 5 for i in range(100)]
+  assert grouping.read_file(str(path), names, graph).tolist() == [i % 5 for i in range(100)]
 
 
 @pytest.mark.parametrize(
@@ -175,21 +174,21 @@ def test_a_wrong_grouping_file_is_one_sentence(names, tmp_path, content, sentenc
   path = tmp_path / 'mine.json'
   path.write_text(content)
   with pytest.raises(UserError, match=sentence) as e:
-    grouping.read_file(str(path), names, plan_of('2-2-2')[0])
+    grouping.read_file(str(path), names, graph_of('2-2-2')[1])
   assert str(path) in str(e.value)
 
 
 def test_a_missing_grouping_file_names_what_else_there_is(names):
   with pytest.raises(UserError, match='semantic, clustering, random or a file'):
-    grouping.read_file('not-there', names, plan_of('2-2-2')[0])
+    grouping.read_file('not-there', names, graph_of('2-2-2')[1])
 
 
 @pytest.mark.parametrize('kind', ['semantic', 'random', 'file'])
 def test_split_from_scratch_builds_the_groups_that_were_asked_for(kind, names, tmp_path):
   path = tmp_path / 'mine.json'
   path.write_text(json.dumps([names.fine[:50], names.fine[50:]]))
-  flags = train.parse_flags(['--mode', 'split', '--k', '1', '--grouping', str(path) if kind == 'file' else kind])
-  network = initialize.build_network(flags, architecture.Config(k=1), None, names)
+  start = initialize.Start('split', grouping=str(path) if kind == 'file' else kind)
+  network = initialize.build_network(start, resnet_split.wide_resnet(resnet_split.Config(k=1)), None, names)
   expected = {
     'semantic': grouping.semantic(names, 2), 'random': grouping.random(100, 2, 0), 'file': np.repeat([0, 1], 50),
   }[kind]  # fmt: skip
@@ -199,67 +198,17 @@ def test_split_from_scratch_builds_the_groups_that_were_asked_for(kind, names, t
 
 @pytest.mark.parametrize('kind', ['semantic', 'clustering', 'random'])
 def test_given_groups_split_a_baseline_and_keep_its_weights(kind, names, tmp_path):
-  config, _ = plan_of('2-2-2')
-  dense = resnet_split.Network(config.dense(), seed=5)
+  config, graph = graph_of('2-2-2')
+  dense = networks.build(config.dense(), seed=5)
   values = {name: v.numpy() for name, v in dense.weights.items()}
-  base = checkpoints.Stored('baseline', config.dense(), None, values, None, 'a baseline')
-  arguments = ['--mode', 'split', '--grouping', kind, '--grouping_start', 'basemodel', '--basemodel', 'b']
-  network = initialize.build_network(train.parse_flags(arguments), config, base, names)
+  base = checkpoints.Stored('baseline', {}, dense.graph, None, values, None, 'a baseline')
+  start = initialize.Start('split', basemodel='b', grouping=kind, grouping_start='basemodel')
+  network = initialize.build_network(start, graph, base, names)
   # It computes what the baseline computes without the weights between the groups.
-  for layer in network.plan.layers:
-    if layer.kind != 'batch_norm':
-      kept = architecture.kept_weights(network.plan, layer, network.groups)
-      weights = dense.weights[architecture.layer_weights(layer)]
-      weights.assign(weights * kept)
+  for layer in network.graph.weighted:
+    kernel = dense.weights[layer.weights]
+    kernel.assign(kernel * hardening.kept_weights(network.graph, layer, network.groups))
   images = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
   np.testing.assert_allclose(network(images), dense(images), atol=1e-4)
-  for name, units in network.plan.units.items():
+  for name, units in network.graph.units.items():
     assert np.ptp(utils.group_sizes(network.groups[name], units.groups)) <= 1
-
-
-def test_gamma2_rises_over_its_epochs(names):
-  flags = train.parse_flags(['--mode', 'group', '--k', '1', '--gamma2', '8', '--gamma2_ramp_epoch', '2'])
-  config = architecture.Config(k=1, num_residual_units=1)
-  stage = train.Stage(flags, resnet_split.Network(config, with_assignments=True), steps_per_epoch=10)
-  found = [float(stage._objective(step).gamma2) for step in (0, 5, 10, 20, 1000)]
-  assert found == [0, 2, 4, 8, 8]
-  assert stage._objective(0).gamma3 == flags.gamma3
-
-
-def test_random_agreement_is_that_of_the_paper():
-  """A random balanced grouping of CIFAR-100's 20 superclasses of 5 has about 0.49 at G = 4 and 0.68 at G = 2."""
-  superclasses = np.arange(100) // 5
-  assert compare.random_agreement([25] * 4, superclasses)[0] == pytest.approx(0.49, abs=0.01)
-  assert compare.random_agreement([50] * 2, superclasses)[0] == pytest.approx(0.68, abs=0.01)
-
-
-def test_report_shows_stages_beside_each_other_and_the_groups(tmp_path, capsys):
-  def write(name, accuracy, parameters, **more):
-    result = dict(accuracy=accuracy, top5_accuracy=0.9, parameters=parameters, flops=10 * parameters)
-    result.update(dict(images=10000, split='test'), **more)
-    (tmp_path / name).write_text(json.dumps(result))
-    return '%s=%s' % (name, tmp_path / name)
-
-  of = {'ant': 'insects', 'bee': 'insects', 'oak': 'trees', 'elm': 'trees'}
-  groups = dict(
-    groups=[['ant', 'oak'], ['bee', 'elm']], agreement=0.5, superclass_of_class=of, confusion_picture='x.png'
-  )
-  assert compare.main([write('dense', 0.5, 1000), write('split', 0.25, 500, **groups)]) == 0
-  output = capsys.readouterr().out
-  assert '\n10,000 images (test)\n' in output
-  assert '50.00 %' in output and '500 ( 50 %)' in output and '5,000 ( 50 %)' in output
-  assert 'group 1 (2 classes)' in output and 'agreement with the superclasses: 0.50' in output and 'x.png' in output
-  # Accuracies on other images do not stand beside each other as if they were on the same.
-  assert compare.main([write('dense', 0.5, 1000), write('other', 0.25, 500, images=5000, split='val')]) == 0
-  other = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('other'))
-  assert other.endswith('of 5,000 images (val)')
-
-
-@pytest.mark.parametrize('content', [None, 'nonsense', '[]', '{}'])
-def test_report_of_something_else_is_one_sentence(content, tmp_path, capsys):
-  path = tmp_path / 'result.json'
-  if content is not None:
-    path.write_text(content)
-  assert compare.main(['dense=%s' % path]) == 1
-  error = capsys.readouterr().err
-  assert error.startswith('compare.py: ') and str(path) in error and error.count('\n') == 1

@@ -1,10 +1,11 @@
 """figures.py: the numbers behind the figures against naive counting, the pictures themselves, and what it refuses."""
 
+import dataclasses
 import glob
 import os
-import sys
 
 import helpers
+import networks
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,12 +13,12 @@ from PIL import Image
 
 import resnet_split
 import train
-from paper import figures
-from splitnet.network import architecture
+from paper import figures, runs
+from splitnet.network import hardening
 from splitnet.reporting import plots
 from splitnet.training import checkpoints
 
-CONFIG = architecture.Config(k=1, num_residual_units=1, ngroups1=4, ngroups2=2, ngroups3=2)
+CONFIG = resnet_split.Config(k=1, num_residual_units=1, ngroups1=4, ngroups2=2, ngroups3=2)
 
 
 @pytest.fixture(scope='module')
@@ -27,11 +28,10 @@ def data(tmp_path_factory):
 
 def save(folder, mode, moments, config=CONFIG, groups=None, settings=None):
   """Writes a run's folder with a checkpoint for each moment: dict from step to a dict of values by variable name."""
-  network = resnet_split.Network(config, groups=groups, with_assignments=mode == 'group')
+  network = networks.build(config, groups=groups, with_assignments=mode == 'group')
   step = tf.Variable(0, dtype=tf.int64)
-  saver = checkpoints.Saver(
-    str(folder), checkpoints.describe(mode, network, {}, settings or {}), 100, weights=network.weights, step=step
-  )
+  configuration = checkpoints.describe(mode, dataclasses.asdict(config), network, {}, settings or {})
+  saver = checkpoints.Saver(str(folder), configuration, 100, weights=network.weights, step=step)
   for number, values in moments.items():
     for name, value in values.items():
       network.weights[name].assign(value)
@@ -40,18 +40,18 @@ def save(folder, mode, moments, config=CONFIG, groups=None, settings=None):
   return str(folder)
 
 
-def alphas_of(plan, groups):
+def alphas_of(graph, groups):
   """Assignments whose most probable groups are `groups`."""
   return {
     'group/%s/alpha' % name: np.eye(units.groups)[groups[name]].T * 3
-    for name, units in plan.units.items()
+    for name, units in graph.units.items()
     if units.groups > 1
   }
 
 
 def class_run(folder, groups, ngroups, step=7, settings=None):
   """A grouping run's folder, of an FC split into `ngroups` with these groups of the classes."""
-  config = architecture.Config(k=1, num_residual_units=1, ngroups1=ngroups, ngroups2=1, ngroups3=1)
+  config = resnet_split.Config(k=1, num_residual_units=1, ngroups1=ngroups, ngroups2=1, ngroups3=1)
   values = {'group/split_q1/alpha': np.eye(ngroups)[groups].T}
   return save(folder, 'group', {step: values}, config, settings=settings)
 
@@ -83,18 +83,18 @@ STEPS = [0, 5, 10, 100]  # 100 after 10: ordered as numbers
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   """(folder of a run whose weights between the final groups vanish, the values by step, the final groups)."""
-  plan, rng = architecture.wide_resnet(CONFIG), np.random.default_rng(0)
+  graph, rng = resnet_split.wide_resnet(CONFIG), np.random.default_rng(0)
   final, first = (
-    {name: rng.permutation(np.arange(units.size) % units.groups) for name, units in plan.units.items()} for _ in 'ab'
+    {name: rng.permutation(np.arange(units.size) % units.groups) for name, units in graph.units.items()} for _ in 'ab'
   )
-  fresh = resnet_split.Network(CONFIG, with_assignments=True)
+  fresh = networks.build(CONFIG, with_assignments=True)
   values = {}
   for step, rest in zip(STEPS, (1, 0.5, 0.1, 0)):
-    values[step] = alphas_of(plan, final if step == 100 else first)
-    for layer in plan.layers:
-      if layer.cut > 1 and layer.kind != 'batch_norm':
-        name = architecture.layer_weights(layer)
-        kept = architecture.kept_weights(plan, layer, final)
+    values[step] = alphas_of(graph, final if step == 100 else first)
+    for layer in graph.weighted:
+      if graph.cut(layer) > 1:
+        name = layer.weights
+        kept = hardening.kept_weights(graph, layer, final)
         values[step][name] = fresh.weights[name].numpy() * np.where(kept, 1, rest)
   return save(tmp_path_factory.mktemp('run'), 'group', values), values, final
 
@@ -156,8 +156,8 @@ def test_figure_3_draws_chosen_layers_and_few_moments(run, tmp_path, capsys):
   ],
 )
 def test_one_representative_layer_a_depth(config, layers):
-  plan = architecture.wide_resnet(architecture.Config(**config))
-  assert [layer.name for layer in figures.representative_layers(plan)] == layers
+  graph = resnet_split.wide_resnet(resnet_split.Config(**config))
+  assert [layer.name for layer in figures.representative_layers(graph)] == layers
 
 
 def test_moments_are_spread_over_the_steps():
@@ -170,15 +170,15 @@ def test_figure_3_refuses_with_a_sentence(run, tmp_path, capsys):
   def answer(*arguments):
     return helpers.call(figures, ['3', *arguments, '--output', tmp_path / 'a.png'], capsys)
 
-  plan = architecture.wide_resnet(CONFIG)
-  groups = {name: np.arange(units.size) % units.groups for name, units in plan.units.items()}
+  graph = resnet_split.wide_resnet(CONFIG)
+  groups = {name: np.arange(units.size) % units.groups for name, units in graph.units.items()}
   one = save(tmp_path / 'one', 'group', {30: {}})
   assert_sentence(answer('--run', one), 'only the checkpoint of step 30', '--max_to_keep 100')
   assert_sentence(answer('--run', save(tmp_path / 'none', 'group', {})), 'no checkpoint', '--max_to_keep 100')
   assert_sentence(answer('--run', save(tmp_path / 'split', 'split', {1: {}, 2: {}}, groups=groups)), 'split run')
   assert_sentence(answer('--run', tmp_path / 'missing'), 'missing', 'train.py')
   assert_sentence(answer('--run', run[0], '--layers', 'unit_1_0/conv_1'), 'unit_1_0/conv_1', 'logits/fc')
-  assert_sentence(answer('--run', run[0], '--moments', 1), '--moments is 1')
+  assert_sentence(answer('--run', run[0], '--moments', 1), "--moments is '1'")
   assert_sentence(answer('--run', run[0], '--colour'), '--colour')
   assert_sentence(helpers.call(figures, ['3', '--run', run[0], '--output', tmp_path], capsys), 'is a folder')
   assert not os.path.exists(tmp_path / 'a.png')
@@ -194,21 +194,21 @@ def test_figure_4_trains_what_is_missing_and_counts_the_classes(data, tmp_path, 
   out = str(tmp_path / 'out')
   arguments = ['4', '--basemodel', baseline, '--data_dir', data, '--ngroups', '3', '--out', out]
   # One run is done, of the other there is nothing yet.
-  flags = figures.make_parser().parse_args([*arguments, '--steps', '2'])
-  settings = vars(train.parse_flags(figures.train_arguments(flags, MORE, 0.5)))
+  flags, further = figures.make_parser().parse_args([*arguments, '--steps', '2']), figures.parse_train_flags(MORE)
+  settings = vars(train.parse_flags(runs.command('train.py', figures.train_flags(flags, further, 0.5))[2:]))
   class_run(os.path.join(out, 'balance-0.5'), np.repeat([0, 2, 1], [31, 40, 29]), 3, 2, settings)
   done = helpers.files(os.path.join(out, 'balance-0.5'))
   code, printed, err = helpers.call(figures, [*arguments, '--balances', '100,.5', '--steps', 2, *MORE], capsys)
   assert (code, err) == (0, '')
-  assert 'balance 100: step 2: loss' in printed and 'balance 0.5: ' not in printed
+  assert 'balance 100: 2 steps' in printed and 'balance 0.5: ' not in printed
   assert helpers.files(os.path.join(out, 'balance-0.5')) == done
   counts = {}
   for balance in ('0.5', '100'):
     folder = os.path.join(out, 'balance-' + balance)
-    alpha = checkpoints.read(os.path.join(folder, 'ckpt-2')).values['group/split_q1/alpha']
+    alpha = helpers.read_checkpoint(os.path.join(folder, 'ckpt-2')).values['group/split_q1/alpha']
     counts[balance] = sorted((alpha.argmax(0).tolist().count(g) for g in range(3)), reverse=True)
     assert str(counts[balance]) in printed
-  configuration = checkpoints.read_configuration(os.path.join(out, 'balance-100'))
+  configuration = checkpoints.read_configuration(os.path.join(out, 'balance-100'), resnet_split.read_older)
   assert configuration['settings']['gamma3'] == 100 and configuration['settings']['batch_size'] == 20
   assert [configuration['network']['ngroups%d' % i] for i in (1, 2, 3)] == [3, 1, 1]
   assert counts['0.5'] == [40, 31, 29]
@@ -217,12 +217,12 @@ def test_figure_4_trains_what_is_missing_and_counts_the_classes(data, tmp_path, 
   check_picture(picture)
   # With more steps it would go on.
   folder = os.path.join(out, 'balance-100')
-  assert figures.is_done(folder, figures.train_arguments(flags, MORE, 100))
+  assert figures.is_done(figures.train_flags(flags, further, 100))
   flags.steps = 3
-  assert not figures.is_done(folder, figures.train_arguments(flags, MORE, 100))
+  assert not figures.is_done(figures.train_flags(flags, further, 100))
   # Other settings, and fewer steps than there are, are told before anything is trained.
   answer = helpers.call(figures, [*arguments, '--balances', '100', '--steps', 2, *MORE, '--gamma2', 5], capsys)
-  assert_sentence(answer, '--gamma2 1.0', '5.0', 'another --out')
+  assert_sentence(answer, '--gamma2 1.0', 'now it is 5', 'another --out')
   answer = helpers.call(figures, [*arguments, '--balances', '100', '--steps', 1, *MORE], capsys)
   assert_sentence(answer, 'step 2 already', '--steps 2')
 
@@ -239,11 +239,10 @@ def test_figure_4_prints_what_exists_with_empty_groups(tmp_path, capsys):
   check_picture(str(out / 'fig4.png'), height=4)
   class_run(out / 'balance-20', np.arange(100) % 2, 2)
   code, _, err = helpers.call(figures, ['4', '--out', out, '--print'], capsys)
-  assert code == 1 and 'different numbers of groups' in err
+  assert code == 1 and 'ngroups1 3' in err and 'has 2: use one --out for each' in err
 
 
-def test_figure_4_refuses_with_a_sentence(data, tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr(sys, 'argv', ['figures.py'])  # train.py's flags are told under the name of what is running
+def test_figure_4_refuses_with_a_sentence(data, tmp_path, capsys):
   out = tmp_path / 'out'
 
   def answer(*arguments):
@@ -255,11 +254,12 @@ def test_figure_4_refuses_with_a_sentence(data, tmp_path, capsys, monkeypatch):
   for wrong in ('1,x', '', '-1', '1,1', 'inf'):
     assert_sentence(answer('--basemodel', 'b', '--balances=' + wrong), '--balances', "'%s'" % wrong)
   assert_sentence(answer('--basemodel', 'b', '--ngroups', 1), '--ngroups')
-  assert_sentence(answer('--basemodel', 'b', '--momentum', 2), '--momentum')
-  assert_sentence(answer('--basemodel', 'b', '--colour', 2), '--colour')
+  assert_sentence(answer('--basemodel', 'b', 'colour'), "'colour' cannot be passed on")
   assert not out.exists()
   # What only train.py can know is its own sentence.
-  assert_sentence(answer('--basemodel', tmp_path / 'b', '--balances', 3), 'balance 3: train.py: there is no checkpoint')
+  for arguments, words in ((['--momentum', 2], 'train.py: --momentum'), ([], 'train.py: there is no checkpoint')):
+    code, _, err = answer('--basemodel', tmp_path / 'b', '--balances', 3, *arguments)
+    assert code == 1 and err.count('\n') == 1 and words in err and 'balance-3' in err
 
 
 # --- figure 5 -----------------------------------------------------------------------------------------------------
@@ -279,8 +279,8 @@ def test_figure_5_counts_classes_of_superclasses(data, tmp_path, capsys):
 
 
 def test_figure_5_takes_split_networks(data, tmp_path, capsys):
-  plan, rng = architecture.wide_resnet(CONFIG), np.random.default_rng(1)
-  groups = {name: rng.permutation(np.arange(units.size) % units.groups) for name, units in plan.units.items()}
+  graph, rng = resnet_split.wide_resnet(CONFIG), np.random.default_rng(1)
+  groups = {name: rng.permutation(np.arange(units.size) % units.groups) for name, units in graph.units.items()}
   folder, path = save(tmp_path / 'run', 'split', {1: {}}, groups=groups), str(tmp_path / 'a.png')
   flags = figures.make_parser().parse_args(['5', '--checkpoint', folder, '--data_dir', data, '--output', path])
   table, agreement = figures.figure_5(flags)
@@ -304,7 +304,7 @@ def test_figure_5_refuses_with_a_sentence(data, tmp_path, capsys):
     return helpers.call(figures, arguments, capsys)
 
   baseline = save(tmp_path / 'baseline', 'baseline', {3: {}}, CONFIG.dense())
-  few = architecture.Config(k=1, num_residual_units=1, num_classes=10)
+  few = resnet_split.Config(k=1, num_residual_units=1, num_classes=10)
   assert_sentence(answer(baseline), 'baseline checkpoint, without groups')
   assert_sentence(answer(tmp_path / 'missing'), 'there is no checkpoint')
   assert_sentence(answer(baseline, tmp_path / 'missing'), 'there is no CIFAR-100')

@@ -9,14 +9,16 @@ import subprocess
 import sys
 import threading
 
+import networks
 import numpy as np
 import pytest
 from helpers import PROJECT as ROOT
 
 import resnet_split
-from paper import partition, table5, tables
+from paper import partition, published, table5
 from splitnet.common.errors import UserError
-from splitnet.network import architecture
+from splitnet.network import counting
+from splitnet.reporting.tables import markdown
 
 
 def program(*arguments):
@@ -47,7 +49,7 @@ import networks as t
 from paper import partition
 found = []
 for units in (1, 2):
-  dense = t.scramble(t.Network(t.config_of('1-1-1', num_residual_units=units)))
+  dense = t.scramble(t.build(t.config_of('1-1-1', num_residual_units=units)))
   logits = dense(t.images())
   for spread in (partition.horizontal, partition.vertical):
     for count in (1, 2, 3):
@@ -64,7 +66,7 @@ for units in (1, 2):
                for op in ops if op.type == 'Conv2D'],
         devices={name: [d[-1] for d in each] for name, each in partitioned.devices.items()},
         weights={name: [v.device[-1], v.shape.as_list()] for name, v in partitioned.weights.items()}))
-half = t.Network(t.config_of('1-1-1', num_residual_units=1), dtype=tf.bfloat16)
+half = t.build(t.config_of('1-1-1', num_residual_units=1), dtype=tf.bfloat16)
 expected, ours = half(t.images()), partition.horizontal(half, devices[:2])(t.images())
 rounding = [ours.dtype.name, float(tf.reduce_max(tf.abs(ours - expected)))]
 print(json.dumps([found, rounding]))
@@ -79,8 +81,8 @@ def partitioned():
   return {(f['spread'], f['units'], f['count']): f for f in found}, rounding
 
 
-def plan_of(units):
-  return architecture.wide_resnet(architecture.Config(k=1, num_residual_units=units, num_classes=20))
+def graph_of(units):
+  return resnet_split.wide_resnet(resnet_split.Config(k=1, num_residual_units=units, num_classes=20))
 
 
 CASES = list(itertools.product((1, 2), (1, 2, 3)))
@@ -101,7 +103,7 @@ def test_partitions_compute_in_the_networks_precision(partitioned):
 def test_horizontal_divides_every_layer_over_all_devices(partitioned, units, count):
   found = partitioned[0]['horizontal', units, count]
   everywhere = {str(i) for i in range(count)}
-  kinds = collections.Counter(layer.kind for layer in plan_of(units).layers)
+  kinds = collections.Counter(layer.op for layer in graph_of(units).layers)
   for op, expected in (
     ('Conv2D', kinds['conv']),
     ('FusedBatchNormV3', kinds['batch_norm']),
@@ -109,16 +111,16 @@ def test_horizontal_divides_every_layer_over_all_devices(partitioned, units, cou
     ('MatMul', 1),
   ):
     assert collections.Counter(found['on'][op]) == dict.fromkeys(everywhere, expected), op
-  for layer in plan_of(units).layers:
+  for layer in graph_of(units).layers:
     for name in [name for name in found['weights'] if name.startswith(layer.name + '/') and name.endswith('part_0')]:
       parts = [found['weights'][name[:-1] + str(i)] for i in range(count)]
       assert [device for device, _ in parts] == sorted(everywhere)
       outputs = [shape[-1] for _, shape in parts]
-      assert sum(outputs) == layer.output.size and max(outputs) - min(outputs) <= 1, name
+      assert sum(outputs) == layer.units.size and max(outputs) - min(outputs) <= 1, name
   # All parts are put together on each device before both convolutions of a block and before the logits, whose own
   # parts meet on the first device only; on one device there is nothing to put together.
   gathers = collections.Counter(found['on']['ConcatV2'])
-  every = 2 * len(plan_of(units).blocks) + 1
+  every = 2 * kinds['add'] + 1
   assert gathers == ({} if count == 1 else {d: every + (d == '0') for d in everywhere})
 
 
@@ -136,32 +138,34 @@ def test_weights_are_where_they_are_used(partitioned, spread, units, count):
 @pytest.mark.parametrize('units, count', CASES)
 def test_vertical_cuts_where_the_busiest_device_has_least(partitioned, units, count):
   found = partitioned[0]['vertical', units, count]
-  plan = plan_of(units)
-  network = resnet_split.Network(architecture.Config(k=1, num_residual_units=units, num_classes=20))
-  where = [int(device) for layer in plan.layers for device in found['devices'][layer.name]]
-  assert len(where) == len(plan.layers)
+  graph = graph_of(units)
+  network = networks.build(resnet_split.Config(k=1, num_residual_units=units, num_classes=20))
+  counts = counting.counts(network)
+  where = [int(device) for c in counts for device in found['devices'][c.name]]
+  assert len(where) == len(counts) and list(found['devices']) == [layer.name for layer in graph.layers[1:]]
   assert where == sorted(where) and set(where) == set(range(count))
   flops = collections.Counter()
-  for device, layer_count in zip(where, network.counts):
+  for device, layer_count in zip(where, counts):
     flops[device] += layer_count.flops
   # Every other cut between blocks: what is before the first block goes with it, what is after the last with that.
-  block_starts = [i for i, layer in enumerate(plan.layers) if layer.name in {b.bn_1 for b in plan.blocks}][1:]
-  costs = [c.flops for c in network.counts]
+  block_starts = [i for i, c in enumerate(counts) if c.name.endswith('/bn_1')][1:]
+  costs = [c.flops for c in counts]
   cuts = [(0, *cut, len(costs)) for cut in itertools.combinations(block_starts, count - 1)]
   best = min(max(sum(costs[a:b]) for a, b in itertools.pairwise(cut)) for cut in cuts)
   assert max(flops.values()) == best
   # What was traced is where the layers are said to be, and only there.
   for op, kind in (('Conv2D', 'conv'), ('FusedBatchNormV3', 'batch_norm'), ('MatMul', 'linear')):
-    expected = [device for device, layer in zip(where, plan.layers) if layer.kind == kind]
+    expected = [device for device, c in zip(where, counts) if c.op == kind]
     assert sorted(map(int, found['on'][op])) == expected, op
 
 
 def test_blocks_stay_whole():
-  plan = plan_of(2)
-  pieces = partition.cut_points(plan)
-  assert [name for piece in pieces for name in piece] == [layer.name for layer in plan.layers]
-  for block, piece in zip(plan.blocks, pieces):
-    assert set(partition.block_layers(block)) <= set(piece)
+  graph = graph_of(2)
+  pieces = partition.pieces(graph)
+  assert [name for piece in pieces for name in piece] == [layer.name for layer in graph.layers[1:]]
+  blocks = [['init_conv', 'unit_1_0'], ['unit_1_1'], ['unit_2_0'], ['unit_2_1'], ['unit_3_0'],
+            ['unit_3_1', 'unit_last', 'logits']]  # fmt: skip
+  assert [list(dict.fromkeys(name.split('/')[0] for name in piece)) for piece in pieces] == blocks
 
 
 @pytest.mark.parametrize('seed', range(20))
@@ -182,24 +186,13 @@ def test_what_cannot_be_partitioned():
   for costs, parts in (([1, 2], 3), ([1, 2], 0)):
     with pytest.raises(ValueError, match='cannot cut 2 pieces into %d parts' % parts):
       partition.balanced_cut(costs, parts)
-  config = architecture.Config(k=1, num_residual_units=1, num_classes=20)
-  groups = {name: np.arange(u.size) * u.groups // u.size for name, u in architecture.wide_resnet(config).units.items()}
+  config = resnet_split.Config(k=1, num_residual_units=1, num_classes=20)
+  groups = {name: np.arange(u.size) * u.groups // u.size for name, u in resnet_split.wide_resnet(config).units.items()}
   with pytest.raises(ValueError, match='only a dense network'):
-    partition.horizontal(resnet_split.Network(config, groups=groups), ['/CPU:0'])
+    partition.horizontal(networks.build(config, groups=groups), ['/CPU:0'])
 
 
 # --- timing -------------------------------------------------------------------------------------------------------
-
-
-def test_repeats_are_interleaved(capsys):
-  order = []
-  timers = {name: lambda name=name: order.append(name) or float(len(order)) for name in 'abc'}
-  rounds = [{name: list(found) for name, found in seconds.items()} for seconds in table5.measure(timers, 3)]
-  assert ''.join(order) == 'abcabcabc'
-  assert rounds[0] == {'a': [1], 'b': [2], 'c': [3]}
-  assert rounds[-1] == {'a': [1, 4, 7], 'b': [2, 5, 8], 'c': [3, 6, 9]}
-  captured = capsys.readouterr()
-  assert captured.out == '' and captured.err.splitlines()[-1] == 'repeat 3 of 3: c 9.000 s'
 
 
 @pytest.mark.parametrize('in_flight', [1, 3])
@@ -243,18 +236,18 @@ def test_rows_are_the_papers():
     ('baseline, vertical', 3, 22.45, 1.08), ('shallow', 2, 17.78, 1.37), ('deep', 2, 14.03, 1.73),
     ('hierarchical', 2, 14.22, 1.71), ('deep, 3-way', 3, 10.92, 2.22),
   ]  # fmt: skip
-  assert [(r.network, r.devices, r.paper_seconds, r.paper_speed_up) for r in table5.ROWS] == papers
-  for row in table5.ROWS:
-    assert row.paper_speed_up == pytest.approx(24.27 / row.paper_seconds, abs=0.006)
-  assert [row.split for row in table5.ROWS] == ['1-1-1'] * 4 + ['1-2-2', '2-2-2', '2-4-4', '3-3-3']
+  assert [(r.network, r.devices, r.seconds, r.speed_up) for r in published.TABLE_5] == papers
+  for row in published.TABLE_5:
+    assert row.speed_up == pytest.approx(24.27 / row.seconds, abs=0.006)
+  assert [row.split for row in published.TABLE_5] == ['1-1-1'] * 4 + ['1-2-2', '2-2-2', '2-4-4', '3-3-3']
 
 
 def test_the_table_has_means_deviations_and_speed_ups():
   seconds = {'baseline': [4.0, 5.0, 6.0], 'horizontal': [10.0, 10.0, 10.0], 'deep': [2.0, 2.0, 3.5]}
-  summary = table5.summarise(table5.ROWS, seconds, 2)
-  lines = rows_of(tables.markdown(*table5.table(summary)))
+  summary = table5.summarise(published.TABLE_5, seconds, 2)
+  lines = rows_of(markdown(*table5.table(summary)))
   assert len(lines) == 8
-  by_name = {row.name: line for row, line in zip(table5.ROWS, lines)}
+  by_name = {row.name: line for row, line in zip(published.TABLE_5, lines)}
   columns = ('time (s)', 'deviation (s)', 'speed-up', 'time (paper, s)', 'speed-up (paper)', 'remark')
   for name, expected in {
     'baseline': ['5.000', '1.000', '1.00', '24.27', '1.00', ''],
@@ -269,7 +262,7 @@ def test_the_table_has_means_deviations_and_speed_ups():
 
 
 def test_speed_ups_are_against_the_first_row_that_was_run():
-  rows = [row for row in table5.ROWS if row.name in ('vertical-3', 'shallow', 'deep')]
+  rows = [row for row in published.TABLE_5 if row.name in ('vertical-3', 'shallow', 'deep')]
   summary = table5.summarise(rows, {'shallow': [3.0], 'deep': [2.0]}, 2)
   assert [line['speed_up'] for line in summary] == [None, 1.0, 1.5]
   assert [line['deviation'] for line in summary] == [None] * 3  # of one repeat there is none
@@ -302,12 +295,12 @@ def test_only_devices_that_share_their_hardware_are_said_to():
   [
     (['--k', '0'], ['--k is 0', 'at least 1']),
     (['--branch_input', 'some'], ['--branch_input', "'some'"]),
-    (['--images', '0'], ['--images is 0', 'from 1 to']),
-    (['--batch_size', '-1'], ['--batch_size is -1']),
-    (['--repeats', '0'], ['--repeats is 0']),
-    (['--in_flight', '65'], ['--in_flight is 65', '64']),
-    (['--num_logical_devices', '0'], ['--num_logical_devices is 0']),
-    (['--rows', 'baseline,deeper'], ["'deeper'", 'hierarchical', 'deep-3']),
+    (['--images', '0'], ["--images is '0'", 'from 1 to']),
+    (['--batch_size', '-1'], ["--batch_size is '-1'"]),
+    (['--repeats', '0'], ["--repeats is '0'"]),
+    (['--in_flight', '65'], ["--in_flight is '65'", '64']),
+    (['--num_logical_devices', '0'], ["--num_logical_devices is '0'"]),
+    (['--rows', 'baseline,deeper'], ["'baseline,deeper'", 'hierarchical', 'deep-3']),
     (['--output', 'table5.txt'], ['--output', '.csv or .json']),
     (['--output', '/dev/null/table5.csv'], ['--output', "'/dev/null'"]),
   ],
@@ -329,7 +322,7 @@ def test_devices_that_are_not_there_are_one_sentence(monkeypatch):
 def test_several_gpus_are_not_cut(monkeypatch):
   asked = []
   monkeypatch.setattr(table5.devices, 'configure', lambda num_logical_devices: asked.append(num_logical_devices))
-  monkeypatch.setattr(table5.devices, 'parse', lambda text, available: [])
+  monkeypatch.setattr(table5.devices, 'parse', lambda text: [])
   for gpus, arguments in ((0, []), (1, []), (2, []), (4, []), (2, ['--num_logical_devices', '2'])):
     monkeypatch.setattr(table5.tf.config, 'list_physical_devices', lambda kind, gpus=gpus: ['gpu'] * gpus)
     table5.set_up_devices(table5.parse_flags(arguments))
@@ -371,16 +364,16 @@ def test_the_program_times_every_row_on_its_devices(tmp_path):
   arguments = ['--k', '1', '--images', '200', '--batch_size', '60', '--repeats', '2', '--output', path]
   done = program('-c', TIMED, ROOT, *arguments)
   on = json.loads(done.stdout.splitlines()[-1])
-  assert on == [['0', '1', '2'][: row.devices] for row in table5.ROWS]
+  assert on == [['0', '1', '2'][: row.devices] for row in published.TABLE_5]
   assert table5.SHARED['CPU'] in done.stdout
   assert 'random images and untrained weights' in done.stdout and 'WARNING' not in done.stderr
   lines = rows_of(done.stdout)
   with open(path) as f:
     stored = json.load(f)
   assert stored['devices'] == ['/CPU:0', '/CPU:1', '/CPU:2'] and stored['images'] == 200
-  assert [row['row'] for row in stored['rows']] == [row.name for row in table5.ROWS]
+  assert [row['row'] for row in stored['rows']] == [row.name for row in published.TABLE_5]
   timed = [line.split()[4] for line in done.stderr.splitlines() if line.startswith('repeat ')]
-  assert timed == [row.name for row in table5.ROWS] * 2
+  assert timed == [row.name for row in published.TABLE_5] * 2
   first = np.mean(stored['rows'][0]['seconds'])
   for row, line in zip(stored['rows'], lines):
     assert len(row['seconds']) == 2 and min(row['seconds']) > 0 and row['remark'] == ''

@@ -56,7 +56,7 @@ def test_a_share_is_one_of_the_memory_of_that_gpu(driver, limits, monkeypatch, s
   if shown is not None:
     monkeypatch.setenv('CUDA_VISIBLE_DEVICES', shown)
   limits.gpus = [gpu(i) for i in range(len(memory))]
-  devices.prepare(gpu_fraction=0.5)
+  devices.configure(gpu_fraction=0.5)
   assert limits.limits == {gpu(i).name: [m // 2] for i, m in enumerate(memory)}
 
 
@@ -64,7 +64,7 @@ def test_only_the_first_gpu_is_cut_up_and_a_hidden_one_does_not_count(driver, li
   driver(GPUS)
   monkeypatch.delenv('CUDA_VISIBLE_DEVICES', raising=False)
   limits.gpus = [gpu(1), gpu(2)]  # set_visible_devices has taken the first away
-  devices.prepare(gpu_fraction=0.5, num_logical_devices=2)
+  devices.configure(gpu_fraction=0.5, num_logical_devices=2)
   assert limits.limits == {gpu(1).name: [24576 // 4] * 2, gpu(2).name: [40960 // 2]}
 
 
@@ -76,7 +76,7 @@ def test_a_driver_that_does_not_tell_is_one_sentence(driver, limits, monkeypatch
   with pytest.raises(
     UserError, match=r'nvidia-smi does not tell how much memory the GPU has .* leave --gpu_fraction at 1'
   ):
-    devices.prepare(gpu_fraction=0.5)
+    devices.configure(gpu_fraction=0.5)
   assert not limits.limits
 
 

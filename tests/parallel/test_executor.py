@@ -1,4 +1,4 @@
-"""spread.py: a tree on several devices computes what it computes on one, and no device waits without need."""
+"""executor.py: a tree on several devices computes what it computes on one, and no device waits without need."""
 
 import json
 import os
@@ -9,55 +9,57 @@ import threading
 import helpers
 import numpy as np
 import pytest
+import tensorflow as tf
 from helpers import PROJECT as ROOT
 
 import cifar100
 from splitnet.parallel import executor, placement
 from splitnet.training import checkpoints
 
-TIMEOUT = 120  # of what must happen; nothing waits for it where all is well
+TIMEOUT = 300  # of what must happen; nothing waits for it if all is well
+IMAGES = tf.TensorSpec([None, 32, 32, 3], tf.uint8)
 
-# --- lanes ----------------------------------------------------------------------------------------------------------
+# --- queues ---------------------------------------------------------------------------------------------------------
 
 
-def test_lanes_return_what_was_computed_with_its_key():
-  lanes = executor.Lanes(['a', 'b'], 2)
+def test_queues_return_what_was_computed_with_its_key():
+  queues = executor.DeviceQueues(['a', 'b'], 2)
   for i in range(6):
-    lanes.call('ab'[i % 2], i, lambda x, y: x + y, i, 10)
-  assert dict(lanes.next() for _ in range(6)) == {i: i + 10 for i in range(6)}
-  lanes.close()
+    queues.call('ab'[i % 2], i, lambda x, y: x + y, i, 10)
+  assert dict(queues.next_result() for _ in range(6)) == {i: i + 10 for i in range(6)}
+  queues.close()
 
 
-def test_a_lane_computes_while_another_is_held_up():
-  lanes, held = executor.Lanes(['a', 'b'], 1), threading.Event()
-  lanes.call('a', 'slow', held.wait, TIMEOUT)
+def test_a_device_computes_while_another_waits():
+  queues, released = executor.DeviceQueues(['a', 'b'], 1), threading.Event()
+  queues.call('a', 'slow', released.wait, TIMEOUT)
   for i in range(3):
-    lanes.call('b', i, lambda i=i: i)
-  assert [lanes.next()[0] for _ in range(3)] == [0, 1, 2]
-  held.set()
-  assert lanes.next() == ('slow', True)
-  lanes.close()
+    queues.call('b', i, lambda i=i: i)
+  assert [queues.next_result()[0] for _ in range(3)] == [0, 1, 2]
+  released.set()
+  assert queues.next_result() == ('slow', True)
+  queues.close()
 
 
 def test_a_silent_device_is_named_and_an_idle_one_is_not():
-  lanes, held = executor.Lanes(['a', 'b', 'c'], 1, patience=3), threading.Event()
-  lanes.call('c', 'done', lambda: None)
-  assert lanes.next() == ('done', None)
-  lanes.call('b', 'late', held.wait, TIMEOUT)
+  queues, released = executor.DeviceQueues(['a', 'b', 'c'], 1, time_limit=3), threading.Event()
+  queues.call('c', 'done', lambda: None)
+  assert queues.next_result() == ('done', None)
+  queues.call('b', 'late', released.wait, TIMEOUT)
   with pytest.raises(executor.DeviceError) as caught:
-    lanes.next()
+    queues.next_result()
   assert caught.value.device == 'b' and caught.value.reason is None
-  held.set()
-  lanes.close()
+  released.set()
+  queues.close()
 
 
 def test_an_exception_comes_with_its_device():
-  lanes = executor.Lanes(['a', 'b'], 1)
-  lanes.call('b', 'key', lambda: 1 / 0)
+  queues = executor.DeviceQueues(['a', 'b'], 1)
+  queues.call('b', 'key', lambda: 1 / 0)
   with pytest.raises(executor.DeviceError, match='b: division by zero') as caught:
-    lanes.next()
+    queues.next_result()
   assert caught.value.device == 'b' and isinstance(caught.value.reason, ZeroDivisionError)
-  lanes.close()
+  queues.close()
 
 
 # --- batches --------------------------------------------------------------------------------------------------------
@@ -66,56 +68,68 @@ def test_an_exception_comes_with_its_device():
 @pytest.fixture(scope='module')
 def network(tmp_path_factory):
   """The split network, 1-2-3, of the tiny runs."""
-  return checkpoints.load_network(checkpoints.read(helpers.stages(tmp_path_factory)['split']))
+  return checkpoints.load_network(helpers.read_checkpoint(helpers.stages(tmp_path_factory)['split']))
 
 
 def images(count, seed=0):
   return np.random.default_rng(seed).integers(0, 256, (count, 32, 32, 3), np.uint8)
 
 
-def test_batches_of_any_size_come_with_their_keys_and_several_at_once(network):
-  computing = executor.Spread(network, ['/CPU:0'], in_flight=3)
+@pytest.fixture
+def executor_of(network):
+  """Makes executors of the network on the CPU; they are closed with the test."""
+  made = []
+
+  def make(**keywords):
+    made.append(executor.BranchExecutor(network, ['/CPU:0'], IMAGES, cifar100.whiten, **keywords))
+    return made[-1]
+
+  yield make
+  for one in made:
+    one.close()
+
+
+def test_batches_of_any_size_come_with_their_keys_and_several_at_once(network, executor_of, monkeypatch):
+  one = executor_of(in_flight=3)
   expected = network(cifar100.whiten(images(40))).numpy()
   batches = [(i, images(40)[i : i + 7]) for i in range(0, 40, 7)]
   together = threading.Barrier(3, timeout=TIMEOUT)  # opens only to as many at once
-  step = computing._steps[0]
+  (program,) = one.programs
+  function = program.function
 
   def waiting(x):
     together.wait()
-    return step(x)
+    return function(x)
 
-  computing._steps[0] = waiting
-  found = dict(computing.run(batches))
-  computing.close()
-  assert sorted(found) == [0, 7, 14, 21, 28, 35]
-  np.testing.assert_allclose(np.concatenate([found[i] for i in sorted(found)]), expected, atol=1e-5)
+  monkeypatch.setattr(program, 'function', waiting)
+  logits = dict(one.run(batches))
+  assert sorted(logits) == [0, 7, 14, 21, 28, 35]
+  np.testing.assert_allclose(np.concatenate([logits[i] for i in sorted(logits)]), expected, atol=1e-5)
 
 
-def test_an_endless_supply_of_batches_is_taken_as_it_is_needed(network):
-  computing, taken = executor.Spread(network, ['/CPU:0'], in_flight=2), []
+def test_an_endless_supply_of_batches_is_read_as_it_is_needed(executor_of):
+  supplied = []
 
   def supply():
     while True:
-      taken.append(len(taken))
-      yield taken[-1], images(2)
+      supplied.append(len(supplied))
+      yield supplied[-1], images(2)
 
-  for got, _ in zip(range(5), computing.run(supply())):
-    assert len(taken) <= got + 1 + 2
-  computing.close()
+  for done, _ in zip(range(5), executor_of(in_flight=2).run(supply())):
+    assert len(supplied) <= done + 1 + 2
 
 
-def test_latency_is_of_one_batch_alone(network):
-  computing = executor.Spread(network, ['/CPU:0'])
-  assert 0 < executor.latency(computing, images(3)) < TIMEOUT
-  computing.close()
+def test_latency_is_of_one_batch_alone(executor_of):
+  assert 0 < executor.latency(executor_of(), images(3)) < TIMEOUT
 
 
 # --- trees on logical devices ---------------------------------------------------------------------------------------
 
-SPREAD = """
+TREES = """
 import json, sys, threading
 sys.path[:0] = sys.argv[1:]
 import splitnet.common.quiet, numpy as np, tensorflow as tf
+spec = tf.TensorSpec([None, 32, 32, 3], tf.uint8)
 devices = ['/CPU:%d' % i for i in range(3)]
 cpu = tf.config.list_physical_devices('CPU')[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 3)
@@ -131,22 +145,25 @@ for split, branch_input, dtype in (
   config = t.config_of(split, num_residual_units=1, branch_input=branch_input)
   network = t.grouping(config)
   if split != '1-1-1':
-    network = resnet_split.harden(network, dtype=tf.dtypes.as_dtype(dtype))
+    network = hardening.harden(network, dtype=tf.dtypes.as_dtype(dtype))
   expected = network(cifar100.whiten(images)).numpy()
   for trunk in placement.TRUNKS:
-    computing = executor.Spread(network, devices, trunk)
-    logits = dict(computing.run([(0, images[:5]), (1, images[5:])]))
+    one = executor.BranchExecutor(network, devices, spec, cifar100.whiten, trunk)
+    logits = dict(one.run([(0, images[:5]), (1, images[5:])]))
     difference = float(np.abs(np.concatenate([logits[0], logits[1]]) - expected).max())
     # The first calls of all devices go on only once each device has its own.
-    overlap = threading.Barrier(len(computing.devices), timeout=100)
+    overlap = threading.Barrier(len(one.devices), timeout=300)
     if trunk == 'replicate':
-      for i, step in list(computing._steps.items()):
-        computing._steps[i] = lambda x, step=step: overlap.wait() * 0 or step(x)
-      dict(computing.run([(0, images[:5])]))
-    where = [sorted({op.device[-1] for op in computing._functions[i].graph.get_operations()
-                     if op.type in ('Conv2D', 'MatMul', 'RealDiv', 'Sub')}) for i in range(len(computing.parts))]
+      functions = [program.function for program in one.programs]
+      for program, function in zip(one.programs, functions):
+        program.function = lambda x, function=function: overlap.wait() * 0 or function(x)
+      dict(one.run([(0, images[:5])]))
+      for program, function in zip(one.programs, functions):
+        program.function = function
+    used = [sorted({op.device[-1] for op in program.function.graph.get_operations()
+                    if op.type in ('Conv2D', 'MatMul', 'RealDiv', 'Sub')}) for program in one.programs]
     found.append([split, branch_input, dtype, trunk, difference, [
-      [p.device, p.source, p.nodes, on] for p, on in zip(computing.parts, where)]])
+      [p.device, p.source, p.nodes, on] for p, on in zip(one.parts, used)]])
 print(json.dumps(found))
 """
 
@@ -154,7 +171,7 @@ print(json.dumps(found))
 def test_both_trunks_compute_the_networks_logits_on_their_devices():
   here = os.path.join(ROOT, 'tests')
   environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '-1'}
-  done = subprocess.run([sys.executable, '-c', SPREAD, ROOT, here], capture_output=True, text=True, env=environment)
+  done = subprocess.run([sys.executable, '-c', TREES, ROOT, here], capture_output=True, text=True, env=environment)
   assert done.returncode == 0, done.stderr
   found = json.loads(done.stdout.splitlines()[-1])
   assert len(found) == 16
@@ -167,6 +184,6 @@ def test_both_trunks_compute_the_networks_logits_on_their_devices():
       assert len(devices) == len(set(devices)) and all(source is None for _, source, *_ in parts), case
     elif split != '1-1-1':
       assert [source for _, source, *_ in parts].count(None) == 1 and len(parts) > len(set(devices)), case
-    for device, _, nodes, where in parts:
-      assert where == [device[-1]], (case, nodes)
+    for device, _, nodes, used in parts:
+      assert used == [device[-1]], (case, nodes)
   assert {trunk for *_, trunk, _, _ in found} == set(placement.TRUNKS)

@@ -3,11 +3,12 @@
 import collections
 import itertools
 
+import networks
 import numpy as np
 import pytest
 
 import resnet_split
-from splitnet.network import architecture
+from splitnet.network import counting
 from splitnet.parallel import placement
 
 
@@ -158,19 +159,19 @@ def test_place_puts_each_node_on_the_device_of_its_first_leaf():
   assert placement.place(depths, nodes, ['x', 'y', 'z']) == {
     'trunk': ['x'], 'unit_2': ['x', 'z'], 'unit_3': ['x', 'y', 'z', 'z'], 'logits': ['x', 'y', 'z', 'z']
   }  # fmt: skip
-  assert placement.place(depths, nodes, None) == {d: [None] * count for d, count in depths.items()}
+  assert placement.placer([]) is None
 
 
 def test_costs_are_the_networks_flops():
-  config = architecture.Config(k=1, num_residual_units=1, num_classes=8, ngroups1=4, ngroups2=4, ngroups3=2)
-  plan = architecture.wide_resnet(config)
+  config = resnet_split.Config(k=1, num_residual_units=1, num_classes=8, ngroups1=4, ngroups2=4, ngroups3=2)
+  plan = resnet_split.wide_resnet(config)
   groups = {name: np.arange(u.size) * u.groups // u.size for name, u in plan.units.items()}
-  network = resnet_split.Network(config, groups=groups)
-  costs = network.costs()
+  network = networks.build(config, groups=groups)
+  costs = counting.node_flops(network)
   assert list(costs) == [node for node in tree('2-4-4')[1]]
-  assert sum(costs.values()) == sum(count.flops for count in network.counts)
+  assert sum(costs.values()) == sum(count.flops for count in counting.counts(network))
   # init_conv, unit_1: 3x3 convolutions of 32x32 pixels, 3 to 16 and twice 16 to 16 channels, 3 batch norms of 16 ...
   convolutions = 2 * 9 * 32 * 32 * (3 * 16 + 2 * 16 * 16)
   assert costs['trunk', 0] == convolutions + 2 * 2 * 16 * 32 * 32
-  assert network.costs(everything=False)['trunk', 0] == 2 * 9 * 32 * 32 * 2 * 16 * 16
+  assert counting.node_flops(network, everything=False)['trunk', 0] == 2 * 9 * 32 * 32 * 2 * 16 * 16
   assert costs['logits', 3] == 2 * (16 * 2 + 2)  # 64 / 4 features and a bias to 8 / 4 classes

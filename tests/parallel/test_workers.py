@@ -1,4 +1,4 @@
-"""hosts.py, worker.py: real workers on loopback compute what one process does; lost ones are named, or gone without."""
+"""workers.py, worker.py, port_filter.py: real workers compute what one process does; lost ones are named or dropped."""
 
 import json
 import os
@@ -11,10 +11,10 @@ import helpers
 import pytest
 
 from splitnet.common.errors import UserError
-from splitnet.parallel import worker
-from splitnet.parallel import workers as hosts
+from splitnet.parallel import port_filter, worker, workers
 
-TIMEOUT = 20  # seconds that a test's workers have to answer: long for a busy machine, short for the tests of silence
+TIMEOUT = 600  # seconds that a test's workers have to answer; nothing waits for it if all is well
+SILENCE = 45  # the same in the test of one that does not answer, which takes that long
 
 
 class Process:
@@ -73,12 +73,12 @@ def addresses(processes):
 
 def unused_port():
   with socket.socket() as free:
-    free.bind((hosts.LOOPBACK, 0))
+    free.bind((port_filter.LOOPBACK, 0))
     return free.getsockname()[1]
 
 
 def assert_same_result(path, alone):
-  """Asserts that a result is that of one process; which of both is nearer a tie is not told to the last digit."""
+  """Asserts that a result is that of one process, to rounding."""
   with open(path) as f:
     result = json.load(f)
   assert result['cross_entropy'] == pytest.approx(alone['cross_entropy'], rel=1e-6)
@@ -98,7 +98,7 @@ def test_two_workers_compute_what_one_process_does(tmp_path_factory, pair, argum
   stdout, stderr = process.communicate()
   assert (process.returncode, stderr) == (0, '')
   result = assert_same_result(path, helpers.evaluated(tmp_path_factory, 'split'))
-  assert result['devices'] == [worker.address + '/CPU:0' for worker in pair]
+  assert result['devices'] == [process.address + '/CPU:0' for process in pair]
   assert ', '.join(result['devices']) in stdout
   assert result['latency'] > 0 and result['images_per_second'] > 0
 
@@ -108,8 +108,8 @@ SIGNALLED = """
 import json, os, signal, sys
 sys.path.insert(0, sys.argv[1])
 import eval as evaluation
-from splitnet.parallel import executor, workers as hosts
-run, asked = executor.Spread.run, []
+from splitnet.parallel import executor, workers
+run, asked = executor.BranchExecutor.run, []
 def signalling(self, batches):
   batches = list(batches)
   asked.append([key for key, _ in batches])
@@ -117,10 +117,10 @@ def signalling(self, batches):
     yield computed
     if i == 3 and len(asked[-1]) == 14:
       os.kill(int(sys.argv[2]), getattr(signal, sys.argv[3]))
-executor.Spread.run = signalling
+executor.BranchExecutor.run = signalling
 code = evaluation.main(sys.argv[4:])
 print(json.dumps([keys for keys in asked if len(keys) > 1]))
-hosts.leave(code)
+workers.exit_program(code)
 """
 
 
@@ -156,23 +156,20 @@ def test_with_retry_the_others_go_on(tmp_path_factory, pair, start, arguments, t
   assert first == list(range(14)) and set(second) < set(first) and len(second) <= 10  # four were done
 
 
-@pytest.mark.parametrize('retry', [False, True])
-def test_a_late_worker_is_named_and_with_retry_gone_without(tmp_path_factory, pair, arguments, tmp_path, retry):
+def test_a_worker_that_does_not_answer_is_named_and_with_retry_left_out(tmp_path_factory, pair, arguments, tmp_path):
   path, (other, victim) = str(tmp_path / 'result.json'), pair
-  more = ['--workers', addresses(pair), '--output_file', path] + (['--retry'] if retry else [])
+  more = ['--workers', addresses(pair), '--output_file', path, '--retry', '--worker_timeout', SILENCE]
   try:
     code, _, stderr = signalled(victim, 'SIGSTOP', arguments + more)
   finally:
     victim.process.send_signal(signal.SIGCONT)
-  assert stderr.count('\n') == 1 and 'worker %s did not answer within %d s' % (victim.address, TIMEOUT) in stderr
-  assert code == (0 if retry else 1)
-  if retry:
-    assert assert_same_result(path, helpers.evaluated(tmp_path_factory, 'split'))['devices'] == [
-      other.address + '/CPU:0'
-    ]
+  note = f'note: worker {victim.address} did not answer within {SILENCE} s; going on with {other.address}\n'
+  assert (code, stderr) == (0, note)
+  result = assert_same_result(path, helpers.evaluated(tmp_path_factory, 'split'))
+  assert result['devices'] == [other.address + '/CPU:0']
 
 
-def test_a_wrong_port_is_told_and_with_retry_gone_without(tmp_path_factory, pair, arguments, tmp_path):
+def test_a_wrong_port_is_named_and_with_retry_left_out(tmp_path_factory, pair, arguments, tmp_path):
   wrong, path = '127.0.0.1:%d' % unused_port(), str(tmp_path / 'result.json')
   more = ['--workers', '%s,%s' % (wrong, pair[0].address), '--output_file', path]
   for retry, expected in (([], 1), (['--retry'], 0)):
@@ -187,30 +184,30 @@ def test_a_wrong_port_is_told_and_with_retry_gone_without(tmp_path_factory, pair
 # --- who is there -----------------------------------------------------------------------------------------------------
 
 
-def test_missing_tells_refused_from_silent_from_there(pair):
+def test_refused_silent_and_answering_addresses_are_told_apart(pair):
   with socket.socket() as silent:
-    silent.bind((hosts.LOOPBACK, 0))
+    silent.bind((port_filter.LOOPBACK, 0))
     silent.listen()  # its kernel accepts connections, but nobody answers
     silent_address, refused = '127.0.0.1:%d' % silent.getsockname()[1], '127.0.0.1:%d' % unused_port()
-    found = hosts.missing([pair[0].address, silent_address, refused], 5)
+    found = workers.unreachable([pair[0].address, silent_address, refused], 10)
   assert found == {silent_address: None, refused: 'cannot be reached'}
-  assert hosts.missing([process.address for process in pair], TIMEOUT) == {}
+  assert workers.unreachable([process.address for process in pair], TIMEOUT) == {}
 
 
 def test_no_worker_at_all_is_told_with_and_without_retry():
   address = '127.0.0.1:%d' % unused_port()
   for retry, words in ((False, 'cannot be reached: start it again'), (True, 'no other is left')):
     with pytest.raises(UserError, match='worker %s .*%s' % (address, words)):
-      hosts.Workers([address], 5, retry)
+      workers.Workers([address], TIMEOUT, retry)
 
 
 def test_addresses_are_parsed():
-  assert hosts.parse('a-b.c:1, 192.168.0.7:65535,') == ['a-b.c:1', '192.168.0.7:65535']
+  assert workers.parse_addresses('a-b.c:1, 192.168.0.7:65535,') == ['a-b.c:1', '192.168.0.7:65535']
   for text, words in (
     ('', 'no worker'), ('a', "'a'"), ('a:b', "'a:b'"), (':1', "':1'"), ('a:0', "'a:0'"), ('a:1,a:1', 'twice')
   ):  # fmt: skip
     with pytest.raises(UserError, match=words):
-      hosts.parse(text)
+      workers.parse_addresses(text)
 
 
 # --- who can reach a worker -------------------------------------------------------------------------------------------
@@ -232,25 +229,25 @@ def test_a_worker_is_reached_at_its_own_address_only(pair):
   assert not any(answers(*other) for other in others)
 
 
-def test_a_confined_socket_drops_what_comes_for_other_addresses():
+def test_a_restricted_socket_drops_what_comes_for_other_addresses():
   with socket.socket() as server:
-    server.bind((hosts.ANY, 0))
+    server.bind((port_filter.ANY, 0))
     server.listen()
     port = server.getsockname()[1]
     assert answers('127.0.0.1', port) and answers('127.0.0.2', port)
-    hosts.confine(port, '127.0.0.2')
+    port_filter.restrict(port, '127.0.0.2')
     assert answers('127.0.0.2', port) and not answers('127.0.0.1', port)
   with pytest.raises(OSError, match='no socket listens'):
-    hosts.confine(unused_port(), hosts.LOOPBACK)
+    port_filter.restrict(unused_port(), port_filter.LOOPBACK)
 
 
-def test_connections_made_before_are_confined_too():
+def test_connections_made_before_are_restricted_too():
   with socket.socket() as server:
-    server.bind((hosts.ANY, 0))
+    server.bind((port_filter.ANY, 0))
     server.listen()
     port = server.getsockname()[1]
     with socket.create_connection(('127.0.0.2', port)) as before, server.accept()[0] as accepted:
-      hosts.confine(port, hosts.LOOPBACK)
+      port_filter.restrict(port, port_filter.LOOPBACK)
       accepted.settimeout(0.5)
       before.sendall(b'x')
       with pytest.raises(TimeoutError):
@@ -284,5 +281,5 @@ def test_a_worker_ends_with_a_signal_and_without_a_traceback(start):
   for number in (signal.SIGINT, signal.SIGTERM):
     (process,) = start(1)
     process.process.send_signal(number)
-    _, stderr = process.process.communicate(timeout=60)
+    _, stderr = process.process.communicate(timeout=TIMEOUT)
     assert process.process.returncode == 130 and stderr == ''

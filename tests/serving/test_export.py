@@ -15,8 +15,8 @@ import tensorflow as tf
 from PIL import Image
 
 import cifar100
-import eval as evaluation
 from serving import export, infer
+from splitnet.network import counting
 from splitnet.training import checkpoints
 
 NAMES = ['class_%02d' % i for i in range(100)]
@@ -44,7 +44,7 @@ for folder in sys.argv[2:]:
       for key, value in tensors.items():
         value = value.numpy().astype('S') if value.dtype == tf.string else value.numpy()
         answers['%s|%d|%s|%s' % (os.path.basename(folder), size, name, key)] = value
-assert not {'resnet_split', 'architecture', 'export', 'inference', 'cifar100', 'utils'} & set(sys.modules), sys.modules
+assert not {'resnet_split', 'splitnet', 'serving', 'cifar100', 'utils'} & set(sys.modules), sys.modules
 np.savez('answers.npz', **answers)
 """
 
@@ -72,17 +72,17 @@ def write(folder, network, branches=True):
 
 
 @pytest.fixture(scope='module')
-def networks(runs):
-  """Networks by the name of their export."""
-  networks = {name: networks.make(**tree) for name, tree in TREES.items()}
-  networks['split'] = checkpoints.load_network(checkpoints.read(runs['split']))
-  networks['hardened'] = evaluation.load_network(checkpoints.read(runs['group']), True, tf.float32)
-  networks['baseline'] = checkpoints.load_network(checkpoints.read(runs['baseline']))
-  return networks
+def originals(runs):
+  """The networks that are exported, by the name of their export."""
+  originals = {name: networks.make(**tree) for name, tree in TREES.items()}
+  originals['split'] = checkpoints.load_network(helpers.read_checkpoint(runs['split']))
+  originals['hardened'] = checkpoints.load_network(helpers.read_checkpoint(runs['group']), harden=True)
+  originals['baseline'] = checkpoints.load_network(helpers.read_checkpoint(runs['baseline']))
+  return originals
 
 
 @pytest.fixture(scope='module')
-def exports(tmp_path_factory, networks, runs, data):
+def exports(tmp_path_factory, originals, runs, data):
   """Folders of exports: those of checkpoints made by the program."""
   folder = tmp_path_factory.mktemp('exports')
   for name, more in (('split', ['--branches']), ('hardened', ['--harden', '--branches']), ('baseline', [])):
@@ -90,8 +90,8 @@ def exports(tmp_path_factory, networks, runs, data):
     given = ['--checkpoint', runs[stage], '--data_dir', data, '--out', str(folder / name)]
     assert export.main(given + more) == 0
   for name in TREES:
-    write(str(folder / name), networks[name])
-  return {name: str(folder / name) for name in networks}
+    write(str(folder / name), originals[name])
+  return {name: str(folder / name) for name in originals}
 
 
 @pytest.fixture(scope='module')
@@ -117,8 +117,8 @@ def manifest(folder):
 
 
 @pytest.mark.parametrize('name', [*TREES, 'split', 'hardened', 'baseline'])
-def test_a_process_without_this_project_computes_the_same_logits(networks, exports, images, served, name):
-  expected = networks[name](cifar100.whiten(images)).numpy()
+def test_a_process_without_this_project_computes_the_same_logits(originals, exports, images, served, name):
+  expected = originals[name](cifar100.whiten(images)).numpy()
   tolerance = 0.02 if name == 'rounded' else 1e-5
   branches = [m for m in manifest(exports[name])['models'] if m['name'].startswith('branch_')]
   for size in (1, len(images)):
@@ -142,8 +142,8 @@ def test_a_process_without_this_project_computes_the_same_logits(networks, expor
 
 
 @pytest.mark.parametrize('name', TREES)
-def test_the_manifest_says_which_model_reads_what(networks, exports, name):
-  content, network = manifest(exports[name]), networks[name]
+def test_the_manifest_says_which_model_reads_what(originals, exports, name):
+  content, network = manifest(exports[name]), originals[name]
   whole, trunk, *branches = content['models']
   assert whole['class_ids'] == list(range(100)) and content['class_names'] == NAMES
   assert whole['inputs'] == trunk['inputs'] == {'images': 'uint8 [batch, 32, 32, 3]'}
@@ -178,12 +178,12 @@ def convolutions(network, name):
   return sum(node.op == 'Conv2D' for node in model.function.get_concrete_function().graph.as_graph_def().node)
 
 
-def test_a_branch_has_its_path_down_to_the_trunk_and_nothing_else(networks):
+def test_a_branch_has_its_path_down_to_the_trunk_and_nothing_else(originals):
   # init_conv and unit_1 (with k = 1 without shortcut); unit_2; unit_3
-  assert [convolutions(networks['two'], m) for m in ('trunk', 'branch_0', 'branch_1')] == [3, 6, 6]
-  assert [convolutions(networks['deep'], m) for m in ('trunk', 'branch_0', 'branch_3')] == [3, 6, 6]
-  assert [convolutions(networks['uneven'], m) for m in ('trunk', 'branch_0', 'branch_1')] == [6, 3, 3]
-  assert [convolutions(networks['logits'], m) for m in ('trunk', 'branch_0', 'branch_3')] == [9, 0, 0]
+  assert [convolutions(originals['two'], m) for m in ('trunk', 'branch_0', 'branch_1')] == [3, 6, 6]
+  assert [convolutions(originals['deep'], m) for m in ('trunk', 'branch_0', 'branch_3')] == [3, 6, 6]
+  assert [convolutions(originals['uneven'], m) for m in ('trunk', 'branch_0', 'branch_1')] == [6, 3, 3]
+  assert [convolutions(originals['logits'], m) for m in ('trunk', 'branch_0', 'branch_3')] == [9, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -203,14 +203,14 @@ def test_there_is_a_model_for_each_branch_of_the_last_stage(counts, dealt):
   assert export.deal(dict(zip(depths, (1, *counts)))) == expected
 
 
-def test_each_models_size_is_told(networks, exports):
+def test_each_models_size_is_told(originals, exports):
   sizes = {name: {m['name']: m for m in manifest(exports[name])['models']} for name in TREES}
   for key in ('parameters', 'flops'):
     two, deep = ({name: m[key] for name, m in sizes[tree].items()} for tree in ('two', 'deep'))
     assert two['whole'] == two['trunk'] + two['branch_0'] + two['branch_1'] and two['branch_0'] == two['branch_1']
     # In the deep tree two branches compute the same unit_2 each.
     repeated = deep['trunk'] + sum(deep['branch_%d' % i] for i in range(4)) - deep['whole']
-    counts = [c for c in networks['deep'].counts if 'unit_2' in c.name and c.counted]
+    counts = [c for c in counting.counts(originals['deep']) if 'unit_2' in c.name and any(c.counted)]
     assert repeated == sum(getattr(c, key) for c in counts) > 0
 
 
@@ -313,24 +313,24 @@ def expected_lines(network, paths, images, top):
 
 
 @pytest.mark.parametrize('more', [[], ['--branches']])
-def test_infer_prints_the_networks_most_probable_classes(networks, exports, images, pictures, capsys, more):
+def test_infer_prints_the_networks_most_probable_classes(originals, exports, images, pictures, capsys, more):
   single = os.path.join(pictures, '1.png')
   code, stdout, stderr = helpers.call(infer, ['--export', exports['two'], pictures, single, *more], capsys)
   assert (code, stderr) == (0, '')
   paths = [os.path.join(pictures, name) for name in ('0.png', '1.png', '2.png', 'wide.PNG')] + [single]
   shown = [infer.read_image(path) for path in paths]
   np.testing.assert_array_equal(shown[:3], images[:3])
-  assert stdout.splitlines() == expected_lines(networks['two'], paths, shown, 5)
+  assert stdout.splitlines() == expected_lines(originals['two'], paths, shown, 5)
   code, stdout, _ = helpers.call(infer, ['--export', exports['two'], single, '--top', 2, *more], capsys)
-  assert stdout.splitlines() == expected_lines(networks['two'], [single], [images[1]], 2)
+  assert stdout.splitlines() == expected_lines(originals['two'], [single], [images[1]], 2)
 
 
-def test_many_images_are_done_in_batches(networks, exports, images, pictures, capsys, monkeypatch):
+def test_many_images_are_done_in_batches(originals, exports, images, pictures, capsys, monkeypatch):
   monkeypatch.setattr(infer, 'BATCH', 2)
   paths = [os.path.join(pictures, '%d.png' % (i % 3)) for i in range(5)]
   code, stdout, _ = helpers.call(infer, ['--export', exports['two'], *paths], capsys)
   assert code == 0
-  assert stdout.splitlines() == expected_lines(networks['two'], paths, [images[i % 3] for i in range(5)], 5)
+  assert stdout.splitlines() == expected_lines(originals['two'], paths, [images[i % 3] for i in range(5)], 5)
 
 
 def test_the_middle_square_is_resized(tmp_path, pictures, images):
@@ -359,7 +359,7 @@ def test_other_kinds_of_images_are_read(tmp_path, images):
   assert (infer.read_image(str(tmp_path / 'dot.png')) == images[0][0, 0]).all()
 
 
-def test_a_bad_image_is_told_and_the_others_are_done(networks, exports, images, pictures, tmp_path, capfd):
+def test_a_bad_image_is_told_and_the_others_are_done(originals, exports, images, pictures, tmp_path, capfd):
   bad = {'cut.png': open(os.path.join(pictures, '2.png'), 'rb').read()[:500], 'empty.jpg': b'', 'text.png': b'text'}
   for name, content in bad.items():
     with open(os.path.join(pictures, name), 'wb') as f:
@@ -370,7 +370,7 @@ def test_a_bad_image_is_told_and_the_others_are_done(networks, exports, images, 
   stdout, stderr = process.communicate()
   assert process.returncode == 1
   paths = [os.path.join(pictures, name) for name in ('0.png', '1.png', '2.png', 'wide.PNG')]
-  assert stdout.splitlines() == expected_lines(networks['two'], paths, [infer.read_image(p) for p in paths], 5)
+  assert stdout.splitlines() == expected_lines(originals['two'], paths, [infer.read_image(p) for p in paths], 5)
   told = [*given[:2], *(os.path.join(pictures, name) for name in bad), given[3]]
   assert len(stderr.splitlines()) == len(told)
   for path, line in zip(told, stderr.splitlines()):

@@ -6,18 +6,21 @@ import os
 import shutil
 
 import helpers
+import networks
 import numpy as np
 import pytest
 import tensorflow as tf
 
 import resnet_split
 from splitnet.common.errors import UserError
-from splitnet.network import architecture
+from splitnet.common.files import write_json
+from splitnet.network import hardening
+from splitnet.network.network import create
 from splitnet.training import checkpoints
 
 DATA = os.path.join(helpers.PROJECT, 'tests', 'reference')
 RELEASED = os.path.join(DATA, 'original_checkpoint', 'model.ckpt-0')
-SMALL = architecture.Config(k=1, num_residual_units=1, num_classes=10, ngroups1=4, ngroups2=2, ngroups3=2)
+SMALL = resnet_split.Config(k=1, num_residual_units=1, num_classes=10, ngroups1=4, ngroups2=2, ngroups3=2)
 
 
 def one_sentence(error):
@@ -33,9 +36,9 @@ def images():
 def split_network():
   """A small split network whose every variable is random, and which no seed would build again."""
   rng = np.random.RandomState(1)
-  plan = architecture.wide_resnet(SMALL)
-  groups = {name: rng.permutation(np.arange(units.size) % units.groups) for name, units in plan.units.items()}
-  network = resnet_split.Network(SMALL, groups=groups)
+  graph = resnet_split.wide_resnet(SMALL)
+  groups = {name: rng.permutation(np.arange(units.size) % units.groups) for name, units in graph.units.items()}
+  network = networks.build(SMALL, groups=groups)
   for v in network.weights.values():
     v.assign(rng.uniform(0.1, 1.0, size=v.shape))
   return network
@@ -44,7 +47,7 @@ def split_network():
 def saver_of(folder, network, max_to_keep=2, mode='split'):
   """(a Saver of a network and a step, the step)."""
   step = tf.Variable(0, dtype=tf.int64, trainable=False)
-  configuration = checkpoints.describe(mode, network, {'name': 'made up'}, {'seed': 1})
+  configuration = checkpoints.describe(mode, dataclasses.asdict(SMALL), network, {'name': 'made up'}, {'seed': 1})
   return checkpoints.Saver(folder, configuration, max_to_keep, weights=network.weights, step=step), step
 
 
@@ -53,11 +56,11 @@ def saver_of(folder, network, max_to_keep=2, mode='split'):
 
 @pytest.mark.parametrize('suffix', ['', '.index', '.data-00000-of-00001'])
 def test_released_checkpoint(suffix):
-  stored = checkpoints.read(RELEASED + suffix)
+  stored = helpers.read_checkpoint(RELEASED + suffix)
   assert stored.mode == 'released' and stored.path == RELEASED
   assert stored.groups is None and stored.configuration is None
   # Read off the shapes alone.
-  assert dataclasses.asdict(stored.config) == dict(
+  assert stored.network == dict(
     k=1, num_residual_units=2, num_classes=100, ngroups1=2, ngroups2=2, ngroups3=2, branch_input='group',
     bn_no_scale=True,
   )  # fmt: skip
@@ -69,18 +72,18 @@ def test_released_checkpoint(suffix):
 
 
 def test_released_checkpoint_is_this_network():
-  stored = checkpoints.read(RELEASED)
-  grouping = resnet_split.Network(stored.config, with_assignments=True)
+  stored = helpers.read_checkpoint(RELEASED)
+  grouping = create(stored.graph, with_assignments=True)
   assert {n: tuple(v.shape) for n, v in grouping.weights.items()} == {n: v.shape for n, v in stored.values.items()}
   checkpoints.assign(grouping.weights, stored.values, 'the released checkpoint')
   # Whether with its assignments or for evaluation alone, it computes the same; and it can be hardened.
   np.testing.assert_array_equal(checkpoints.load_network(stored)(images()), grouping(images()))
-  assert resnet_split.harden(grouping)(images()).shape == (2, 100)
+  assert hardening.harden(grouping)(images()).shape == (2, 100)
 
 
 def test_released_checkpoint_is_trained():
   # The recorded one step has been taken: the moving averages are past their start, so it is no fresh network.
-  values = checkpoints.read(RELEASED).values
+  values = helpers.read_checkpoint(RELEASED).values
   assert np.abs(values['unit_3_1/bn_2/mu']).max() > 0 and np.abs(values['unit_3_1/bn_2/sigma'] - 1).max() > 0
   assert (values['unit_3_1/bn_2/sigma'] > 0).all()
 
@@ -90,12 +93,12 @@ def test_released_checkpoint_is_trained():
 ])  # fmt: skip
 def test_configuration_is_read_off_shapes(split, k, num_residual_units, num_classes):
   ngroups3, ngroups2, ngroups1 = (int(part) for part in split.split('-'))
-  config = architecture.Config(k, num_residual_units, num_classes, ngroups1, ngroups2, ngroups3)
-  values = {name: v.numpy() for name, v in resnet_split.Network(config, with_assignments=True).weights.items()}
-  assert checkpoints.config_from_shapes(values, 'here') == config
+  config = resnet_split.Config(k, num_residual_units, num_classes, ngroups1, ngroups2, ngroups3)
+  values = {name: v.numpy() for name, v in networks.build(config, with_assignments=True).weights.items()}
+  assert resnet_split.config_from_shapes(values, 'here') == config
   # Without assignments it is dense.
   dense = {name: value for name, value in values.items() if not name.startswith('group/')}
-  assert checkpoints.config_from_shapes(dense, 'here') == config.dense()
+  assert resnet_split.config_from_shapes(dense, 'here') == config.dense()
 
 
 @pytest.mark.parametrize('missing', ['unit_1_0/conv_1/kernel', 'logits/fc/biases'])
@@ -103,14 +106,14 @@ def test_a_checkpoint_of_something_else_is_named(missing):
   values = {'unit_1_0/conv_1/kernel': np.zeros((3, 3, 16, 16)), 'logits/fc/biases': np.zeros(10)}
   del values[missing]
   with pytest.raises(UserError) as error:
-    checkpoints.config_from_shapes(values, 'over/there')
+    resnet_split.config_from_shapes(values, 'over/there')
   assert 'over/there' in one_sentence(error) and missing in str(error.value)
 
 
 def test_another_programs_checkpoint_is_no_splitnet(tmp_path):
   path = tf.train.Checkpoint(x=tf.Variable(1.0)).save(str(tmp_path / 'model'))
   with pytest.raises(UserError, match='no SplitNet checkpoint') as error:
-    checkpoints.read(path)
+    helpers.read_checkpoint(path)
   one_sentence(error)
 
 
@@ -147,8 +150,9 @@ def test_a_split_network_comes_back_from_its_folder(tmp_path):
   path = saver.save(7)
   assert path == str(tmp_path / 'ckpt-7') == saver.last
   for name in (str(tmp_path), path, path + '.index'):
-    stored = checkpoints.read(name)
-    assert (stored.mode, stored.config, stored.path) == ('split', SMALL, path)
+    stored = helpers.read_checkpoint(name)
+    assert (stored.mode, stored.graph, stored.path) == ('split', network.graph, path)
+    assert stored.network == dataclasses.asdict(SMALL)
     assert stored.configuration['settings'] == {'seed': 1} and stored.configuration['data'] == {'name': 'made up'}
     assert {n: g.tolist() for n, g in stored.groups.items()} == {n: g.tolist() for n, g in network.groups.items()}
     assert set(stored.values) == set(network.weights)
@@ -156,24 +160,24 @@ def test_a_split_network_comes_back_from_its_folder(tmp_path):
 
 
 def test_a_grouping_network_comes_back_without_groups(tmp_path):
-  network = resnet_split.Network(SMALL, with_assignments=True, seed=9)
+  network = networks.build(SMALL, with_assignments=True, seed=9)
   saver_of(str(tmp_path), network, mode='group')[0].save(0)
-  stored = checkpoints.read(str(tmp_path))
+  stored = helpers.read_checkpoint(str(tmp_path))
   assert stored.mode == 'group' and stored.groups is None
   assert all(np.array_equal(stored.values[name], v) for name, v in network.weights.items())
 
 
 def test_a_grouping_checkpoint_is_hardened_by_its_most_probable_groups(tmp_path):
-  stored = checkpoints.read(RELEASED)
+  stored = helpers.read_checkpoint(RELEASED)
   hardened = checkpoints.load_network(stored, harden=True)
-  grouping = resnet_split.Network(stored.config, with_assignments=True)
+  grouping = create(stored.graph, with_assignments=True)
   checkpoints.assign(grouping.weights, stored.values, 'the test')
-  np.testing.assert_array_equal(hardened(images()), resnet_split.harden(grouping)(images()))
+  np.testing.assert_array_equal(hardened(images()), hardening.harden(grouping)(images()))
   np.testing.assert_array_equal(checkpoints.class_groups(stored), stored.values['group/split_q1/alpha'].argmax(0))
-  assert checkpoints.unit_groups(stored).keys() == grouping.plan.units.keys()
+  assert checkpoints.unit_groups(stored).keys() == grouping.graph.units.keys()
   network = split_network()
   saver_of(str(tmp_path), network)[0].save(0)
-  split = checkpoints.read(str(tmp_path))
+  split = helpers.read_checkpoint(str(tmp_path))
   assert checkpoints.class_groups(split).tolist() == network.groups['split_q1'].tolist()
   dense = split._replace(mode='baseline', groups=None)
   assert checkpoints.class_groups(dense) is None
@@ -181,12 +185,10 @@ def test_a_grouping_checkpoint_is_hardened_by_its_most_probable_groups(tmp_path)
     with pytest.raises(UserError, match=f'is a {stored.mode} checkpoint; only a grouping one') as error:
       checkpoints.load_network(stored, harden=True)
     one_sentence(error)
-  empty = stored.config.dense()
-  values = {'group/split_q1/alpha': np.array([[1.0] * 10, [0.0] * 10])}
-  config = dataclasses.replace(empty, ngroups1=2)
+  grouping.weights['group/split_q1/alpha'].assign([[1.0] * 100, [0.0] * 100])
+  values = {name: v.numpy() for name, v in grouping.weights.items()}
   with pytest.raises(UserError, match='leaves group 1 of 2 empty'):
-    checkpoints.load_network(checkpoints.Stored('group', config, None, values | {
-      'group/split_p1/alpha': np.eye(2)[np.arange(64) % 2].T}, None, 'here'), harden=True)  # fmt: skip
+    checkpoints.load_network(helpers.read_checkpoint(RELEASED)._replace(values=values), harden=True)
 
 
 def test_saver_keeps_the_last_ones_and_the_best(tmp_path):
@@ -203,9 +205,9 @@ def test_saver_keeps_the_last_ones_and_the_best(tmp_path):
   assert sorted(p.name for p in tmp_path.glob('*.index')) == ['ckpt-2.index', 'ckpt-3.index']
   assert [p.name for p in (tmp_path / 'best').glob('*.index')] == ['ckpt-2.index']
   biases = 'branch_0/logits/fc/biases'
-  assert set(checkpoints.read(str(tmp_path)).values[biases]) == {3.0}
-  assert set(checkpoints.read(str(tmp_path / 'best')).values[biases]) == {2.0}
-  assert set(checkpoints.read(str(tmp_path / 'ckpt-2')).values[biases]) == {2.0}
+  assert set(helpers.read_checkpoint(str(tmp_path)).values[biases]) == {3.0}
+  assert set(helpers.read_checkpoint(str(tmp_path / 'best')).values[biases]) == {2.0}
+  assert set(helpers.read_checkpoint(str(tmp_path / 'ckpt-2')).values[biases]) == {2.0}
   # A second run in the folder goes on from the last one.
   other = split_network()
   again, step = saver_of(str(tmp_path), other)
@@ -223,15 +225,6 @@ def test_a_folder_that_cannot_be_written_is_one_sentence(tmp_path):
   with pytest.raises(UserError, match='--train_dir') as error:
     saver_of(str(tmp_path / 'file'), split_network())
   assert str(tmp_path / 'file') in one_sentence(error)
-
-
-def test_write_json_leaves_the_old_file_where_it_fails(tmp_path):
-  path = str(tmp_path / 'config.json')
-  checkpoints.write_json(path, {'a': 1})
-  with pytest.raises(TypeError):
-    checkpoints.write_json(path, {'a': object()})
-  with open(path) as f:
-    assert json.load(f) == {'a': 1}
 
 
 # --- what is not there, and what is damaged ------------------------------------------------------------------------
@@ -256,28 +249,33 @@ def folder(tmp_path):
 def test_a_checkpoint_without_its_configuration(folder):
   os.remove(folder / 'config.json')
   with pytest.raises(UserError, match=r'config\.json') as error:
-    checkpoints.read(str(folder))
+    helpers.read_checkpoint(str(folder))
   assert str(folder) in one_sentence(error)
 
 
-@pytest.mark.parametrize('damage', ['nothing', 'half', 'binary', 'list', 'keys', 'unknown', 'type', 'range', 'groups'])
+@pytest.mark.parametrize('damage', [
+  'nothing', 'half', 'binary', 'list', 'keys', 'unknown', 'type', 'range', 'depths', 'order', 'groups',
+])  # fmt: skip
 def test_a_damaged_configuration_is_named(folder, damage):
   path = folder / 'config.json'
   good = json.loads(path.read_text())
-  network = good['network']
+  network, graph = good['network'], good['graph']
+  older = {name: value for name, value in good.items() if name != 'graph'}
   path.write_bytes({
     'nothing': b'',
     'half': path.read_bytes()[:100],
     'binary': bytes(range(256)),
     'list': b'[]',
     'keys': json.dumps({'network': network}).encode(),
-    'unknown': json.dumps(dict(good, network=dict(network, colour=3))).encode(),
-    'type': json.dumps(dict(good, network=dict(network, k='wide'))).encode(),
-    'range': json.dumps(dict(good, network=dict(network, k=0))).encode(),
+    'unknown': json.dumps(dict(older, network=dict(network, colour=3))).encode(),
+    'type': json.dumps(dict(older, network=dict(network, k='wide'))).encode(),
+    'range': json.dumps(dict(older, network=dict(network, k=0))).encode(),
+    'depths': json.dumps(dict(good, graph=dict(graph, depths={'trunk': 'one'}))).encode(),
+    'order': json.dumps(dict(good, graph=dict(graph, layers=graph['layers'][::-1]))).encode(),
     'groups': json.dumps(dict(good, groups=[1, 2])).encode(),
   }[damage])  # fmt: skip
   with pytest.raises(UserError) as error:
-    checkpoints.read(str(folder))
+    helpers.read_checkpoint(str(folder))
   assert str(path) in one_sentence(error), error.value
 
 
@@ -287,7 +285,7 @@ def test_a_damaged_checkpoint_is_named(folder, part, size):
   path = str(folder / 'ckpt-1')
   os.truncate(path + part, size)
   with pytest.raises(UserError, match='cannot be read') as error:
-    checkpoints.read(str(folder))
+    helpers.read_checkpoint(str(folder))
   assert path in one_sentence(error)
 
 
@@ -300,11 +298,11 @@ def test_going_on_from_a_damaged_checkpoint_is_one_sentence(folder):
 
 def test_a_configuration_of_another_network_is_one_sentence(folder):
   config = dataclasses.replace(SMALL, num_residual_units=2)
-  plan = architecture.wide_resnet(config)
-  other = resnet_split.Network(config, groups={n: np.arange(u.size) % u.groups for n, u in plan.units.items()})
-  checkpoints.write_json(str(folder / 'config.json'), checkpoints.describe('split', other, {}, {}))
+  graph = resnet_split.wide_resnet(config)
+  other = create(graph, {n: np.arange(u.size) % u.groups for n, u in graph.units.items()})
+  write_json(str(folder / 'config.json'), checkpoints.describe('split', dataclasses.asdict(config), other, {}, {}))
   with pytest.raises(UserError, match='has no variable') as error:
-    checkpoints.load_network(checkpoints.read(str(folder)))
+    checkpoints.load_network(helpers.read_checkpoint(str(folder)))
   assert str(folder) in one_sentence(error)
 
 
@@ -313,5 +311,5 @@ def test_released_checkpoint_that_is_cut_short(tmp_path):
     shutil.copy(os.path.join(os.path.dirname(RELEASED), name), tmp_path)
   os.truncate(tmp_path / 'model.ckpt-0.data-00000-of-00001', 1000)
   with pytest.raises(UserError, match='cannot be read') as error:
-    checkpoints.read(str(tmp_path / 'model.ckpt-0'))
+    helpers.read_checkpoint(str(tmp_path / 'model.ckpt-0'))
   one_sentence(error)

@@ -5,6 +5,7 @@ import os
 import shutil
 
 import helpers
+import networks
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -12,11 +13,11 @@ import tensorflow as tf
 import cifar100
 import resnet_split
 import train
-from splitnet.data.batches import training_batches
-from splitnet.network import architecture
+from resnet_split import read_older, wide_resnet
+from splitnet.network.network import create
 from splitnet.training import checkpoints, initialize, objective
 
-CONFIG = architecture.Config(k=1, num_residual_units=1, ngroups1=3, ngroups2=2, ngroups3=1)
+CONFIG = resnet_split.Config(k=1, num_residual_units=1, ngroups1=3, ngroups2=2, ngroups3=1)
 
 
 def log_softmax(x):
@@ -54,7 +55,7 @@ def test_a_teacher_that_is_the_student_pulls_nowhere():
 
 
 def test_the_objective_weighs_cross_entropy_against_distillation():
-  network = resnet_split.Network(CONFIG)
+  network = networks.build(CONFIG)
   logits, teacher = (tf.random.stateless_normal([5, 100], [0, i]) for i in (0, 1))
   weights = objective.Objective(0.01, 1.0, 1.0, 1.0, True, 0.1, 0.3, 2.0)
   terms = objective.objective(network, logits, tf.range(5), weights, teacher)
@@ -68,35 +69,26 @@ def test_the_objective_weighs_cross_entropy_against_distillation():
 
 
 def test_without_either_the_objective_is_the_released_one_bit_by_bit():
-  flags = train.parse_flags(['--mode', 'split', '--basemodel', 'any'])
-  network = resnet_split.Network(CONFIG)
+  network = networks.build(CONFIG)
   logits, labels = tf.random.stateless_normal([5, 100], [0, 0]), tf.range(5)
-  stage = train.Stage(flags, network, 4.0)
-  total = objective.objective(network, logits, labels, stage._objective(0))['total']
+  total = objective.objective(network, logits, labels, objective.Objective(0.0005))['total']
   released = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits))
-  released += flags.l2_weight * tf.add_n([tf.nn.l2_loss(v) for v in network.decayed])
+  released += 0.0005 * tf.add_n([tf.nn.l2_loss(v) for v in network.decayed])
   assert float(total) == float(released)
 
 
+def test_the_objective_follows_its_weights():
+  config = resnet_split.Config(k=1, num_residual_units=1, ngroups1=3, ngroups2=2, ngroups3=1)
+  network = networks.build(config, with_assignments=True)
+  logits, labels = tf.random.stateless_normal([5, 100], [0, 0]), tf.range(5)
+  terms = objective.objective(network, logits, labels, objective.Objective(0.01, 2.0, 3.0, 5.0, False))
+  expected = terms['cross_entropy'] + 0.01 * terms['l2'] + 2 * terms['overlap'] + 3 * terms['weight_split']
+  assert float(terms['total']) == pytest.approx(float(expected + 5 * terms['uniform']), rel=1e-6)
+  kernels = [v.numpy() for n, v in network.weights.items() if n.endswith(('/kernel', '/weights'))]
+  assert float(terms['l2']) == pytest.approx(sum((k.astype(np.float64) ** 2).sum() for k in kernels) / 2, rel=1e-5)
+
+
 # --- a teacher in training ------------------------------------------------------------------------------------------
-
-
-def test_the_teacher_sees_the_steps_own_images_with_its_moving_averages_and_does_not_change(runs, data):
-  stored = checkpoints.read(runs['baseline'])
-  teacher = checkpoints.load_network(stored)
-  flags = train.parse_flags(
-    ['--mode', 'split', '--basemodel', 'any', '--teacher', 'any', '--distill_weight', '0.9', '--seed', '3']
-  )
-  split = cifar100.load(data, 'train', 20)
-  network = resnet_split.Network(CONFIG, seed=1)
-  images, labels, step = next(iter(training_batches(split, 20, 3)))
-  seen = cifar100.whiten(cifar100.augment(images, tf.constant([3, 0])))
-  student = resnet_split.Network(CONFIG, seed=1)(seen, training=True)
-  expected = objective.distillation(student, teacher(seen), 4.0)
-  stage = train.Stage(flags, network, 4.0, teacher=teacher)
-  terms = stage.train(iter(training_batches(split, 20, 3)), tf.constant(1))
-  assert float(terms['distillation']) == pytest.approx(float(expected), rel=1e-4)
-  helpers.assert_same({n: v.numpy() for n, v in teacher.weights.items()}, stored.values)
 
 
 def distilled(data, folder, runs, teacher, *more):
@@ -155,11 +147,11 @@ def test_a_run_goes_on_where_its_basemodel_was_moved_or_is_gone_but_not_from_ano
 @pytest.mark.parametrize('stage', ['baseline', 'group', 'split'])
 def test_every_checkpoint_of_the_same_classes_teaches(runs, data, stage):
   """A grouping checkpoint is the dense network that it is."""
-  flags = train.parse_flags(['--mode', 'split', '--basemodel', 'any', '--teacher', os.path.join(runs[stage], 'best')])
-  teacher = initialize.load_teacher(flags, CONFIG)
+  path = os.path.join(runs[stage], 'best')
+  teacher = initialize.load_teacher(initialize.Start('split', teacher=path), wide_resnet(CONFIG), read_older)
   images = cifar100.whiten(cifar100.load(data, 'val', 10).images)
-  stored = checkpoints.read(flags.teacher)
-  network = resnet_split.Network(stored.config, groups=stored.groups, with_assignments=stage == 'group')
+  stored = helpers.read_checkpoint(path)
+  network = create(stored.graph, stored.groups, with_assignments=stage == 'group')
   checkpoints.assign(network.weights, stored.values, 'the test')
   np.testing.assert_array_equal(teacher(images), network(images))
 
@@ -172,7 +164,7 @@ MISTAKES = {
   'temperature alone': (['--distill_temperature', '2'], ['--distill_temperature needs --teacher']),
   'weight': (['--teacher', 'BASE', '--distill_weight', '1.5'], ['--distill_weight is', '1.5', 'in [0, 1]']),
   'temperature': (['--teacher', 'BASE', '--distill_temperature', '0'], ['--distill_temperature is', 'above 0']),
-  'smoothing': (['--label_smoothing', '1'], ['--label_smoothing is', '1.0', 'in [0, 1)']),
+  'smoothing': (['--label_smoothing', '1'], ['--label_smoothing is', "'1'", 'in [0, 1)']),
   'in another mode': (['--mode', 'baseline', '--basemodel', '', '--teacher', 'BASE'], ['--teacher', '--mode split']),
 }
 
@@ -182,8 +174,8 @@ def test_a_mistake_is_one_sentence_and_leaves_no_trace(runs, data, tmp_path, tmp
   more, words = MISTAKES[case]
   other = tmp_path_factory.mktemp('other')
   if case == 'other classes':
-    network = resnet_split.Network(architecture.Config(k=1, num_residual_units=1, num_classes=7))
-    configuration = checkpoints.describe('baseline', network, {}, {})
+    network = networks.build(resnet_split.Config(k=1, num_residual_units=1, num_classes=7))
+    configuration = checkpoints.describe('baseline', {}, network, {}, {})
     checkpoints.Saver(str(other), configuration, 1, weights=network.weights, step=tf.Variable(0)).save(0)
 
   def filled(text):

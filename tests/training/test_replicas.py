@@ -16,10 +16,12 @@ import sys
 import helpers
 import numpy as np
 import pytest
+import tensorflow as tf
 
 import train
 from splitnet.common.errors import UserError
-from splitnet.training import replicas as strategy
+from splitnet.parallel import devices
+from splitnet.training import replicas
 
 RUNS = 'import json, sys, train; sys.exit(any(train.main(arguments) for arguments in json.loads(sys.argv[1])))'
 STEPS = 4
@@ -199,12 +201,12 @@ def test_a_lost_worker_is_told_in_one_sentence_and_the_same_command_goes_on(star
 
 
 def test_workers_that_start_differently_are_told(monkeypatch):
-  replicas = strategy.Replicas(workers=['a:1', 'b:2'], worker=1)
-  monkeypatch.setattr(replicas, 'gather', lambda values: np.array([[1.0], values]))
+  workers = replicas.Replicas(workers=['a:1', 'b:2'], worker=1)
+  monkeypatch.setattr(workers, 'gather', lambda values: np.array([[1.0], values]))
   with pytest.raises(UserError, match=r'worker 1 \(b:2\) and the chief \(a:1\) differ in their data: .*--train_dir'):
-    replicas.must_agree('their data', np.arange(3))
-  monkeypatch.setattr(replicas, 'gather', lambda values: np.array([values, values]))
-  replicas.must_agree('their data', np.arange(3), b'and more')
+    workers.must_agree('their data', np.arange(3))
+  monkeypatch.setattr(workers, 'gather', lambda values: np.array([values, values]))
+  workers.must_agree('their data', np.arange(3), b'and more')
 
 
 # --- what is refused ----------------------------------------------------------------------------------------------
@@ -252,12 +254,12 @@ def test_a_mistake_is_told_in_one_sentence(tmp_path_factory, tmp_path, monkeypat
   'more, word', [(['--batch_size', 20], '21 devices'), (['--batch_size', 21, '--jit_compile', 'True'], '--jit_compile')]
 )
 def test_what_replicas_cannot_do_is_told(tmp_path_factory, tmp_path, monkeypatch, capsys, more, word):
-  class Many(strategy.Replicas):
+  class Many(replicas.Replicas):
     def __init__(self):
       super().__init__()
       self.count = 21
 
-  monkeypatch.setattr(strategy, 'on_devices', lambda names, count: Many())
+  monkeypatch.setattr(replicas, 'on_devices', lambda names, count: Many())
   arguments = flags('group', helpers.data(tmp_path_factory), tmp_path / 'run', *more)
   code, _, stderr = helpers.call(train, arguments, capsys)
   assert code == 1 and len(stderr.splitlines()) == 1 and word in stderr
@@ -265,9 +267,9 @@ def test_what_replicas_cannot_do_is_told(tmp_path_factory, tmp_path, monkeypatch
 
 def test_one_worker_alone_is_no_cluster_and_a_chief_comes_first():
   one = {'cluster': {'worker': ['a:1']}, 'task': TASK}
-  assert strategy.read_cluster(json.dumps(one)) == strategy.read_cluster('') == ([], 0)
+  assert replicas.read_cluster(json.dumps(one)) == replicas.read_cluster('') == ([], 0)
   both = {'cluster': {'worker': ['b:2', 'c:3'], 'chief': ['a:1']}, 'task': {'type': 'worker', 'index': 1}}
-  assert strategy.read_cluster(json.dumps(both)) == (['a:1', 'b:2', 'c:3'], 2)
+  assert replicas.read_cluster(json.dumps(both)) == (['a:1', 'b:2', 'c:3'], 2)
 
 
 @pytest.mark.parametrize('batch, count', [(20, 3), (7, 7), (90, 4), (2, 3)])
@@ -275,11 +277,51 @@ def test_shares_make_up_the_batch(monkeypatch, batch, count):
   taken, weight = [], 0.0
   for index in range(count):
     context = type('Context', (), {'replica_id_in_sync_group': index})
-    monkeypatch.setattr(strategy.tf.distribute, 'get_replica_context', lambda context=context: context)
-    replicas = strategy.Replicas()
-    replicas._strategy, replicas.count = 'several', count
-    share = replicas.share(batch)
+    monkeypatch.setattr(replicas.tf.distribute, 'get_replica_context', lambda context=context: context)
+    several = replicas.Replicas(type('Strategy', (), {'num_replicas_in_sync': count}))
+    share = several.share(batch)
     taken.append(share.take(np.arange(batch)))
     weight += share.weight
   np.testing.assert_array_equal(np.concatenate(taken), np.arange(batch))
   assert max(map(len, taken)) - min(map(len, taken)) <= 1 and weight == pytest.approx(1)
+
+
+# --- XLA --------------------------------------------------------------------------------------------------------
+
+
+def test_xla_is_for_a_gpu_unless_asked_for(monkeypatch):
+  def chosen(count, **asked):
+    several = replicas.Replicas()
+    several.count = count
+    monkeypatch.setattr(replicas, 'on_devices', lambda names, count: several)
+    return replicas.set_up(replicas.Machine(**asked), 90)[2]
+
+  monkeypatch.setattr(devices, 'configure', lambda *arguments: None)
+  # One GPU cut into logical devices, or one on each of several hosts, is several devices.
+  for gpus, count, auto in (([], 1, False), (['GPU:0'], 1, True), (['GPU:0'], 2, False), (['GPU:0'] * 2, 1, True)):
+    monkeypatch.setattr(tf.config, 'get_visible_devices', lambda kind, gpus=gpus: gpus)
+    assert chosen(count) is auto and chosen(count, jit_compile='auto') is auto
+    assert chosen(count, jit_compile=False) is False
+    if count == 1:
+      assert chosen(count, jit_compile=True) is True
+      assert bool(devices.use_xla('auto')) is auto
+
+
+def test_a_gpu_without_what_xla_needs_trains_without_it_and_says_so(monkeypatch, capsys):
+  def broken(function, jit_compile):
+    def call(*arguments):
+      raise tf.errors.InternalError(None, None, 'libdevice not found at ./libdevice.10.bc [Op:call]\nmore')
+
+    return call
+
+  devices.check_xla()  # here it works
+  devices.check_xla.cache_clear()
+  monkeypatch.setattr(devices, 'configure', lambda *arguments: None)
+  monkeypatch.setattr(tf.config, 'get_visible_devices', lambda kind: ['GPU:0'])
+  monkeypatch.setattr(tf, 'function', broken)
+  assert replicas.set_up(replicas.Machine(), 90)[2] is False
+  told = capsys.readouterr().err
+  assert told.startswith('without XLA, so slower: XLA cannot compile here (libdevice not found at ')
+  assert told.count('\n') == 1 and 'more' not in told and '--xla_gpu_cuda_data_dir' in told
+  with pytest.raises(UserError, match=r'tensorflow\[and-cuda\].*with --jit_compile False it goes without'):
+    replicas.set_up(replicas.Machine(jit_compile=True), 90)

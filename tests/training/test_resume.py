@@ -15,7 +15,7 @@ import tensorflow as tf
 import train
 import utils
 from splitnet.training import checkpoints
-from splitnet.training import step as stage
+from splitnet.training.step import TrainStep
 
 
 def read(*path):
@@ -39,7 +39,7 @@ def test_a_killed_and_an_interrupted_run_end_as_an_uninterrupted_one(data, tmp_p
   helpers.read_until(broken, 'step 50:')
   broken.kill()
   broken.communicate()
-  killed_at = checkpoints.read(str(tmp_path / 'broken')).path
+  killed_at = helpers.read_checkpoint(str(tmp_path / 'broken')).path
   assert broken.returncode == -signal.SIGKILL and not killed_at.endswith('-0')
 
   broken = start('broken')
@@ -50,7 +50,7 @@ def test_a_killed_and_an_interrupted_run_end_as_an_uninterrupted_one(data, tmp_p
   stdout, stderr = broken.communicate()
   assert (broken.returncode, stderr) == (130, '') and 'the same command goes on from' in stdout
   stopped_at = int(stdout.split('stopped at step ')[1].split(';')[0])
-  assert checkpoints.read(str(tmp_path / 'broken')).path.endswith('-%d' % stopped_at)
+  assert helpers.read_checkpoint(str(tmp_path / 'broken')).path.endswith('-%d' % stopped_at)
 
   last = stopped_at + 50
   broken, whole = start('broken', last), start('whole', last)
@@ -110,6 +110,13 @@ def test_a_damaged_last_checkpoint_is_told_and_left_as_it_is(runs, data, tmp_pat
   helpers.assert_same(helpers.weights(folder), helpers.weights(runs['split']))
 
 
+def test_a_cosine_cannot_be_gone_on_with_to_another_end(runs, data, tmp_path, capsys):
+  arguments = helpers.flags('split', data, str(tmp_path), '--basemodel', runs['group'], '--lr_schedule', 'cosine')
+  assert helpers.call(train, [*arguments, '--max_steps', 2], capsys)[0] == 0
+  code, _, err = helpers.call(train, [*arguments, '--max_steps', 6], capsys)
+  assert code == 1 and '--max_steps 2, now it is 6' in err and err.count('\n') == 1
+
+
 # --- an interrupt in a validation ---------------------------------------------------------------------------------
 
 
@@ -126,7 +133,7 @@ def test_an_interrupt_in_a_validation_loses_nothing(runs, data, tmp_path, monkey
       raise KeyboardInterrupt
     return step / 10, 1.0  # each is the best so far
 
-  monkeypatch.setattr(stage.Stage, 'validate', validate)
+  monkeypatch.setattr(TrainStep, 'validate', validate)
   arguments = helpers.flags('split', data, str(tmp_path), *more)
   assert helpers.call(train, arguments, capsys)[0] == 130
   assert checkpoints.find(str(tmp_path)).endswith('-%d' % at)
@@ -150,7 +157,7 @@ def test_best_is_written_before_it_counts_as_the_best(runs, data, tmp_path, monk
     return save_best(self, step)
 
   monkeypatch.setattr(checkpoints.Saver, 'save_best', interrupted)
-  monkeypatch.setattr(stage.Stage, 'validate', lambda self, *arguments: (0.9 if self.step == 4 else 0.1, 1.0))
+  monkeypatch.setattr(TrainStep, 'validate', lambda self, *arguments: (0.9 if self.step == 4 else 0.1, 1.0))
   more = ['--basemodel', runs['group'], '--max_steps', 6, '--val_interval', 2]
   arguments = helpers.flags('split', data, str(tmp_path), *more)
   assert helpers.call(train, arguments, capsys)[0] == 130
@@ -197,10 +204,10 @@ def test_a_grouping_run_stops_when_its_assignments_have_converged(runs, data, tm
   more += ['--assignment_lr_scale', 1000, '--gamma1', 3, '--initial_lr', 0.05]
   code, stdout, _ = helpers.call(train, helpers.flags('group', data, str(tmp_path), *more), capsys)
   assert code == 0
-  last = int(checkpoints.read(str(tmp_path)).path.split('-')[-1])
+  last = int(helpers.read_checkpoint(str(tmp_path)).path.split('-')[-1])
   assert 0 < last < 300 and last % 5 == 0
   assert 'done at step %d (every assignment is at least 0.' % last in stdout
-  alphas = {n: v for n, v in checkpoints.read(str(tmp_path)).values.items() if n.startswith('group/')}
+  alphas = {n: v for n, v in helpers.read_checkpoint(str(tmp_path)).values.items() if n.startswith('group/')}
   assert all(utils.confidence(tf.nn.softmax(a, 0)) >= 0.6 for a in alphas.values())
   assert 'step %d: validation accuracy' % last in stdout
 
@@ -215,7 +222,7 @@ def test_a_run_stops_when_its_patience_is_spent(runs, data, tmp_path, capsys):
   last_better = max(i for i in range(len(steps)) if accuracies[i] > max([-1.0, *accuracies[:i]]))
   assert len(steps) == last_better + 4 and steps[-1] < 50
   assert 'done at step %d (no better validation accuracy in 3 validations)' % steps[-1] in stdout
-  assert checkpoints.read(str(tmp_path)).path.endswith('-%d' % steps[-1])
+  assert helpers.read_checkpoint(str(tmp_path)).path.endswith('-%d' % steps[-1])
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkpoint(runs, data, tmp_path, capsys):
@@ -225,10 +232,10 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkp
   assert code == 1 and stderr.count('\n') == 1, stderr
   assert 'not finite' in stderr and str(tmp_path / 'ckpt-0') in stderr and '--initial_lr' in stderr
   for path in (str(tmp_path), str(tmp_path / 'best')):
-    stored = checkpoints.read(path)
+    stored = helpers.read_checkpoint(path)
     assert all(np.isfinite(v).all() for v in stored.values.values())
     checkpoints.load_network(stored)
-  assert checkpoints.read(str(tmp_path)).path == str(tmp_path / 'ckpt-0')
+  assert helpers.read_checkpoint(str(tmp_path)).path == str(tmp_path / 'ckpt-0')
 
 
 @pytest.mark.parametrize('more, why', [
@@ -237,7 +244,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkp
 ])  # fmt: skip
 def test_a_run_that_has_stopped_early_stays_stopped(data, tmp_path, monkeypatch, capsys, more, why):
   accuracies = iter([0.2] + [0.1] * 9)
-  monkeypatch.setattr(stage.Stage, 'validate', lambda self, *arguments: (next(accuracies), 1.0))
+  monkeypatch.setattr(TrainStep, 'validate', lambda self, *arguments: (next(accuracies), 1.0))
   given = [*helpers.NETWORK, *helpers.GROUPS, '--max_steps', 8, *more]
   arguments = helpers.flags('group', data, str(tmp_path), *given)
   code, stdout, _ = helpers.call(train, arguments, capsys)
@@ -284,7 +291,7 @@ def test_two_runs_do_not_write_in_the_same_folder(data, tmp_path, capsys):
 
 
 def test_without_images_to_validate_on_best_is_the_last_validation(runs, data, tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(stage.Stage, 'validate', lambda self, *arguments: (0.5 - int(self.step) / 10, 1.0))
+  monkeypatch.setattr(TrainStep, 'validate', lambda self, *arguments: (0.5 - int(self.step) / 10, 1.0))
   more = ['--basemodel', runs['group'], '--max_steps', 2, '--val_interval', 1]
   for split, step in (('train', 0), ('train_val', 2)):
     folder = str(tmp_path / split)

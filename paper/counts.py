@@ -1,0 +1,78 @@
+"""Counts parameters and FLOPs of the paper's splits, and prints them beside the paper's numbers."""
+
+import dataclasses
+
+import resnet_split
+from paper.published import DENSE, TABLE_2, row_name
+from splitnet.network import counting, grouping
+from splitnet.network.graph import Tree
+from splitnet.reporting.tables import markdown
+
+BRANCH_INPUTS = {
+  'group': "a child reads its own group of its parent's channels",
+  'all': 'a child reads all channels of its parent',
+}
+
+
+def layer_counts(config):
+  """Returns the size of each layer of each branch, with groups of even size: a list of counting.LayerCount.
+
+  Args:
+    config: a resnet_split.Config.
+  """
+  graph = resnet_split.wide_resnet(config)
+  return counting.counts(Tree(graph, grouping.even_groups(graph)))
+
+
+def total(config, everything=False):
+  """Returns (parameters, FLOPs per image) as the paper counts, or of everything."""
+  return counting.total(layer_counts(config), everything)
+
+
+def reduced(value, dense):
+  """Returns by how many percent a value is less than the dense network's, as text."""
+  return f'{100 - 100 * value / dense:.2f}'
+
+
+def counts_table(experiment, everything=False):
+  """Makes the table of the paper's networks: (header, rows) of text.
+
+  Args:
+    experiment: a recipes.Experiment; everything: count also what the paper leaves out.
+  """
+  header = ['network', 'parameters', '10^6 (paper)', '% reduced', '% reduced (paper)']
+  header += ['FLOPs per image', '10^9 (paper)', '% FLOPs reduced', '% FLOPs reduced (paper)']
+  totals, rows = {split: total(experiment.config(split), everything) for split in TABLE_2}, []
+  for split, sizes in totals.items():
+    row = [row_name(split)]
+    for i, (size, dense) in enumerate(zip(sizes, totals[DENSE])):
+      row += [f'{size:,}', TABLE_2[split][2 * i], reduced(size, dense), TABLE_2[split][2 * i + 1]]
+    rows.append(row)
+  return header, rows
+
+
+def layers_table(counts, everything=False):
+  """Makes the table of each layer's parameters and FLOPs: (header, rows) of text."""
+  rows = [(count.name, count.parameters, count.flops) for count in counts if any(count.counted) or everything]
+  rows.append(('all', *counting.total(counts, everything)))
+  header = ['layer', 'parameters', 'FLOPs per image']
+  return header, [[name, f'{parameters:,}', f'{flops:,}'] for name, parameters, flops in rows]
+
+
+def print_counts(experiment, split=None, everything=False):
+  """Prints the counts of all splits, whatever their branches read, or those of each layer of one split.
+
+  Args:
+    experiment: a recipes.Experiment; split: its name, or 'dense'; everything: count also what the paper leaves out.
+  """
+  leaves_out = 'with' if everything else 'without'
+  note = f'WRN-16-{experiment.k}, 2 FLOPs per multiply-add, {leaves_out} init_conv and batch norms'
+  if split:
+    counts = layer_counts(experiment.config(DENSE if split == 'dense' else split))
+    print(f'{split} of {note}, branch_input {experiment.branch_input}\n')
+    print(markdown(*layers_table(counts, everything)), end='')
+    return
+  print(f'{note}, groups of even size; paper: WRN-16-8 without them.')
+  for branch_input, meaning in BRANCH_INPUTS.items():
+    print(f'\nbranch_input {branch_input}: where the tree branches, {meaning}.\n')
+    print(markdown(*counts_table(dataclasses.replace(experiment, branch_input=branch_input), everything)), end='')

@@ -1,0 +1,119 @@
+"""Hardening: the most probable groups make a tree of branches (Algorithm 1)."""
+
+import collections
+
+import numpy as np
+
+import utils
+from splitnet.network import network as networks
+from splitnet.network.graph import Tree, hard_groups_of
+from splitnet.network.variables import alpha_name
+
+
+def present_groups(network):
+  """Returns the hard groups that a grouping network is at now, by units name.
+
+  Raises:
+    UserError: if a group is empty.
+  """
+  divided = [units for units in network.graph.units.values() if units.groups > 1]
+  return hard_groups_of(network.graph, {units.name: network.weights[alpha_name(units)].numpy() for units in divided})
+
+
+def harden(network, **keywords):
+  """Splits a grouping network by the most probable group of each unit.
+
+  The result computes what the grouping network computes with its between-group weights set to zero: weights are
+  sliced, nothing is drawn anew.
+
+  Args:
+    network: a Network with assignments.
+    **keywords: of network.create (dtype, place).
+
+  Returns:
+    A Network that is a tree of branches.
+
+  Raises:
+    UserError: if a group is empty.
+  """
+  groups = present_groups(network)
+  values = {name: variable.numpy() for name, variable in network.weights.items()}
+  return networks.create(network.graph, groups, values=split_values(network.graph, groups, values), **keywords)
+
+
+def split_values(graph, groups, values):
+  """Slices a dense network's weights into those of the tree: dict from name to array.
+
+  Args:
+    graph: the Graph.
+    groups: hard groups by units name.
+    values: dict from the dense network's variable names to arrays.
+  """
+  tree, parts = Tree(graph, groups), {}
+  for layer, branch in tree.built:
+    for variable in layer.variables:
+      value = values[f'{layer.name}/{variable}']
+      if variable in ('kernel', 'weights'):
+        value = value[..., tree.members(graph.read(layer), layer.depth, branch), :]
+      parts[f'{tree.prefix(layer, branch)}/{variable}'] = value[
+        ..., tree.members(layer.units, layer.depth, branch)
+      ]
+  return parts
+
+
+def kept_weights(graph, layer, groups):
+  """Returns which weights of a layer hardening keeps: bool array [in, out].
+
+  Args:
+    graph: the Graph; layer: one of its convolutions or linear layers; groups: hard groups by units name.
+  """
+  rows, columns = (
+    utils.parents_along(graph.merges(layer, units))[groups[units.name]] for units in (graph.read(layer), layer.units)
+  )
+  return rows[:, None] == columns[None, :]
+
+
+# What hardening drops: the share of the squared weights of all layers that it cuts, the largest such share of the
+# weights of one output unit, the name of that unit's layer, and its number there.
+Dropped = collections.namedtuple('Dropped', 'share largest layer unit')
+
+
+def dropped_weights(graph, groups, values):
+  """Returns how much of a grouping network's weights hardening drops.
+
+  It is near nothing once grouping has converged.
+  One unit can matter: the batch normalisation behind it scales it up where its own group's weights are small.
+
+  Args:
+    graph: the Graph; groups: hard groups by units name.
+    values: dict from the dense network's variable names to arrays.
+
+  Returns:
+    A Dropped.
+  """
+  dropped, total, largest = 0.0, 0.0, (0.0, '', 0)
+  for layer in graph.weighted:
+    if graph.cut(layer) == 1:
+      continue
+    weights = np.asarray(values[layer.weights], np.float64)
+    squares = np.square(weights).reshape(-1, *weights.shape[-2:]).sum(0)  # [in, out]
+    outside = np.where(kept_weights(graph, layer, groups), 0.0, squares).sum(0)
+    shares = outside / np.maximum(squares.sum(0), np.finfo(np.float64).tiny)
+    dropped, total = dropped + outside.sum(), total + squares.sum()
+    largest = max(largest, (float(shares.max()), layer.name, int(shares.argmax())))
+  return Dropped(float(dropped / max(total, np.finfo(np.float64).tiny)), *largest)
+
+
+def describe_dropped(dropped):
+  """Returns a Dropped in words.
+
+  Percentages have two digits and no exponent, which %g would give to 100.
+  """
+  share, largest = (
+    np.format_float_positional(100 * value, precision=2, unique=False, fractional=False, trim='-')
+    for value in (dropped.share, dropped.largest)
+  )
+  return (
+    f"{share} % of the squared weights of split layers; of one unit's at most {largest} % ({dropped.layer}, output "
+    f'{dropped.unit})'
+  )

@@ -1,0 +1,179 @@
+"""What each kind of layer computes.
+
+Tensors are [batch, height, width, channels], after a mean [batch, channels].
+"""
+
+import dataclasses
+
+import numpy as np
+import tensorflow as tf
+
+from splitnet.network.dropout import Dropout
+
+BATCH_NORM_EPSILON = 1e-5
+BATCH_NORM_DECAY = 0.9
+LRN = dict(depth_radius=2, bias=1.0, alpha=2e-5, beta=0.75)  # Krizhevsky et al. (2012): alpha 1e-4 over 5 channels
+# Learned groups have odd sizes, for which processors' batch normalisations and convolutions are up to four times
+# slower. So what branches compute has channels of zeros at the end, up to a multiple of this.
+CHANNEL_MULTIPLE = 16
+
+
+@dataclasses.dataclass
+class Call:
+  """One call of a network.
+
+  Attributes:
+    images: what the image layer gives; None in a part without it.
+    dtype: in which the convolutions compute.
+    training: whether batch normalisations use the batch's statistics, and update the moving averages.
+    dropout: the Dropout.
+    share: None, or the part of a batch that this replica computes: `batch`, how many images all replicas have, and
+      `sum(values)`, over all replicas.
+    channel_multiple: convolutions write channels of zeros up to a multiple of it.
+  """
+
+  images: tf.Tensor | None
+  dtype: tf.DType
+  training: bool
+  dropout: Dropout
+  share: object = None
+  channel_multiple: int = dataclasses.field(default_factory=lambda: CHANNEL_MULTIPLE)
+
+
+def compute(layer, inputs, own, outputs, call, factor=1.0):
+  """Computes a layer.
+
+  Args:
+    layer: a graph.Layer; inputs: list of the tensors that it reads.
+    own: its variables or arrays by the last parts of their names.
+    outputs: how many units it writes, without the zeros beside them.
+    call: the Call.
+    factor: what a batch normalisation's result is multiplied by, or a relu's that drops values.
+
+  Returns:
+    A tensor; of a convolution and whatever follows it with channels of zeros up to the call's multiple.
+  """
+  if layer.op == 'image':
+    return tf.cast(call.images, call.dtype)
+  x = inputs[0]
+  if layer.op == 'conv':
+    return _conv(layer, x, own, call)
+  if layer.op == 'batch_norm':
+    return _batch_norm(x, own, call, factor)
+  if layer.op == 'relu':
+    x = call.dropout.relu(x) if layer.dropout else tf.nn.relu(x)
+    return x * tf.cast(factor, x.dtype) if factor != 1.0 else x
+  if layer.op == 'max_pool':
+    return tf.nn.max_pool2d(x, layer.kernel, layer.stride, layer.padding)
+  if layer.op == 'lrn':
+    return tf.cast(tf.nn.lrn(tf.cast(x, tf.float32), **LRN), x.dtype)
+  if layer.op == 'add':
+    return x + inputs[1]
+  if layer.op == 'mean':
+    return shortened(tf.reduce_mean(tf.cast(x, tf.float32), (1, 2)), outputs)
+  return tf.matmul(call.dropout(x) if layer.dropout else x, own['weights']) + own['biases']
+
+
+def _conv(layer, x, own, call):
+  kernel = own['kernel']
+  inputs, outputs = kernel.shape[-2:]
+  kernel = lengthened(kernel, {-2: x.shape[-1] - inputs, -1: -outputs % call.channel_multiple})
+  y = tf.nn.conv2d(x, tf.cast(kernel, call.dtype), layer.stride, layer.padding)
+  if 'biases' not in own:
+    return y
+  return tf.nn.bias_add(y, tf.cast(lengthened(own['biases'], {0: y.shape[-1] - outputs}), call.dtype))
+
+
+def _batch_norm(x, own, call, factor):
+  """Normalises by the batch's own variance, without Bessel's correction.
+
+  The moving averages have a decay of 0.9. The result is multiplied by `factor`, which costs nothing here. Without
+  variables it is folded away in this branch.
+  """
+  if not own:
+    return x
+  moving_mean, moving_variance = own['mu'], own['sigma']
+  channels = moving_mean.shape[0]
+  offset, scale, mean, variance = (
+    lengthened(own[name], {0: x.shape[-1] - channels}) for name in ('beta', 'gamma', 'mu', 'sigma')
+  )
+  if factor != 1.0:
+    offset, scale = offset * factor, scale * factor
+  if not call.training:
+    return tf.raw_ops.FusedBatchNormV3(
+      x=x, scale=scale, offset=offset, mean=mean, variance=variance, epsilon=BATCH_NORM_EPSILON, is_training=False
+    ).y
+  if call.share:
+    y, mean, variance = _shared_batch_norm(x, scale, offset, mean, call.share)
+  else:
+    none = tf.constant([])
+    batch = tf.raw_ops.FusedBatchNormV3(
+      x=x, scale=scale, offset=offset, mean=none, variance=none, epsilon=BATCH_NORM_EPSILON, is_training=True
+    )
+    values = tf.cast(tf.size(x) // x.shape[-1], tf.float32)  # per channel
+    # The kernel reports the unbiased variance; the released code averages the biased one.
+    y, mean, variance = batch.y, batch.batch_mean, batch.batch_variance * ((values - 1.0) / values)
+  moving_mean.assign_sub((1.0 - BATCH_NORM_DECAY) * (moving_mean - shortened(mean, channels)))
+  moving_variance.assign_sub((1.0 - BATCH_NORM_DECAY) * (moving_variance - shortened(variance, channels)))
+  return y
+
+
+def _shared_batch_norm(x, scale, offset, shift, share):
+  """Normalises a replica's share by the mean and the variance of the whole batch.
+
+  Args:
+    x: [images of the share, height, width, channels]; scale, offset: [channels].
+    shift: [channels], about the mean and the same on every replica: sums of differences from it lose no digits.
+    share: as in Call.
+
+  Returns:
+    (normalised x, mean, biased variance).
+  """
+  difference = tf.cast(x, tf.float32) - shift
+  sums = share.sum(tf.stack([tf.reduce_sum(difference, (0, 1, 2)), tf.reduce_sum(tf.square(difference), (0, 1, 2))]))
+  mean, square = tf.unstack(sums / (share.batch * x.shape[1] * x.shape[2]))
+  variance = square - tf.square(mean)
+  y = tf.nn.batch_normalization(difference, mean, variance, offset, scale, BATCH_NORM_EPSILON)
+  return tf.cast(y, x.dtype), shift + mean, variance
+
+
+# --- channels -----------------------------------------------------------------------------------------------------
+
+
+def lengthened(value, by):
+  """Appends zeros to some axes of a tensor or array; by: dict from axis to how many."""
+  if not any(by.values()):
+    return value
+  rank = len(value.shape)
+  amounts = [[0, 0] for _ in range(rank)]
+  for axis, amount in by.items():
+    amounts[axis][1] = amount
+  return (np if isinstance(value, np.ndarray) else tf).pad(value, amounts)
+
+
+def padded(x):
+  """Appends channels of zeros to images up to CHANNEL_MULTIPLE; none to features."""
+  return lengthened(x, {-1: -x.shape[-1] % CHANNEL_MULTIPLE}) if len(x.shape) == 4 else x
+
+
+def shortened(x, channels):
+  """Returns the first channels (last axis) of a tensor."""
+  return x if x.shape[-1] == channels else tf.slice(x, [0] * len(x.shape), [-1] * (len(x.shape) - 1) + [channels])
+
+
+def divided(x, runs):
+  """Divides x's channels: dict from key to tensor, for a dict from key to slice."""
+  if all(run == slice(None) for run in runs.values()):
+    return dict.fromkeys(runs, x)
+  ends = [0, *(run.stop for run in runs.values())]
+  left = x.shape[-1] - (ends[-1] or 0)
+  if [run.start for run in runs.values()] == ends[:-1] and left < CHANNEL_MULTIPLE:
+    # One operation, whose gradient writes all channels once; that of a slice writes zeros beside it, to be summed.
+    sizes = np.diff(ends).tolist()
+    return dict(zip(runs, tf.split(x, [*sizes, left] if left else sizes, -1)))
+  # tf.slice, as the gradient of an index is an operation many times slower on CPUs.
+  others = len(x.shape) - 1
+  return {
+    key: x if run == slice(None) else tf.slice(x, [0] * others + [run.start], [-1] * others + [run.stop - run.start])
+    for key, run in runs.items()
+  }

@@ -1,0 +1,25 @@
+"""Tests what a program says if there is no TensorFlow, or it cannot use the GPU."""
+
+import subprocess
+import sys
+
+import helpers
+import pytest
+
+from splitnet.common import quiet
+
+
+def test_a_python_without_tensorflow_says_where_one_is():
+  command = [sys.executable, '-S', '-E', '-m', 'splitnet.reporting.compare']  # no site-packages
+  done = subprocess.run(command, cwd=helpers.PROJECT, capture_output=True, text=True)
+  assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+  assert done.stderr.startswith('compare.py: ') and '. .venv/bin/activate' in done.stderr
+
+
+@pytest.mark.parametrize('usable, installed, visible, told', [
+  ([], [], None, False), ([], ['/dev/nvidia0'], None, True), ([], ['/dev/nvidia0'], '0', True),
+  (['GPU:0'], ['/dev/nvidia0'], None, False), ([], ['/dev/nvidia0'], '', False), ([], ['/dev/nvidia0'], '-1', False),
+])  # fmt: skip
+def test_a_gpu_that_tensorflow_cannot_use_is_not_passed_over_in_silence(usable, installed, visible, told):
+  note = quiet.unused_gpu(usable, installed, {} if visible is None else {'CUDA_VISIBLE_DEVICES': visible})
+  assert bool(note) == told and ('tensorflow[and-cuda]' in note) == told

@@ -1,0 +1,63 @@
+"""Counts against the paper's, to the last digit, and what the program prints of them."""
+
+import pytest
+from made_runs import rows_of
+
+import resnet_split
+from paper import counts, published, recipes, tables
+
+# Convolutions and the last layer with its bias, 2 FLOPs per multiply-add, groups of even size, k = 8.
+EXACT = {
+  '1-1-1': (10999908, 3095498952),
+  '1-1-4': (10961508, 3095422152),
+  '1-2-2': (6780004, 2558576840),
+  '2-2-2': (5731428, 2021705928),
+  '2-4-4': (3621476, 1753244872),
+}
+
+
+@pytest.fixture(scope='module')
+def counted():
+  return {name: counts.counts_table(recipes.Experiment(k=8, branch_input=name)) for name in ('group', 'all')}
+
+
+def test_counts_are_those_of_the_both_sides_reading_to_the_last_digit(counted):
+  _, rows = counted['group']
+  numbers = [(int(row[1].replace(',', '')), int(row[5].replace(',', ''))) for row in rows]
+  assert numbers == list(EXACT.values())
+  assert [row[0].split()[-1] for row in rows] == ['dense', *list(EXACT)[1:]]
+
+
+def test_percentages_are_the_papers_where_branches_read_all_of_their_parent(counted):
+  header, rows = counted['all']
+  for here, paper in (('% reduced', '% reduced (paper)'), ('% FLOPs reduced', '% FLOPs reduced (paper)')):
+    ours, theirs = ([float(row[header.index(name)]) for row in rows] for name in (here, paper))
+    assert ours == pytest.approx(theirs, abs=0.15)
+  assert [row[header.index('% reduced (paper)')] for row in rows] == ['0.0', '0.35', '32.54', '46.39', '62.58']
+
+
+def test_layers_add_up_and_everything_adds_what_the_paper_leaves_out():
+  counted = counts.layer_counts(recipes.Experiment(k=1, branch_input='all').config('2-4-4'))
+  for everything in (False, True):
+    _, rows = counts.layers_table(counted, everything)
+    assert ('init_conv' in [row[0] for row in rows]) == everything
+    for column in (1, 2):
+      numbers = [int(row[column].replace(',', '')) for row in rows]
+      assert numbers[-1] == sum(numbers[:-1])
+  _, rows = counts.layers_table(counted)
+  assert [row[0] for row in rows if 'fc' in row[0]] == ['branch_%d/logits/fc' % i for i in range(4)]
+
+
+def test_the_program_prints_counts(capsys):
+  assert tables.main(['counts', '--k', '1', '--per_layer', 'dense', '--branch_input', 'all']) == 0
+  rows = rows_of(capsys.readouterr().out)
+  assert rows[1] == ['unit_1_0/conv_1', '2,304', '4,718,592']
+  assert tables.main(['counts', '--k', '1']) == 0
+  out = capsys.readouterr().out
+  assert len(out.split('branch_input')) == 3 and 'WRN-16-1' in out
+
+
+@pytest.mark.parametrize('split', list(published.SPLITS))
+def test_split_depths_are_the_networks(split):
+  graph = resnet_split.wide_resnet(recipes.Experiment(k=1).config(split))
+  assert str(len(graph.split_layers)) == published.SPLITS[split][1]

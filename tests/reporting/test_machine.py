@@ -1,0 +1,24 @@
+"""machine.py: the description of the hardware, and the peak of memory."""
+
+import io
+import os
+
+import numpy as np
+
+from splitnet.reporting import machine
+
+
+def test_the_machine_is_described_with_what_decides_its_rates(monkeypatch):
+  cores = 2 * 'model name\t: A CPU\nflags\t\t: fpu avx2 avx512f amx_bf16 amx_tile\n\n'
+  monkeypatch.setattr(machine, 'open', lambda path: io.StringIO(cores), raising=False)
+  assert machine.describe_machine()['cpu'] == 'A CPU (AVX2, AVX-512, AMX)'
+  monkeypatch.setattr(machine, 'open', lambda path: io.StringIO('processor : 0\n'), raising=False)  # an ARM's
+  assert machine.describe_machine()['cpu'] == 'unknown processor'
+  monkeypatch.setattr(machine, 'open', lambda path: open(os.devnull + '/none'), raising=False)
+  assert machine.describe_machine()['cpu'] == 'unknown processor'
+
+
+def test_the_peak_of_memory_grows_with_what_is_held():
+  before = machine.peak_memory()
+  held = np.ones(2 * before['host'], np.uint8)
+  assert before.keys() == {'host'} and held.all() and machine.peak_memory()['host'] > 1.5 * before['host']

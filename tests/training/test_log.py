@@ -1,0 +1,160 @@
+"""What a run reports: train.log, metrics.jsonl, TensorBoard, pictures, and the tables of settings and sizes."""
+
+import glob
+import json
+import os
+import re
+import shutil
+
+import helpers
+import networks
+import numpy as np
+import pytest
+import tensorflow as tf
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import resnet_split
+import train
+from splitnet.common.errors import UserError
+from splitnet.network import counting, hardening
+from splitnet.network.network import create
+from splitnet.training import checkpoints, log
+
+ASSIGNMENTS = {'split_q1': (3, 100), 'split_p1': (3, 64), 'split_p2': (2, 32), 'split_r21': (2, 64)}  # groups, units
+
+
+def read(*path):
+  with open(os.path.join(*path)) as f:
+    return f.read()
+
+
+# --- text ---------------------------------------------------------------------------------------------------------
+
+
+def test_settings_stand_on_a_line_each_in_the_order_of_their_names():
+  assert log.settings_table({'seed': 0, 'batch_size': 90}) == 'batch_size  90\nseed        0'
+
+
+def test_every_layer_is_listed_with_its_size_and_they_add_up():
+  network = networks.build(resnet_split.Config(k=1, num_residual_units=1))
+  _, *layers, total = log.size_table(counting.counts(network)).split('\n')
+  numbers = [[int(word.replace(',', '')) for word in line.split()[1:3]] for line in layers]
+  counted = [not line.endswith('(not counted)') for line in layers]
+  assert next(line.split()[0] for line, c in zip(layers, counted) if not c) == 'init_conv'
+  paper = tuple(sum(n[i] for n, c in zip(numbers, counted) if c) for i in (0, 1))
+  everything = tuple(sum(n[i] for n in numbers) for i in (0, 1))
+  assert tuple(int(n.replace(',', '')) for n in re.findall(r'[\d,]*\d', total)) == paper + everything
+  assert paper == counting.total(counting.counts(network))
+
+
+def test_grouping_tells_what_it_would_harden_into_beside_the_dense_network(runs):
+  last = helpers.read_checkpoint(runs['group'])
+  network = create(last.graph, with_assignments=True)
+  checkpoints.assign(network.weights, last.values, 'the test')
+  hardened, dense = (counting.total(counting.counts(n)) for n in (hardening.harden(network), network))
+  said = re.findall(r'hardened now: ([\d,]+) of ([\d,]+) \(([\d.]+) %\) parameters, ([\d,]+) of ([\d,]+) \(', read(
+    runs['group'], 'train.log'))[-1]  # fmt: skip
+  assert [int(said[i].replace(',', '')) for i in (0, 1, 3, 4)] == [hardened[0], dense[0], hardened[1], dense[1]]
+  assert float(said[2]) == pytest.approx(100 * hardened[0] / dense[0], abs=0.06)
+  dropped = hardening.dropped_weights(network.graph, hardening.present_groups(network), last.values)
+  assert read(runs['group'], 'train.log').count('; drops ' + hardening.describe_dropped(dropped)) >= 1
+  *_, metrics = log.read_metrics(runs['group'], 'groups')
+  assert metrics == dict(
+    step=12, kind='groups', hardened_parameters=hardened[0], parameters=dense[0], hardened_flops=hardened[1],
+    flops=dense[1], dropped=dropped._asdict(),
+  )  # fmt: skip
+  alpha = network.weights['group/split_q1/alpha']
+  alpha.assign(np.arange(alpha.shape[0])[:, None] * np.ones(alpha.shape))  # all in the last group
+  assert log.hardened_now(network)[1].startswith('cannot be hardened now: assignment split_q1')
+  assert 'assignment split_q1' in log.hardened_now(network)[0]['error']
+
+
+# --- metrics ------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_hold_every_term_validation_and_group(runs):
+  for mode, folder in runs.items():
+    training = list(log.read_metrics(folder, 'train'))
+    assert [m['step'] for m in training] == ([5, 10] if mode == 'group' else [5])
+    terms = {'total', 'cross_entropy', 'l2', 'accuracy', 'learning_rate', 'images_per_second'}
+    if mode == 'group':
+      terms |= {'overlap', 'weight_split', 'uniform', 'confidence', 'group_sizes'}
+    assert all(m.keys() == terms | {'step', 'kind'} for m in training)
+    validations = [
+      (m['step'], round(100 * m['accuracy'], 2), round(m['cross_entropy'], 4)) for m in log.read_metrics(folder, 'val')
+    ]
+    assert validations == [pytest.approx(v, abs=0.006) for v in helpers.validations(read(folder, 'train.log'))]
+    assert bool(list(log.read_metrics(folder, 'groups'))) == (mode == 'group')
+  for metrics in log.read_metrics(runs['group'], 'train'):
+    assert {n: (len(s), sum(s)) for n, s in metrics['group_sizes'].items()} == ASSIGNMENTS
+    assert all(1 / groups <= metrics['confidence'][n] <= 1 for n, (groups, _) in ASSIGNMENTS.items())
+  assert [m['step'] for m in log.read_metrics(runs['group'], 'groups')] == [0, 6, 12]
+  best = [m['best'] for m in log.read_metrics(runs['baseline'], 'val')]
+  assert best == sorted(best) and best[0] == pytest.approx(next(log.read_metrics(runs['baseline'], 'val'))['accuracy'])
+
+
+def test_metrics_go_on_with_the_run_also_after_a_torn_line(runs, data, tmp_path):
+  folder = str(tmp_path / 'run')
+  shutil.copytree(runs['split'], folder)
+  before = list(log.read_metrics(folder))
+  with open(os.path.join(folder, log.METRICS), 'a') as f:
+    f.write('{"step": 6, "kind": "tr')  # killed here
+  assert list(log.read_metrics(folder)) == before
+  arguments = helpers.flags('split', data, folder, '--basemodel', runs['group'], '--max_steps', 10)
+  assert train.main(arguments) == 0
+  after = list(log.read_metrics(folder))
+  assert after[: len(before)] == before
+  assert [(m['step'], m['kind']) for m in after[len(before) :]] == [(10, 'train'), (10, 'val')]
+  assert all(json.loads(line) for line in read(folder, log.METRICS).splitlines())
+
+
+def test_without_metrics_there_are_none_and_damaged_ones_are_named(tmp_path):
+  assert list(log.read_metrics(str(tmp_path))) == []
+  (tmp_path / log.METRICS).write_text('{"step": 1, "kind": "val"}\n{"step": 2\n{"step": 3, "kind": "val"}\n')
+  found = log.read_metrics(str(tmp_path))
+  assert next(found) == {'step': 1, 'kind': 'val'}
+  with pytest.raises(UserError, match=r'line 2 of .* is damaged'):
+    next(found)
+
+
+# --- TensorBoard and pictures --------------------------------------------------------------------------------------
+
+
+def test_summaries_hold_every_scalar_histogram_and_image(runs):
+  events = EventAccumulator(os.path.join(runs['group'], 'summaries'), size_guidance={'tensors': 0})
+  events.Reload()
+  found = {}
+  for tag in events.Tags()['tensors']:
+    plugin = events.SummaryMetadata(tag).plugin_data.plugin_name
+    found.setdefault(plugin, {})[tag] = {e.step: tf.make_ndarray(e.tensor_proto) for e in events.Tensors(tag)}
+  scalars = found['scalars']
+  terms = 'total cross_entropy l2 overlap weight_split uniform accuracy learning_rate images_per_second'
+  for name in terms.split():
+    assert sorted(scalars['train/' + name]) == [5, 10], name
+    assert all(np.isfinite(v) for v in scalars['train/' + name].values())
+  assert scalars['train/learning_rate'][5] == np.float32(0.1)
+  for step in (5, 10):
+    of = {name: float(scalars['train/' + name][step]) for name in terms.split()}
+    total = of['cross_entropy'] + 0.0001 * of['l2'] + of['overlap'] + of['weight_split'] + 10 * of['uniform']
+    assert of['total'] == pytest.approx(total, rel=1e-5)
+  assert sorted(scalars['val/accuracy']) == sorted(scalars['val/cross_entropy']) == [0, 12]
+  for name, (groups, units) in ASSIGNMENTS.items():
+    assert 1 / groups <= scalars['confidence/' + name][10] <= 1
+    assert sum(scalars['group_size/%s_%d' % (name, g)][10] for g in range(groups)) == units
+  assert len(scalars) == 9 + 2 + 4 + (3 + 3 + 2 + 2)
+  layers = {'unit_3_0/shortcut', 'unit_3_0/conv_1', 'unit_3_0/conv_2', 'logits/fc'}
+  wanted = {'weights/' + name for name in layers} | {'assignment/' + name for name in ASSIGNMENTS}
+  assert found['histograms'].keys() == wanted
+  assert found['images'].keys() == {'ordered_by_group/' + name for name in layers}
+  assert all(sorted(steps) == [0, 6, 12] for steps in [*found['histograms'].values(), *found['images'].values()])
+
+
+def test_pictures_are_drawn_and_open(runs):
+  paths = sorted(glob.glob(os.path.join(runs['group'], 'pictures', '*')))
+  assert [os.path.basename(p) for p in paths] == ['weights-%06d.png' % step for step in (0, 6, 12)]
+  for path in paths:
+    with Image.open(path) as picture:
+      assert picture.format == 'PNG' and min(picture.size) > 300
+      assert len(picture.convert('L').getcolors()) > 10
+  assert not os.path.exists(os.path.join(runs['split'], 'pictures'))
