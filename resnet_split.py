@@ -1,7 +1,7 @@
-"""Wide residual networks: settings, graphs, and which one an older checkpoint holds.
+"""Residual networks as graphs: wide ones for CIFAR (WRN-d-k), ResNet-18 of any width for ImageNet; older checkpoints.
 
-Sources: Kim et al., SplitNet (ICML 2017); Zagoruyko and Komodakis, Wide Residual Networks (2016); the released code
-for names and the meaning of each flag.
+Sources: Kim et al., SplitNet (ICML 2017); Zagoruyko and Komodakis, Wide Residual Networks (2016); He et al., Deep
+Residual Learning for Image Recognition (2016); the released code for names and the meaning of each flag.
 """
 
 import dataclasses
@@ -9,82 +9,35 @@ import re
 
 from splitnet.common.errors import UserError
 from splitnet.network.graph import Builder, Graph
+from splitnet.network.settings import Settings, from_dict
 
 
-@dataclasses.dataclass(frozen=True)
-class Config:
-  """What a network looks like; stored beside every checkpoint. Names are the flags'.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class WideResNet(Settings):
+  """What a wide residual network looks like.
 
   Attributes:
     k: width multiplier; the stages have 16k, 32k and 64k channels.
     num_residual_units: residual blocks per stage; the depth is 6 * num_residual_units + 4.
-    ngroups1, ngroups2, ngroups3: groups at the logits, in unit_3_* and in unit_2_*; none larger than the one before.
-    branch_input: 'group': where the tree branches, a child reads its own group of its parent's channels (released
-      code); 'all': it reads all of them (the paper's counts).
+    ngroups1, ngroups2, ngroups3: groups at the logits, in unit_3_* and in unit_2_*.
     bn_no_scale: keep the scale of the blocks' batch normalisations at 1.
   """
+
+  network = 'wrn'
+  split_depths = ('unit_2', 'unit_3', 'logits')
 
   k: int = 8
   num_residual_units: int = 2
   num_classes: int = 100
-  ngroups1: int = 2
-  ngroups2: int = 2
-  ngroups3: int = 2
-  branch_input: str = 'group'
   bn_no_scale: bool = True
+  image_size: int = 32
 
-  def __post_init__(self):
-    for name in ('k', 'num_residual_units', 'num_classes', 'ngroups1', 'ngroups2', 'ngroups3'):
-      if getattr(self, name) < 1:
-        raise UserError(f'--{name} is {getattr(self, name)}; it must be at least 1')
-    for upper, lower, where in (('ngroups1', 'ngroups2', 'unit_3'), ('ngroups2', 'ngroups3', 'unit_2')):
-      if getattr(self, upper) < getattr(self, lower):
-        raise UserError(
-          f'--{lower} is {getattr(self, lower)} but --{upper} above it is only {getattr(self, upper)}: '
-          f'a tree cannot have more branches in {where} than above it; give ngroups1 >= ngroups2 >= ngroups3'
-        )
-    if self.ngroups1 > self.num_classes:
-      raise UserError(f'--ngroups1 is {self.ngroups1} but there are only {self.num_classes} classes')
-    for name, stage, channels in (('ngroups3', 'unit_1', 16), ('ngroups2', 'unit_2', 32), ('ngroups1', 'unit_3', 64)):
-      if getattr(self, name) > channels * self.k:
-        raise UserError(
-          f'--{name} is {getattr(self, name)} but {stage} has only {channels * self.k} channels to divide'
-        )
-    if self.branch_input not in ('group', 'all'):
-      raise UserError(f"--branch_input is '{self.branch_input}'; it must be group or all")
+  def graph(self):
+    """Returns the Graph: pre-activation blocks, as the released grouping network has them."""
+    return wide_resnet(self, self.image_size)
 
-  @classmethod
-  def of_split(cls, split, **settings):
-    """Returns the Config of a split by the paper's name, with further settings.
 
-    The name is 'ngroups3-ngroups2-ngroups1'.
-    Raises:
-      UserError: if it is no such name, or the settings contradict each other.
-    """
-    if not re.fullmatch(r'\d{1,9}-\d{1,9}-\d{1,9}', split):
-      raise UserError(f"'{split}' is no split: it must be three numbers of groups, such as 2-4-4")
-    return cls(**dict(zip(('ngroups3', 'ngroups2', 'ngroups1'), map(int, split.split('-')))), **settings)
-
-  @classmethod
-  def of(cls, settings):
-    """Returns the Config of a dict of settings.
-
-    Raises:
-      UserError: if they are no settings of such a network.
-    """
-    try:
-      return cls(**settings)
-    except TypeError as e:
-      raise UserError(f'a residual network cannot be made of {settings} ({e})') from e
-
-  @property
-  def split(self):
-    """The paper's name of the split, 'ngroups3-ngroups2-ngroups1'; dense: '1-1-1'."""
-    return f'{self.ngroups3}-{self.ngroups2}-{self.ngroups1}'
-
-  def dense(self):
-    """Returns the same network without any split."""
-    return dataclasses.replace(self, ngroups1=1, ngroups2=1, ngroups3=1)
+Config = WideResNet
 
 
 def wide_resnet(config: Config, image_size=32) -> Graph:
@@ -131,6 +84,56 @@ def wide_resnet(config: Config, image_size=32) -> Graph:
   return b.graph()
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ResNet18(Settings):
+  """What a ResNet-18 looks like. The paper's ResNet-18x2 has width 2, and groups at conv4, conv5 and fc.
+
+  Attributes:
+    width: multiplier of the channels, 64 to 512.
+    ngroups1 to ngroups5: groups at fc, conv5, conv4, conv3 and conv2.
+  """
+
+  network = 'resnet18'
+  split_depths = ('conv2', 'conv3', 'conv4', 'conv5', 'fc')
+
+  width: float = 1.0
+  ngroups4: int = 1
+  ngroups5: int = 1
+
+  def __post_init__(self):
+    super().__post_init__()
+    if self.width <= 0:
+      raise UserError(f'--width is {self.width:g}; it must be above 0')
+
+  def graph(self):
+    """Returns the Graph: post-activation blocks, shortcuts without batch normalisation (released code)."""
+    name = 'ResNet-18' if self.width == 1 else f'ResNet-18x{self.width:g}'
+    b, stages = self.builder(name), self.split_depths[:-1]
+    streams = [
+      b.border(f'split_p{4 - i}', max(1, round(64 * 2**i * self.width)), above)
+      for i, above in enumerate(self.split_depths[1:])
+    ]
+    # conv2's first block adds its input as it is, so conv1 writes the same units.
+    x = b.conv('conv1', b.image, streams[0], 7, 2)
+    x = b.max_pool(b.relu(b.batch_norm('conv1/bn', x)), 3, 2)
+    for stage, (depth, stream) in enumerate(zip(stages, streams)):
+      b.at(depth)
+      split = b.depths[depth] > 1
+      for unit in (1, 2):
+        block, residual, stride = f'{depth}_{unit}', x, 2 if stage and unit == 1 else 1
+        if stride == 2:
+          residual = b.conv(f'{block}/shortcut', x, stream, 1, stride)
+        hidden = b.inner(f'split_r{5 - stage}{unit}', stream.size)
+        x = b.batch_norm(f'{block}/bn_1', b.conv(f'{block}/conv_1', x, hidden, 3, stride))
+        # The block's end is not dropped from: the next one adds it as it is.
+        x = b.conv(f'{block}/conv_2', b.relu(x, dropout=split), stream, 3)
+        x = b.relu(b.add(f'{block}/sum', residual, b.batch_norm(f'{block}/bn_2', x)))
+    x = b.mean(x)
+    b.at('fc')
+    b.linear('fc', x, b.inner('split_q1', self.num_classes), dropout=self.ngroups1 > 1)
+    return b.graph()
+
+
 def read_older(settings, values, path):
   """Tells which network a checkpoint without a graph holds.
 
@@ -146,8 +149,9 @@ def read_older(settings, values, path):
   Raises:
     UserError: if it is no such network.
   """
-  config = Config.of(settings) if settings is not None else config_from_shapes(values, path)
-  return dataclasses.asdict(config), wide_resnet(config)
+  wide = {WideResNet.network: WideResNet}
+  found = config_from_shapes(values, path) if settings is None else from_dict(wide, settings)
+  return found.to_dict(), found.graph()
 
 
 def config_from_shapes(values, path):

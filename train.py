@@ -10,7 +10,6 @@ the paper's settings. Flags that the authors' released code has keep their names
 """
 
 import contextlib
-import dataclasses
 import json
 import os
 import sys
@@ -20,9 +19,9 @@ import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 import numpy as np
 import tensorflow as tf
 
+import alexnet_split
 import cifar100
 import resnet_split
-from resnet_split import Config
 from splitnet.common.errors import UserError, run_program
 from splitnet.common.flags import Parser, add, automatic, boolean, epochs, integer, number, one_of, take
 from splitnet.network import counting
@@ -37,7 +36,11 @@ STAGE_DEFAULTS = {
   'group': dict(l2_weight=0.0001, lr_step_epoch='240.0,300.0', max_steps=200000, dropout_keep_prob=0.5),
   'split': dict(l2_weight=0.0005, lr_step_epoch='100.0,140.0', max_steps=120000, dropout_keep_prob=1.0),
 }
-NETWORK_FLAGS = [field.name for field in dataclasses.fields(Config)]
+networks = {kind.network: kind for kind in (resnet_split.WideResNet, resnet_split.ResNet18, alexnet_split.AlexNet)}
+NETWORK_FLAGS = [
+  'network', 'k', 'num_residual_units', 'width', 'num_classes', 'groups', 'ngroups1', 'ngroups2', 'ngroups3',
+  'branch_input', 'bn_no_scale', 'lrn',
+]  # fmt: skip
 # Flags that only one stage takes.
 ONLY_FOR = {
   'assignment_start': 'group', 'stop_when_converged': 'group', 'grouping': 'split', 'teacher': 'split',
@@ -63,14 +66,19 @@ def make_parser():
   add(g, 'train_dir', str, None, 'folder for checkpoints, metrics and the log [runs/<mode>]')
   add(g, 'basemodel', str, None, 'folder or checkpoint to start from; a grouping one for split [none]')
   g = parser.add_argument_group("network (default: the basemodel's, else the value in brackets)")
-  add(g, 'k', count, None, f'width multiplier [{Config.k}]')
-  add(g, 'num_residual_units', count, None, f'residual blocks per stage [{Config.num_residual_units}]')
-  add(g, 'num_classes', count, None, f'classes [{Config.num_classes}]')
-  add(g, 'ngroups1', count, None, f'groups at the logits [{Config.ngroups1}]')
-  add(g, 'ngroups2', count, None, f'groups in unit_3_*, at most ngroups1 [{Config.ngroups2}]')
-  add(g, 'ngroups3', count, None, f'groups in unit_2_*, at most ngroups2 [{Config.ngroups3}]')
+  wide = resnet_split.WideResNet
+  add(g, 'network', one_of(*networks), None, 'a wide residual network (WRN-d-k), ResNet-18 or AlexNet [wrn]')
+  add(g, 'k', count, None, f'wrn: width multiplier [{wide.k}]')
+  add(g, 'num_residual_units', count, None, f'wrn: residual blocks per stage [{wide.num_residual_units}]')
+  add(g, 'width', number('(0, inf)'), None, 'resnet18, alexnet: width multiplier [1]')
+  add(g, 'num_classes', count, None, f'classes [{wide.num_classes}; resnet18, alexnet: 1000]')
+  add(g, 'groups', str, None, 'groups of the last depths, as 2-4-8 [those of the flags below]')
+  add(g, 'ngroups1', count, None, f'groups at the last depth, the logits [{wide.ngroups1}]')
+  add(g, 'ngroups2', count, None, f'groups at the one below (wrn: unit_3_*), at most ngroups1 [{wide.ngroups2}]')
+  add(g, 'ngroups3', count, None, f'groups at the one below that (wrn: unit_2_*), at most ngroups2 [{wide.ngroups3}]')
   add(g, 'branch_input', one_of('group', 'all'), None, "what a branch reads of its parent's channels [group]")
-  add(g, 'bn_no_scale', boolean, None, f"keep the blocks' batch norm scales at 1 [{Config.bn_no_scale}]")
+  add(g, 'bn_no_scale', boolean, None, f"wrn: keep the blocks' batch norm scales at 1 [{wide.bn_no_scale}]")
+  add(g, 'lrn', boolean, None, 'alexnet: local response normalisations after conv1 and conv2 [True]')
   g = parser.add_argument_group('groups')
   add(g, 'assignment_start', one_of('noise', 'spectral'), 'noise', "spectral: near clusters of a baseline's weights")
   add(g, 'grouping', str, 'learned', 'split: or semantic, clustering, random, or a JSON file of nested class names')
@@ -151,7 +159,7 @@ def parse_flags(argv):
 
 def start_of(flags):
   """Returns what the flags ask a run to start from: an initialize.Start."""
-  network = {name: getattr(flags, name) for name in NETWORK_FLAGS}
+  network = {**{name: getattr(flags, name) for name in NETWORK_FLAGS}, 'image_size': cifar100.IMAGE_SIZE}
   return take(initialize.Start, vars(flags), network={n: value for n, value in network.items() if value is not None})
 
 
@@ -183,14 +191,14 @@ def train(flags, machine, placed):
   older = resnet_split.read_older
   start, before = start_of(flags), resume.stored_run(flags.train_dir, flags.mode, older)
   base = None if before else initialize.read_basemodel(start, older)
-  config = Config.of(initialize.choose_network(start, base, before, flags.train_dir))
-  graph = resnet_split.wide_resnet(config, cifar100.IMAGE_SIZE)
+  config = initialize.choose_network(start, networks, base, before, flags.train_dir)
+  graph = config.graph()
   if config.num_classes != len(names.fine):
     raise UserError(f'--num_classes is {config.num_classes}, but the data has {len(names.fine)} classes')
   sources, changed = resume.identify_checkpoints(flags.basemodel, flags.teacher, before)
   settings = {**vars(flags), **sources}
   if machine.chief:
-    rows = {**settings, **dataclasses.asdict(config), 'split (ngroups3-2-1)': graph.split}
+    rows = {**settings, **config.to_dict(), 'groups': graph.split}
     rows.update({f'data {name}': value for name, value in data.items()})
     print(log.settings_table({**rows, 'computes on': devices.description()}), flush=True)
 
@@ -203,7 +211,7 @@ def train(flags, machine, placed):
 
   # The configuration to store; the run to resume, and all workers, must have the same.
   settings = {n: value for n, value in settings.items() if n not in NETWORK_FLAGS and n != 'mode'}
-  configuration = checkpoints.describe(flags.mode, dataclasses.asdict(config), network, data, settings)
+  configuration = checkpoints.describe(flags.mode, config.to_dict(), network, data, settings)
   if before:
     resume.check_settings(configuration, before, flags.train_dir, make_parser().get_default)
   paths = {'data_dir', 'train_dir', *resume.CHECKPOINTS}  # may be other ones on every host

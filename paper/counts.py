@@ -1,9 +1,11 @@
 """Counts parameters and FLOPs of the paper's splits, and prints them beside the paper's numbers."""
 
 import dataclasses
+import functools
 
-import resnet_split
-from paper.published import DENSE, TABLE_2, row_name
+from alexnet_split import AlexNet
+from paper.published import DENSE, TABLE_2, TABLE_3, TABLE_4, row_name
+from resnet_split import ResNet18
 from splitnet.network import counting, grouping
 from splitnet.network.graph import Tree
 from splitnet.reporting.tables import markdown
@@ -12,15 +14,27 @@ BRANCH_INPUTS = {
   'group': "a child reads its own group of its parent's channels",
   'all': 'a child reads all channels of its parent',
 }
+# Tables 3 and 4: what the paper counts, function from split to Settings, the paper's numbers.
+IMAGENET = [
+  ('Table 3: AlexNet on ILSVRC 2012, without biases', AlexNet.of_split, TABLE_3),
+  (
+    'Table 4: ResNet-18x2 on ILSVRC 2012, without batch norms',
+    functools.partial(ResNet18.of_split, width=2),
+    TABLE_4,
+  ),
+]
+NOTE = """
+The dense rows are the paper's to the last digit. The others cannot be: the paper counts the networks that it trained,
+whose learned groups were nearly, not exactly, even, and it counts the biases' FLOPs in AlexNet's split rows only."""
 
 
 def layer_counts(config):
   """Returns the size of each layer of each branch, with groups of even size: a list of counting.LayerCount.
 
   Args:
-    config: a resnet_split.Config.
+    config: the Settings of a network.
   """
-  graph = resnet_split.wide_resnet(config)
+  graph = config.graph()
   return counting.counts(Tree(graph, grouping.even_groups(graph)))
 
 
@@ -34,19 +48,21 @@ def reduced(value, dense):
   return f'{100 - 100 * value / dense:.2f}'
 
 
-def counts_table(experiment, everything=False):
-  """Makes the table of the paper's networks: (header, rows) of text.
+def counts_table(config_of, published=TABLE_2, everything=False):
+  """Makes the table of a network's splits: (header, rows) of text.
 
   Args:
-    experiment: a recipes.Experiment; everything: count also what the paper leaves out.
+    config_of: function from a split's name to the Settings of the network.
+    published: the paper's numbers, one of TABLE_2 to TABLE_4.
+    everything: count also what the paper leaves out.
   """
   header = ['network', 'parameters', '10^6 (paper)', '% reduced', '% reduced (paper)']
   header += ['FLOPs per image', '10^9 (paper)', '% FLOPs reduced', '% FLOPs reduced (paper)']
-  totals, rows = {split: total(experiment.config(split), everything) for split in TABLE_2}, []
+  totals, rows = {split: total(config_of(split), everything) for split in published}, []
   for split, sizes in totals.items():
-    row = [row_name(split)]
+    row = [row_name(split) if published is TABLE_2 else {DENSE: 'dense'}.get(split, split)]
     for i, (size, dense) in enumerate(zip(sizes, totals[DENSE])):
-      row += [f'{size:,}', TABLE_2[split][2 * i], reduced(size, dense), TABLE_2[split][2 * i + 1]]
+      row += [f'{size:,}', published[split][2 * i], reduced(size, dense), published[split][2 * i + 1]]
     rows.append(row)
   return header, rows
 
@@ -75,4 +91,9 @@ def print_counts(experiment, split=None, everything=False):
   print(f'{note}, groups of even size; paper: WRN-16-8 without them.')
   for branch_input, meaning in BRANCH_INPUTS.items():
     print(f'\nbranch_input {branch_input}: where the tree branches, {meaning}.\n')
-    print(markdown(*counts_table(dataclasses.replace(experiment, branch_input=branch_input), everything)), end='')
+    config_of = dataclasses.replace(experiment, branch_input=branch_input).config
+    print(markdown(*counts_table(config_of, everything=everything)), end='')
+  for what, config_of, published in IMAGENET:
+    print(f'\n{what if not everything else what.split(",")[0]}, groups of even size.\n')
+    print(markdown(*counts_table(config_of, published, everything)), end='')
+  print(NOTE)

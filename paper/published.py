@@ -1,4 +1,4 @@
-"""The numbers that the paper prints, of WRN-16-8 on CIFAR-100 (Kim et al., ICML 2017, Tables 1, 2 and 5).
+"""The numbers that the paper prints (Kim et al., ICML 2017): Tables 1, 2 and 5 on CIFAR-100, 3 and 4 on ILSVRC 2012.
 
 A split is named by its numbers of groups, ngroups3-ngroups2-ngroups1.
 """
@@ -33,6 +33,22 @@ TABLE_2 = {
   '1-2-2': ('7.42', '32.54', '2.64', '14.63', '23.96'),
   '2-2-2': ('5.90', '46.39', '2.11', '31.97', '24.66'),
   '2-4-4': ('4.12', '62.58', '1.88', '39.29', '24.80'),
+}
+
+# Tables 3 (AlexNet) and 4 (ResNet-18x2): split -> parameters (10^6), % reduced, FLOPs (10^9), % reduced, top-1 test
+# error (%), that of random groups. The paper names 2-2-2-2-2 '2x5'.
+TABLE_3 = {
+  DENSE: ('62.37', '0', '2.278', '0', '41.72', ''),
+  '1-1-3': ('59.64', '4.38', '2.273', '0.21', '42.07', '42.20'),
+  '1-2-5': ('50.69', '18.72', '2.256', '1.00', '42.21', '43.20'),
+  '2-4-8': ('27.34', '56.17', '2.209', '3.05', '43.02', '43.35'),
+  '2-2-2-2-2': ('31.96', '48.76', '1.847', '18.95', '44.60', '44.99'),
+}
+TABLE_4 = {
+  DENSE: ('45.67', '0', '14.04', '0', '25.58', ''),
+  '1-1-3': ('44.99', '1.49', '14.04', '0.01', '24.90', '25.86'),
+  '1-2-2': ('28.39', '37.84', '12.39', '11.72', '25.48', '26.41'),
+  '2-2-2': ('24.21', '47.00', '10.75', '23.42', '26.45', '28.61'),
 }
 
 # Table 5: seconds for 50,000 images in batches of 100 on so many TITAN X Pascal, and the speed-up. `partition` says how

@@ -30,25 +30,25 @@ from splitnet.network import counting
     (dict(ngroups1=2, ngroups2=3, ngroups3=2), ['--ngroups2 is 3', '--ngroups1', 'only 2', 'unit_3']),
     (dict(ngroups1=4, ngroups2=2, ngroups3=3), ['--ngroups3 is 3', '--ngroups2', 'only 2', 'unit_2']),
     (dict(ngroups1=11, num_classes=10), ['--ngroups1 is 11', '10 classes']),
-    (dict(ngroups1=20, ngroups2=20, ngroups3=17, k=1), ['--ngroups3 is 17', '16 channels']),
+    (dict(ngroups1=20, ngroups2=20, ngroups3=17, k=1), ['17 groups', 'unit_2', 'only 16 units']),
     (dict(branch_input='some'), ['--branch_input', "'some'", 'group or all']),
   ],
 )
 def test_a_configuration_that_cannot_be_is_one_sentence(given, words):
   with pytest.raises(UserError) as error:
-    Config(**given)
+    Config(**given).graph()
   assert all(word in str(error.value) for word in words), error.value
   assert '\n' not in str(error.value)
 
 
-@pytest.mark.parametrize('given, name', [
-  (dict(ngroups1=40, ngroups2=40, ngroups3=1), 'ngroups2'),  # unit_2 has 32 channels for unit_3's 40 groups
-  (dict(ngroups1=80, ngroups2=1, ngroups3=1), 'ngroups1'),  # unit_3 has 64 channels for the logits' 80 groups
+@pytest.mark.parametrize('given, sentence', [
+  (dict(ngroups1=40, ngroups2=40, ngroups3=1), '40 groups were asked for at unit_3, but .* has only 32 units'),
+  (dict(ngroups1=80, ngroups2=1, ngroups3=1), '80 groups were asked for at logits, but .* has only 64 units'),
 ])  # fmt: skip
-def test_more_groups_than_channels_is_one_sentence(given, name):
+def test_more_groups_than_channels_is_one_sentence(given, sentence):
   # Some group would stay empty for ever: better said at the start than when hardening.
-  with pytest.raises(UserError, match='--%s is %d' % (name, given[name])):
-    Config(k=1, num_classes=100, **given)
+  with pytest.raises(UserError, match=sentence):
+    Config(k=1, num_classes=100, **given).graph()
 
 
 def test_names_of_splits():

@@ -1,6 +1,5 @@
 """train.py: the three stages one after another, its learning rates and settings, and what is refused and how."""
 
-import dataclasses
 import glob
 import json
 import os
@@ -92,7 +91,7 @@ def test_a_released_checkpoint_is_gone_on_from(data, tmp_path, mode):
   folder = str(tmp_path / mode)
   assert train.main(helpers.flags(mode, data, folder, '--basemodel', helpers.RELEASED, '--max_steps', 1)) == 0
   first, released = helpers.read_checkpoint(os.path.join(folder, 'ckpt-0')), helpers.read_checkpoint(helpers.RELEASED)
-  assert first.network == dataclasses.asdict(resnet_split.Config(k=1, num_residual_units=2))  # 2-2-2
+  assert first.network == resnet_split.WideResNet(k=1, num_residual_units=2).to_dict()  # 2-2-2
   if mode == 'group':
     helpers.assert_same({n: first.values[n] for n in released.values}, released.values)
   else:
@@ -159,7 +158,7 @@ REFUSED = {
   'ngroups order 3 2': ('group', NEW, ['--ngroups2', '2', '--ngroups3', '4'], 1, ['--ngroups3 is 4', '--ngroups2']),
   'ngroups1 above classes': ('group', NEW, ['--ngroups1', '101'], 1, ['101', '100 classes']),
   'ngroups3 above channels': (
-    'group', NEW, ['--k', '1', '--ngroups1', '20', '--ngroups2', '20', '--ngroups3', '20'], 1, ['20', '16 channels']
+    'group', NEW, ['--k', '1', '--ngroups1', '20', '--ngroups2', '20', '--ngroups3', '20'], 1, ['20', 'only 16 units']
   ),
   'patience without images': (
     'group', NEW, ['--patience', '3', '--train_split', 'train_val'], 1, ['--patience 3', '--train_split train_val']

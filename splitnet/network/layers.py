@@ -78,7 +78,9 @@ def _conv(layer, x, own, call):
   kernel = own['kernel']
   inputs, outputs = kernel.shape[-2:]
   kernel = lengthened(kernel, {-2: x.shape[-1] - inputs, -1: -outputs % call.channel_multiple})
-  y = tf.nn.conv2d(x, tf.cast(kernel, call.dtype), layer.stride, layer.padding)
+  # TensorFlow's optimiser takes channels of zeros beside what a VALID convolution reads for a border, and then fails.
+  padding = [[0, 0]] * 4 if layer.padding == 'VALID' else layer.padding
+  y = tf.nn.conv2d(x, tf.cast(kernel, call.dtype), layer.stride, padding)
   if 'biases' not in own:
     return y
   return tf.nn.bias_add(y, tf.cast(lengthened(own['biases'], {0: y.shape[-1] - outputs}), call.dtype))

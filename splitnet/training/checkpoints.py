@@ -110,7 +110,8 @@ def read_configuration(folder, older):
     with open(path) as f:
       configuration = json.load(f)
     if 'graph' not in configuration:
-      configuration['graph'] = older(configuration['network'], {}, path)[1].to_dict()
+      network, graph = older(configuration['network'], {}, path)
+      configuration.update(network=network, graph=graph.to_dict())
     graph, groups = Graph.from_dict(configuration['graph']), hard_groups(configuration)
     if groups is not None:
       check_groups(graph, groups)

@@ -6,7 +6,7 @@ import functools
 import tensorflow as tf
 
 from splitnet.common.errors import UserError
-from splitnet.network import grouping, hardening
+from splitnet.network import grouping, hardening, settings
 from splitnet.network import network as networks
 from splitnet.parallel import placement
 from splitnet.training import checkpoints
@@ -97,33 +97,30 @@ def read_basemodel(start, older):
   return stored
 
 
-def choose_network(start, base=None, before=None, train_dir=''):
-  """Returns the network's settings, a dict with those that something says.
+def choose_network(start, networks, base=None, before=None, train_dir=''):
+  """Returns the Settings of the network.
 
-  What the run to resume says comes first, then the basemodel, and what is asked for.
+  What the run to resume says comes first, then the basemodel, what is asked for, and the defaults.
 
   Args:
     start: a Start.
+    networks: dict from name to subclass of Settings.
     base: the basemodel, a checkpoints.Stored, or None.
     before: the stored configuration of the run to resume, or None; train_dir: its folder.
 
   Raises:
     UserError: if what is asked for contradicts the run or the basemodel.
   """
-  fixed = {}
   if before:
     fixed, source, way_out = before['network'], f"the run in '{train_dir}'", 'give another --train_dir'
   elif base:
     source, way_out = f"the basemodel '{start.basemodel}'", 'start from another checkpoint'
     # Neither a baseline nor a released checkpoint knows everything about the split.
-    unknown = {'baseline': ['branch_input', 'ngroups1', 'ngroups2', 'ngroups3'], 'released': ['branch_input']}
-    fixed = {name: value for name, value in base.network.items() if name not in unknown.get(base.mode, [])}
-  for name, value in start.network.items():
-    if fixed.get(name, value) != value:
-      raise UserError(
-        f'--{name} is {value}, but {source} was made with --{name} {fixed[name]}: leave the flag out, or {way_out}'
-      )
-  return {**start.network, **fixed}
+    unknown = {'baseline': ('branch_input', 'ngroups'), 'released': ('branch_input',)}.get(base.mode, ())
+    fixed = {name: value for name, value in base.network.items() if not name.startswith(unknown)}
+  else:
+    fixed, source, way_out = {}, '', ''
+  return settings.resolve(networks, start.network, fixed, source, way_out)
 
 
 def build_network(start, graph, base=None, names=None, devices=None, before=None):

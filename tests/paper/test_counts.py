@@ -18,7 +18,7 @@ EXACT = {
 
 @pytest.fixture(scope='module')
 def counted():
-  return {name: counts.counts_table(recipes.Experiment(k=8, branch_input=name)) for name in ('group', 'all')}
+  return {name: counts.counts_table(recipes.Experiment(k=8, branch_input=name).config) for name in ('group', 'all')}
 
 
 def test_counts_are_those_of_the_both_sides_reading_to_the_last_digit(counted):
@@ -34,6 +34,17 @@ def test_percentages_are_the_papers_where_branches_read_all_of_their_parent(coun
     ours, theirs = ([float(row[header.index(name)]) for row in rows] for name in (here, paper))
     assert ours == pytest.approx(theirs, abs=0.15)
   assert [row[header.index('% reduced (paper)')] for row in rows] == ['0.0', '0.35', '32.54', '46.39', '62.58']
+
+
+@pytest.mark.parametrize('table, flops_digits', [(0, 0.002), (1, 0.01)])
+def test_counts_of_tables_3_and_4_are_the_papers_as_nearly_as_even_groups_can_be(table, flops_digits):
+  _, config_of, published_rows = counts.IMAGENET[table]
+  _, rows = counts.counts_table(config_of, published_rows)
+  assert len(rows) == len(published_rows) == (5, 4)[table]
+  for _, parameters, m, less, paper_less, flops, g, fewer, paper_fewer in rows:
+    assert abs(int(parameters.replace(',', '')) / 1e6 - float(m)) < 0.05
+    assert abs(int(flops.replace(',', '')) / 1e9 - float(g)) < flops_digits
+    assert abs(float(less) - float(paper_less)) <= 0.06 and abs(float(fewer) - float(paper_fewer)) <= 0.06
 
 
 def test_layers_add_up_and_everything_adds_what_the_paper_leaves_out():
@@ -55,6 +66,8 @@ def test_the_program_prints_counts(capsys):
   assert tables.main(['counts', '--k', '1']) == 0
   out = capsys.readouterr().out
   assert len(out.split('branch_input')) == 3 and 'WRN-16-1' in out
+  dense = [row for row in rows_of(out) if row[0] == 'dense']
+  assert [row[1::4] for row in dense[-2:]] == [['62,367,776', '2,278,248,448'], ['45,673,832', '14,038,484,944']]
 
 
 @pytest.mark.parametrize('split', list(published.SPLITS))

@@ -103,6 +103,32 @@ def test_two_workers_compute_what_one_process_does(tmp_path_factory, pair, argum
   assert result['latency'] > 0 and result['images_per_second'] > 0
 
 
+OTHER_NETWORKS = """
+import sys
+sys.path[:0] = [sys.argv[1], sys.argv[1] + '/tests']
+import helpers
+import numpy as np
+from graphs import AlexNet, ResNet18, images, make_tree
+from splitnet.network import folding
+from splitnet.parallel import executor, workers
+
+connected = workers.Workers(sys.argv[2].split(','), float(sys.argv[3]))
+for case, trunk in ((AlexNet, '2-3-3'), 'replicate'), ((ResNet18, '1-2-3', 'all'), 'first'):
+  tree = make_tree(*case)
+  x = images(tree.graph)
+  expected = tree(x).numpy()
+  logits, speed = executor.predict(folding.folded(tree), x, lambda images: images, 2, workers=connected, trunk=trunk)
+  assert {part.device for part in speed.parts} == set(connected.devices) and len(connected.devices) == 2
+  np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-5 * np.abs(expected).max())
+"""
+
+
+def test_two_workers_compute_the_logits_of_other_networks(pair):
+  command = [sys.executable, '-c', OTHER_NETWORKS, helpers.PROJECT, addresses(pair), str(TIMEOUT)]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+
+
 # eval.py, but after four batches a process gets a signal. Prints which batches each run over them was asked for.
 SIGNALLED = """
 import json, os, signal, sys

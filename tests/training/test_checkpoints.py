@@ -47,7 +47,7 @@ def split_network():
 def saver_of(folder, network, max_to_keep=2, mode='split'):
   """(a Saver of a network and a step, the step)."""
   step = tf.Variable(0, dtype=tf.int64, trainable=False)
-  configuration = checkpoints.describe(mode, dataclasses.asdict(SMALL), network, {'name': 'made up'}, {'seed': 1})
+  configuration = checkpoints.describe(mode, SMALL.to_dict(), network, {'name': 'made up'}, {'seed': 1})
   return checkpoints.Saver(folder, configuration, max_to_keep, weights=network.weights, step=step), step
 
 
@@ -61,8 +61,8 @@ def test_released_checkpoint(suffix):
   assert stored.groups is None and stored.configuration is None
   # Read off the shapes alone.
   assert stored.network == dict(
-    k=1, num_residual_units=2, num_classes=100, ngroups1=2, ngroups2=2, ngroups3=2, branch_input='group',
-    bn_no_scale=True,
+    network='wrn', image_size=32, k=1, num_residual_units=2, num_classes=100, ngroups1=2, ngroups2=2, ngroups3=2,
+    branch_input='group', bn_no_scale=True,
   )  # fmt: skip
   # Every variable of its network and nothing of its optimiser, the values as TensorFlow reads them.
   reader = tf.train.load_checkpoint(RELEASED)
@@ -92,8 +92,7 @@ def test_released_checkpoint_is_trained():
   ('1-1-4', 1, 2, 100), ('1-2-2', 2, 1, 10), ('2-4-4', 1, 3, 10), ('2-3-5', 2, 2, 20),
 ])  # fmt: skip
 def test_configuration_is_read_off_shapes(split, k, num_residual_units, num_classes):
-  ngroups3, ngroups2, ngroups1 = (int(part) for part in split.split('-'))
-  config = resnet_split.Config(k, num_residual_units, num_classes, ngroups1, ngroups2, ngroups3)
+  config = networks.config_of(split, k=k, num_residual_units=num_residual_units, num_classes=num_classes)
   values = {name: v.numpy() for name, v in networks.build(config, with_assignments=True).weights.items()}
   assert resnet_split.config_from_shapes(values, 'here') == config
   # Without assignments it is dense.
@@ -152,7 +151,7 @@ def test_a_split_network_comes_back_from_its_folder(tmp_path):
   for name in (str(tmp_path), path, path + '.index'):
     stored = helpers.read_checkpoint(name)
     assert (stored.mode, stored.graph, stored.path) == ('split', network.graph, path)
-    assert stored.network == dataclasses.asdict(SMALL)
+    assert stored.network == SMALL.to_dict()
     assert stored.configuration['settings'] == {'seed': 1} and stored.configuration['data'] == {'name': 'made up'}
     assert {n: g.tolist() for n, g in stored.groups.items()} == {n: g.tolist() for n, g in network.groups.items()}
     assert set(stored.values) == set(network.weights)
@@ -300,7 +299,7 @@ def test_a_configuration_of_another_network_is_one_sentence(folder):
   config = dataclasses.replace(SMALL, num_residual_units=2)
   graph = resnet_split.wide_resnet(config)
   other = create(graph, {n: np.arange(u.size) % u.groups for n, u in graph.units.items()})
-  write_json(str(folder / 'config.json'), checkpoints.describe('split', dataclasses.asdict(config), other, {}, {}))
+  write_json(str(folder / 'config.json'), checkpoints.describe('split', config.to_dict(), other, {}, {}))
   with pytest.raises(UserError, match='has no variable') as error:
     checkpoints.load_network(helpers.read_checkpoint(str(folder)))
   assert str(folder) in one_sentence(error)
