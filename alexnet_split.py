@@ -6,32 +6,23 @@ et al., SplitNet (ICML 2017), whose counts (Table 3) fix the geometry.
 
 import dataclasses
 
-from splitnet.common.errors import UserError
 from splitnet.network.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AlexNet(Settings):
-  """What an AlexNet looks like. The paper's 2-4-8 are groups at fc6, fc7, fc8; its 2x5 is 2-2-2-2-2 from conv4 on.
+  """What an AlexNet looks like.
 
-  Attributes:
-    width: multiplier of all widths, 96 to 4096.
-    lrn: whether local response normalisations follow conv1 and conv2.
-    ngroups1 to ngroups5: groups at fc8, fc7, fc6, conv5 and conv4.
+  The paper's 2-4-8 are groups at fc6, fc7, fc8; its 2x5 is 2-2-2-2-2 from conv4 on.
   """
 
   network = 'alexnet'
   split_depths = ('conv4', 'conv5', 'fc6', 'fc7', 'fc8')
 
-  width: float = 1.0
-  lrn: bool = True
-  ngroups4: int = 1
-  ngroups5: int = 1
-
-  def __post_init__(self):
-    super().__post_init__()
-    if self.width <= 0:
-      raise UserError(f'--width is {self.width:g}; it must be above 0')
+  width: float = 1.0  # multiplies all widths, 96 to 4096
+  lrn: bool = True  # whether local response normalisations follow conv1 and conv2
+  ngroups4: int = 1  # at conv5
+  ngroups5: int = 1  # at conv4
 
   def graph(self):
     """Returns the Graph.

@@ -2,8 +2,10 @@
 
 Every random choice is a function of (seed, step), so a resumed training run sees the images that it would have seen
 without the interruption. Source of the recipe: the released code (reflect-pad 4, random crop, random flip, whitening of
-each image and channel). """
+each image and channel).
+"""
 
+import functools
 import json
 import os
 
@@ -12,10 +14,28 @@ import tensorflow as tf
 
 from splitnet.common.errors import UserError
 from splitnet.data.batches import ClassNames, Images
+from splitnet.data.dataset import DataSet
 
 IMAGE_SIZE = 32  # pixels, height and width
 PADDING = 4  # pixels reflected on each side before cropping
 SUBSETS = ('train', 'val', 'train_val', 'test')
+DATA_DIR = 'cifar100/train_val_split'  # where download_cifar100.py writes
+
+
+def open_dataset(settings):
+  """Opens the data set for the programs: a DataSet.
+
+  Args:
+    settings: a DataSettings; how files are decoded does not concern it.
+
+  Raises:
+    UserError: it is missing or damaged, or another size is asked for.
+  """
+  if settings.image_size not in (None, IMAGE_SIZE):
+    raise UserError(f'--image_size is {settings.image_size}, but images of CIFAR-100 have {IMAGE_SIZE} pixels a side')
+  data_dir = settings.data_dir or DATA_DIR
+  load_subset = functools.partial(load, data_dir)
+  return DataSet(load_names(data_dir), IMAGE_SIZE, load_subset, augment=augment, prepare=whiten)
 
 
 def _missing(data_dir):
@@ -30,11 +50,7 @@ def _damaged(path, reason):
 
 
 def load_names(data_dir):
-  """Reads the names of classes and superclasses in a folder: a ClassNames.
-
-  Raises:
-    UserError: the file is missing or damaged.
-  """
+  """Reads the ClassNames of a folder; UserError if the file is missing or damaged."""
   path = os.path.join(data_dir, 'names.json')
   try:
     with open(path) as f:
@@ -48,18 +64,9 @@ def load_names(data_dir):
 
 
 def load(data_dir, subset, limit=None):
-  """Reads one subset of the images.
+  """Reads one of the SUBSETS, or its first `limit` images: uint8 [N, 32, 32, 3].
 
-  Args:
-    data_dir: folder that download_cifar100.py wrote.
-    subset: one of SUBSETS.
-    limit: take only the first `limit` images; None: all.
-
-  Returns:
-    An Images: uint8 [N, 32, 32, 3] and int32 [N].
-
-  Raises:
-    UserError: the file is missing or damaged, or holds fewer than `limit` images.
+  Returns an Images; raises UserError if the file is missing or damaged, or holds fewer than `limit` images.
   """
   path = os.path.join(data_dir, subset + '.npz')
   try:
@@ -85,9 +92,6 @@ def augment(images, seed, share=None):
     seed: int32 tensor [2].
     share: if the images are a part of a batch that is divided over replicas, an object whose `batch` is the size of
       the whole and whose `take(values)` picks this part's rows; None: they are the whole batch.
-
-  Returns:
-    Images of the same shape and type.
   """
   batch = share.batch if share else tf.shape(images)[0]
   offsets = 2 * PADDING + 1
@@ -108,16 +112,10 @@ def _reflect(index):
 
 
 def whiten(images):
-  """Shifts and scales each channel of each image to zero mean and unit deviation.
+  """Gives each channel of each image zero mean and unit deviation, float32.
 
   The deviation is taken as at least 1 / 32 of a grey level, so that a channel of one value becomes 0 and not NaN
   (the released code divides by zero); any other channel is not affected.
-
-  Args:
-    images: [batch, height, width, channels], uint8 or float.
-
-  Returns:
-    float32 tensor of the same shape.
   """
   images = tf.cast(images, tf.float32)
   mean, variance = tf.nn.moments(images, (1, 2), keepdims=True)

@@ -1,15 +1,10 @@
-"""Downloads CIFAR-100, verifies it and divides it into the subsets of training.
-
-It also reads a local archive, or generates images. Under --data_dir it leaves
+"""Downloads CIFAR-100 (or reads an archive, or generates images), verifies and divides it.
 
   train.npz, val.npz, train_val.npz, test.npz
-      images         uint8 [N, 32, 32, 3], RGB, 0-255
-      labels         uint8 [N], fine class, 0-99
-      coarse_labels  uint8 [N], superclass, 0-19
+      images uint8 [N, 32, 32, 3], RGB; labels uint8 [N], fine class; coarse_labels uint8 [N], superclass
   names.json
-      fine, coarse      the names of the 100 classes and of the 20 superclasses
-      fine_to_coarse    the number of each class's superclass
-      source, seed, num_val_instance, images_per_class    where the files come from
+      fine, coarse: the names of classes and superclasses; fine_to_coarse: each class's superclass;
+      source, seed, num_val_instance, images_per_class: where the files come from
 
 train_val holds all training images in the archive's order; train and val are its two parts, each in that order again.
 names.json is written last: if it is there, the four others are whole.
@@ -18,7 +13,7 @@ The data set: A. Krizhevsky, "Learning Multiple Layers of Features from Tiny Ima
 https://www.cs.toronto.edu/~kriz/cifar.html
 """
 
-import json
+import contextlib
 import os
 import posixpath
 import sys
@@ -28,9 +23,9 @@ import zlib
 import numpy as np
 import six
 
-from splitnet.common.errors import UserError, run_program
-from splitnet.common.files import check_folder, whole_file, write_json
-from splitnet.common.flags import Parser, integer
+from splitnet.common.errors import UserError, program
+from splitnet.common.files import check_folder, read_json, whole_file, write_json
+from splitnet.common.flags import Parser, integer, switch
 from splitnet.data import safe_pickle, safe_tar, synthetic
 from splitnet.data.download import download, md5_of
 
@@ -47,14 +42,8 @@ SUBSETS = ('train', 'val', 'train_val', 'test')
 PROVENANCE = ('source', 'seed', 'num_val_instance', 'images_per_class')
 
 
-# --- reading an archive ------------------------------------------------------------------------------------------
-
-
 def read_archive(path):
   """Reads a tar of CIFAR-100's Python layout and verifies its content.
-
-  Args:
-    path: tar file, plain or compressed (.gz, .bz2, .xz), with cifar-100-python/{train,test,meta}.
 
   Returns:
     dict: `train_images`, `test_images` uint8 [N, 32, 32, 3]; `train_labels`, `test_labels` uint8 [N];
@@ -118,16 +107,14 @@ def _labels(batch, member, key, count, classes):
 
 def _fine_to_coarse(train_pairs, test_pairs):
   """Returns each class's superclass: exactly one, and the same in train and test."""
-  if train_pairs[:, 0].tolist() != list(range(CLASSES)):
+  fine, coarse = train_pairs.T.tolist()
+  if fine != list(range(CLASSES)):
     raise ValueError(f'not every one of the {CLASSES} classes is in exactly one superclass')
-  if len(set(train_pairs[:, 1].tolist())) != SUPERCLASSES:
+  if len(set(coarse)) != SUPERCLASSES:
     raise ValueError(f'not every one of the {SUPERCLASSES} superclasses occurs')
   if not np.array_equal(train_pairs, test_pairs):
     raise ValueError('test does not have the classes and superclasses of train')
-  return train_pairs[:, 1].tolist()
-
-
-# --- the subsets' files ------------------------------------------------------------------------------------------
+  return coarse
 
 
 def train_and_val(count, num_val, seed):
@@ -137,18 +124,9 @@ def train_and_val(count, num_val, seed):
 
 
 def write(data, data_dir, provenance):
-  """Writes the five files, each whole or not at all, names.json last.
-
-  Args:
-    data: dict as read_archive returns it.
-    data_dir: folder that exists.
-    provenance: dict with the keys PROVENANCE.
-
-  Raises:
-    OSError: a file cannot be written; whatever carries a final name is whole nevertheless.
-  """
+  """Writes the five files, each whole or not at all, names.json last."""
   names = os.path.join(data_dir, 'names.json')
-  if os.path.exists(names):
+  with contextlib.suppress(FileNotFoundError):
     os.remove(names)  # first, so that it never vouches for a mixture of old and new files
   train, val = train_and_val(len(data['train_labels']), provenance['num_val_instance'], provenance['seed'])
   coarse = np.asarray(data['fine_to_coarse'], np.uint8)
@@ -161,17 +139,12 @@ def write(data, data_dir, provenance):
 
 
 def is_done(data_dir, wanted):
-  """Returns whether a folder holds, whole, what `wanted` (as in `write`) describes.
-
-  Raises:
-    UserError: it holds another data set or division, which is not to be overwritten unasked.
-  """
+  """Returns whether a folder holds it whole; UserError if it holds another data set."""
   names = os.path.join(data_dir, 'names.json')
   if not os.path.exists(names):
     return False
   try:
-    with open(names, encoding='utf-8') as f:
-      stored = json.load(f)
+    stored = read_json(names)
     stored = {key: stored[key] for key in PROVENANCE}
   except (ValueError, KeyError, TypeError):
     raise UserError(f'{names} is not of this program: pass --force to overwrite it, or another --data_dir') from None
@@ -204,9 +177,6 @@ def describe(provenance):
   ).format(**provenance)
 
 
-# --- the program -------------------------------------------------------------------------------------------------
-
-
 def parse_flags(argv=None):
   """Parses the command line; a wrong one ends the program with exit code 2."""
   parser = Parser(
@@ -218,23 +188,19 @@ def parse_flags(argv=None):
     '  python download_cifar100.py --synthetic --images_per_class 100 --data_dir synthetic/train_val_split',
   )
   add = parser.add_argument
-  add('--data_dir', default='cifar100/train_val_split', metavar='DIR',
-      help='folder for the files, made if need be; a download is kept there too [%(default)s]')  # fmt: skip
+  text = 'folder for the files, made if need be; a download is kept there too [%(default)s]'
+  add('--data_dir', default='cifar100/train_val_split', metavar='DIR', help=text)
   source = parser.add_mutually_exclusive_group()
-  source.add_argument('--archive', metavar='FILE',
-      help='read this tar (.tar, .tar.gz, .tar.bz2, .tar.xz) instead of the network; its content is verified, '
-      'not its checksum')  # fmt: skip
-  source.add_argument('--synthetic', action='store_true',
-      help='generate images of 100 classes in 20 superclasses; needs neither network nor archive')  # fmt: skip
-  add('--images_per_class', type=integer(1, MAX_IMAGES_PER_CLASS), metavar='N',
-      help=f'with --synthetic: training images per class, 1 to {MAX_IMAGES_PER_CLASS}, and a fifth as many test '
-      'images, at least 1 [500, as in CIFAR-100]')  # fmt: skip
-  add('--num_val_instance', type=integer(1, CLASSES * MAX_IMAGES_PER_CLASS), metavar='N',
-      help="training images to set aside for validation [a tenth of them: 5000 of CIFAR-100's 50000]")  # fmt: skip
-  add('--seed', type=integer(0, 2**32 - 1), default=0, metavar='N',
-      help='draws the validation images and, with --synthetic, the images themselves; the same seed gives the same '
-      'files, byte for byte [%(default)s]')  # fmt: skip
-  add('--force', action='store_true', help='write the files even if there are some already')
+  text = 'read this tar (.tar, .tar.gz, .tar.bz2, .tar.xz) instead; its content is verified, not its checksum'
+  source.add_argument('--archive', metavar='FILE', help=text)
+  switch(source, 'synthetic', 'generate images of 100 classes in 20 superclasses; needs neither network nor archive')
+  text = 'with --synthetic: training images per class, and a fifth as many test images, at least 1 [500]'
+  add('--images_per_class', type=integer(1, MAX_IMAGES_PER_CLASS), metavar='N', help=text)
+  text = 'training images to set aside for validation [a tenth of them]'
+  add('--num_val_instance', type=integer(1, CLASSES * MAX_IMAGES_PER_CLASS), metavar='N', help=text)
+  text = 'draws the validation and the synthetic images; the same seed gives the same bytes [%(default)s]'
+  add('--seed', type=integer(0, 2**32 - 1), default=0, metavar='N', help=text)
+  switch(parser, 'force', 'write the files even if there are some already')
   flags = parser.parse_args(argv)
   if flags.images_per_class is not None and not flags.synthetic:
     parser.error(f'--images_per_class {flags.images_per_class} goes with --synthetic only: drop it or add --synthetic')
@@ -258,17 +224,17 @@ def get_data(flags, images_per_class):
   if flags.synthetic:
     print(f'generating {CLASSES * images_per_class} training images and their test images ...', flush=True)
     return synthetic.make(images_per_class, flags.seed)
-  archive = flags.archive
-  if archive is None:
-    archive = os.path.join(flags.data_dir, posixpath.basename(URL))
-    if not os.path.exists(archive) or md5_of(archive) != MD5:
-      download(URL, archive, SIZE, MD5, OTHER_WAYS)
+  archive = os.path.join(flags.data_dir, posixpath.basename(URL)) if flags.archive is None else flags.archive
+  if flags.archive is None and not (os.path.exists(archive) and md5_of(archive) == MD5):
+    download(URL, archive, SIZE, MD5, OTHER_WAYS)
   print(f'reading {archive} ...', flush=True)
   return read_archive(archive)
 
 
-def run(flags):
+@program('download_cifar100.py')
+def main(argv):
   """Brings --data_dir to what the flags ask for; UserError if that cannot be done."""
+  flags = parse_flags(argv)
   wanted = provenance_of(flags)
   try:
     if not flags.force and is_done(flags.data_dir, wanted):
@@ -288,11 +254,6 @@ def run(flags):
   except KeyboardInterrupt:
     print('interrupted: every file under its final name is whole; run again to resume', file=sys.stderr)
     raise
-
-
-def main(argv=None):
-  """Runs the program; returns its exit code."""
-  return run_program('download_cifar100.py', lambda: run(parse_flags(argv)))
 
 
 if __name__ == '__main__':

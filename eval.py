@@ -63,11 +63,7 @@ def make_parser():
 
 
 def parse_flags(argv):
-  """Parses and checks the flags.
-
-  Raises:
-    UserError: if a value is out of range, or flags contradict each other.
-  """
+  """Parses and checks the flags; UserError if one is out of range or contradicts."""
   flags = make_parser().parse_args(argv)
   if flags.workers:
     flags.workers = workers.parse_addresses(flags.workers)

@@ -1,4 +1,4 @@
-"""Residual networks as graphs: wide ones for CIFAR (WRN-d-k), ResNet-18 of any width for ImageNet; older checkpoints.
+"""Residual networks as graphs: WRN-d-k, ResNet-18; and older checkpoints of them.
 
 Sources: Kim et al., SplitNet (ICML 2017); Zagoruyko and Komodakis, Wide Residual Networks (2016); He et al., Deep
 Residual Learning for Image Recognition (2016); the released code for names and the meaning of each flag.
@@ -8,105 +8,78 @@ import dataclasses
 import re
 
 from splitnet.common.errors import UserError
-from splitnet.network.graph import Builder, Graph
 from splitnet.network.settings import Settings, from_dict
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WideResNet(Settings):
-  """What a wide residual network looks like.
-
-  Attributes:
-    k: width multiplier; the stages have 16k, 32k and 64k channels.
-    num_residual_units: residual blocks per stage; the depth is 6 * num_residual_units + 4.
-    ngroups1, ngroups2, ngroups3: groups at the logits, in unit_3_* and in unit_2_*.
-    bn_no_scale: keep the scale of the blocks' batch normalisations at 1.
-  """
+  """What a wide residual network looks like."""
 
   network = 'wrn'
   split_depths = ('unit_2', 'unit_3', 'logits')
 
-  k: int = 8
-  num_residual_units: int = 2
+  k: int = 8  # width multiplier; the stages have 16k, 32k and 64k channels
+  num_residual_units: int = 2  # per stage; the depth is 6 * num_residual_units + 4
   num_classes: int = 100
-  bn_no_scale: bool = True
+  bn_no_scale: bool = True  # keep the scale of the blocks' batch normalisations at 1
   image_size: int = 32
 
   def graph(self):
-    """Returns the Graph: pre-activation blocks, as the released grouping network has them."""
-    return wide_resnet(self, self.image_size)
+    """Returns the Graph: pre-activation blocks, as the released grouping network has."""
+    b = self.builder(f'WRN-{6 * self.num_residual_units + 4}-{self.k}')
+    streams = [
+      b.border('split_p3', 16 * self.k, 'unit_2'),
+      b.border('split_p2', 32 * self.k, 'unit_3'),
+      b.border('split_p1', 64 * self.k, 'logits'),
+    ]
+    # With k = 1 unit_1_0 adds its input as it is, so both carry their channels in the same order.
+    stem = streams[0] if self.k == 1 else b.shared('stem', 16)
+    x = b.conv('init_conv', b.image, stem, 3, counted='none')
+    for stage, (depth, stream) in enumerate(zip(('trunk', 'unit_2', 'unit_3'), streams)):
+      b.at(depth)
+      for unit in range(self.num_residual_units):
+        name = f'unit_{stage + 1}_{unit}'
+        stride, split = 2 if stage and not unit else 1, b.depths[depth] > 1
+
+        def activated(x, part, name=name, split=split):
+          return b.relu(b.batch_norm(f'{name}/{part}', x, scaled=not self.bn_no_scale), dropout=split)
+
+        a = activated(x, 'bn_1')
+        if unit:
+          residual = x
+        else:  # a stage's first block adds nothing of the stream below (released code)
+          residual = b.conv(name + '/shortcut', a, stream, 1, stride) if x.units.size != stream.size else a
+        hidden = b.inner(f'split_r{4 - stage}{unit + 1}', stream.size)
+        a = activated(b.conv(name + '/conv_1', a, hidden, 3, stride), 'bn_2')
+        x = b.add(name + '/sum', residual, b.conv(name + '/conv_2', a, stream, 3))
+    x = b.mean(b.relu(b.batch_norm('unit_last/bn', x)))  # its scale is learned in any case
+    b.at('logits')
+    b.linear('logits/fc', x, b.inner('split_q1', self.num_classes), dropout=self.ngroups1 > 1)
+    return b.graph()
 
 
 Config = WideResNet
 
 
-def wide_resnet(config: Config, image_size=32) -> Graph:
-  """Builds a wide residual network, with pre-activation blocks as the released one.
-
-  Args:
-    config: a Config.
-    image_size: height and width of the images, pixels.
-
-  Returns:
-    A Graph.
-  """
-  c = config
-  depths = {'trunk': 1, 'unit_2': c.ngroups3, 'unit_3': c.ngroups2, 'logits': c.ngroups1}
-  b = Builder(f'WRN-{6 * c.num_residual_units + 4}-{c.k}', depths, image_size, c.branch_input)
-  streams = [
-    b.border('split_p3', 16 * c.k, 'unit_2'),
-    b.border('split_p2', 32 * c.k, 'unit_3'),
-    b.border('split_p1', 64 * c.k, 'logits'),
-  ]
-  # With k = 1 unit_1_0 adds its input as it is, so both carry their channels in the same order.
-  stem = streams[0] if c.k == 1 else b.shared('stem', 16)
-  x = b.conv('init_conv', b.image, stem, 3, counted='none')
-  for stage, (depth, stream) in enumerate(zip(('trunk', 'unit_2', 'unit_3'), streams)):
-    b.at(depth)
-    for unit in range(c.num_residual_units):
-      name = f'unit_{stage + 1}_{unit}'
-      stride, split = 2 if stage and not unit else 1, depths[depth] > 1
-
-      def activated(x, part, name=name, split=split):
-        return b.relu(b.batch_norm(f'{name}/{part}', x, scaled=not c.bn_no_scale), dropout=split)
-
-      a = activated(x, 'bn_1')
-      if unit:
-        residual = x
-      else:  # a stage's first block adds nothing of the stream below (released code)
-        residual = b.conv(name + '/shortcut', a, stream, 1, stride) if x.units.size != stream.size else a
-      hidden = b.inner(f'split_r{4 - stage}{unit + 1}', stream.size)
-      a = activated(b.conv(name + '/conv_1', a, hidden, 3, stride), 'bn_2')
-      x = b.add(name + '/sum', residual, b.conv(name + '/conv_2', a, stream, 3))
-  x = b.mean(b.relu(b.batch_norm('unit_last/bn', x)))  # its scale is learned in any case
-  b.at('logits')
-  b.linear('logits/fc', x, b.inner('split_q1', c.num_classes), dropout=c.ngroups1 > 1)
-  return b.graph()
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResNet18(Settings):
-  """What a ResNet-18 looks like. The paper's ResNet-18x2 has width 2, and groups at conv4, conv5 and fc.
+  """What a ResNet-18 looks like.
 
-  Attributes:
-    width: multiplier of the channels, 64 to 512.
-    ngroups1 to ngroups5: groups at fc, conv5, conv4, conv3 and conv2.
+  The paper's ResNet-18x2 has width 2, and groups at conv4, conv5 and fc.
   """
 
   network = 'resnet18'
   split_depths = ('conv2', 'conv3', 'conv4', 'conv5', 'fc')
 
-  width: float = 1.0
-  ngroups4: int = 1
-  ngroups5: int = 1
-
-  def __post_init__(self):
-    super().__post_init__()
-    if self.width <= 0:
-      raise UserError(f'--width is {self.width:g}; it must be above 0')
+  width: float = 1.0  # multiplies the channels, 64 to 512
+  ngroups4: int = 1  # at conv3
+  ngroups5: int = 1  # at conv2
 
   def graph(self):
-    """Returns the Graph: post-activation blocks, shortcuts without batch normalisation (released code)."""
+    """Returns the Graph: post-activation blocks (released code).
+
+    Shortcuts have no batch normalisation.
+    """
     name = 'ResNet-18' if self.width == 1 else f'ResNet-18x{self.width:g}'
     b, stages = self.builder(name), self.split_depths[:-1]
     streams = [
@@ -135,19 +108,15 @@ class ResNet18(Settings):
 
 
 def read_older(settings, values, path):
-  """Tells which network a checkpoint without a graph holds.
+  """Returns the settings, a dict, and the Graph of a checkpoint without a graph.
+
+  Raises UserError if it is no such network.
 
   Args:
     settings: the network's settings beside a checkpoint of this project's earlier versions; None for one of the
       released code.
     values: of the latter: dict from the released variable names to arrays.
     path: for the error's text.
-
-  Returns:
-    (the settings as a dict, the Graph).
-
-  Raises:
-    UserError: if it is no such network.
   """
   wide = {WideResNet.network: WideResNet}
   found = config_from_shapes(values, path) if settings is None else from_dict(wide, settings)
@@ -157,12 +126,7 @@ def read_older(settings, values, path):
 def config_from_shapes(values, path):
   """Reads the Config of a released grouping network off the shapes of its variables.
 
-  Args:
-    values: dict from the released variable names to arrays.
-    path: for the error's text.
-
-  Raises:
-    UserError: if it is not such a network.
+  Raises UserError if they (arrays by the released names, of the checkpoint `path`) are not such a network's.
   """
 
   def groups(*names):

@@ -134,10 +134,7 @@ def make_parser():
 def parse_flags(argv):
   """Parses the flags, and checks what can be checked without reading anything.
 
-  The defaults that depend on the stage are set, too.
-
-  Raises:
-    UserError: if a value is out of range, or flags contradict each other.
+  The defaults that depend on the stage are set, too. Raises UserError if a value is out of range, or flags contradict.
   """
   parser = make_parser()
   flags = parser.parse_args(argv)
@@ -167,14 +164,9 @@ def start_of(flags):
 
 
 def train(flags, machine, placed):
-  """Trains the stage that the flags describe.
+  """Trains the stage that the flags describe; returns (last step, best accuracy).
 
-  Args:
-    flags: from `parse_flags`.
-    machine, placed: the Replicas, and the devices for the branches or None, from replicas.set_up.
-
-  Returns:
-    (last step, best validation accuracy).
+  `machine` and `placed`, the Replicas and the devices for the branches or None, come from replicas.set_up.
   """
   np.random.seed(flags.seed)
   tf.random.set_seed(flags.seed)

@@ -1,8 +1,7 @@
 """Computes SplitNet's mathematics on arrays and tensors.
 
-That is soft assignments, their merging, the three regularisers, hard groups, and counting. Nothing here knows a
-network, a data set or a flag. Symbols are the paper's (Kim et al., "SplitNet: Learning to Semantically Split Deep
-Networks for Parameter Reduction and Model Parallelization", ICML 2017):
+Nothing here knows a network, a data set or a flag. Symbols are the paper's (Kim et al., "SplitNet: Learning to
+Semantically Split Deep Networks for Parameter Reduction and Model Parallelization", ICML 2017):
 
   q, p   a soft assignment, [groups, units]: one probability per group and unit, each column sums to 1
   W      a layer's weights, [in, out]; a convolution counts each in-out channel pair once
@@ -22,13 +21,9 @@ import tensorflow as tf
 
 
 def merge_sizes(groups, merged_groups):
-  """Returns how many consecutive groups go into each merged group.
+  """Returns how many consecutive groups go into each merged group, evenly.
 
-  Of N groups (N + M - i - 1) // M go into group i of M. Source: the released code's merging (the paper's section 3.3
-  asks for a merge, not for which one).
-
-  Raises:
-    ValueError: not 1 <= merged_groups <= groups.
+  Source: the released code's merging (the paper's section 3.3 asks for a merge, not for which one).
   """
   if not 1 <= merged_groups <= groups:
     raise ValueError(f'cannot merge {groups} groups into {merged_groups}')
@@ -44,9 +39,6 @@ def parents_along(counts):
   """Returns the last merged group of each of the first, merged step by step.
 
   In a tree of 5, 3 and 2 branches the five go to 0 0 0 0 1, but merged from 5 to 2 at once to 0 0 0 1 1.
-
-  Returns:
-    int array [counts[0]].
   """
   groups = np.arange(counts[0])
   for count, merged in itertools.pairwise(counts):
@@ -69,73 +61,43 @@ def merge_assignment(q, merged_groups):
 # --- the three regularisers ------------------------------------------------------------------------------------
 
 
-def overlap(q):
-  """Computes R_D, disjoint assignment.
-
-  It is the sum of q_g . q_h over pairs g < h, divided by its value for a uniform q.
-
-  Args:
-    q: soft assignment [groups, units], groups > 1.
-
-  Returns:
-    Scalar; 1 when q is uniform, 0 when every unit is in one group only. Source: paper, equation of R_D.
-  """
-  return overlaps([q])[0]
-
-
 def overlaps(qs):
-  """Computes R_D of soft assignments to the same number of groups: [len(qs)]."""
+  """Computes R_D (disjoint assignment) of assignments to as many groups: [len(qs)].
+
+  It is the sum of q_g . q_h over pairs g < h, divided by its value for a uniform q: 1 when q is uniform, 0 when every
+  unit is in one group only. Source: paper, equation of R_D.
+  """
   groups, q = qs[0].shape[0], tf.concat(qs, 1)
   # The columns of q sum to one, but summing the pairs as (sum^2 - sum of squares) / 2 does not rely on it.
   pairs = (tf.square(tf.reduce_sum(q, 0)) - tf.reduce_sum(tf.square(q), 0)) / 2
   return _sums_per_assignment(pairs, qs, [2.0 * groups / (one.shape[1] * (groups - 1)) for one in qs])
 
 
-def uniform(q):
-  """Computes R_E, balanced assignment.
-
-  It is the sum of (sum_i q_gi)^2 over groups g, divided by its least value.
-
-  Args:
-    q: soft assignment [groups, units].
-
-  Returns:
-    Scalar; 1 when every group has the same size, `groups` when one group takes all. Source: paper, equation of R_E.
-  """
-  return uniforms([q])[0]
-
-
 def uniforms(qs):
-  """Computes R_E of soft assignments to the same number of groups: [len(qs)]."""
+  """Computes R_E (balanced assignment) of assignments to as many groups: [len(qs)].
+
+  It is the sum of (sum_i q_gi)^2 over groups g, divided by its least value: 1 when every group has the same size,
+  `groups` when one group takes all. Source: paper, equation of R_E.
+  """
   groups, q = qs[0].shape[0], tf.concat(qs, 1)
   shares = _sums_per_assignment(q, qs, [1.0 / one.shape[1] for one in qs])  # [groups, len(qs)]
   return groups * tf.reduce_sum(tf.square(shares), 0)
 
 
-def weight_split(kernel, p, q):
-  """Computes R_W of one layer: norms of its weights between different groups.
+def weight_splits(kernels, ps, qs):
+  """Computes R_W of layers, norms of weights between different groups: [layers].
 
   S = sum_g [ sum_i ||((I - P_g) W Q_g)_i*|| / (in sqrt(out)) + sum_j ||(P_g W (I - Q_g))_*j|| / (sqrt(in) out) ]
       / (2 (G - 1) std / G)
 
   where W^2 of a convolution is the mean of its squares over the window, and std is the deviation with which the
   layer was initialised. About 1 for fresh weights and undecided assignments; 0 when hardening would drop nothing.
+  All that is as small as an assignment is computed for all layers at once; for each layer there are only the squares
+  of its weights and two products with them. Source: paper, equation of R_W; normalisation of the released code.
 
   Args:
-    kernel: [height, width, in, out] or [in, out].
-    p, q: soft assignments [groups, in] and [groups, out] of the same number of groups > 1.
-
-  Returns:
-    Scalar. Source: paper, equation of R_W; normalisation of the released code.
-  """
-  return weight_splits([kernel], [p], [q])[0]
-
-
-def weight_splits(kernels, ps, qs):
-  """Computes R_W of layers with the same number of groups: [layers].
-
-  All that is as small as an assignment is computed for all layers at once; for each layer there are only the squares
-  of its weights and two products with them.
+    kernels: list of [height, width, in, out] or [in, out].
+    ps, qs: soft assignments [groups, in] and [groups, out] of each, of the same number of groups > 1.
   """
   groups, assignments = ps[0].shape[0], [*ps, *qs]
   joined = tf.concat(assignments, 1)
@@ -144,7 +106,8 @@ def weight_splits(kernels, ps, qs):
   # (1 - p_gi) does not depend on j, so it leaves the row's norm: no [groups, in, out] tensor is needed.
   rows = [tf.matmul(q, s, transpose_b=True) for q, s in zip(squared[len(ps) :], squares)]  # [groups, in]
   columns = [tf.matmul(p, s) for p, s in zip(squared, squares)]  # [groups, out]
-  norms = tf.reduce_sum((1.0 - joined) * _safe_sqrt(tf.concat(rows + columns, 1)), 0)
+  # A block of exact zeros must not turn the root's gradient into NaN.
+  norms = tf.reduce_sum((1.0 - joined) * tf.sqrt(tf.concat(rows + columns, 1) + 1e-20), 0)
   row_weights, column_weights = [], []
   for kernel in kernels:
     inputs, outputs = kernel.shape[-2:]
@@ -175,26 +138,17 @@ def _sums_per_assignment(values, qs, weights):
 
 
 def _per_group_count(term, *arguments):
-  """Computes a term, at once for all with the same number of groups.
+  """Computes a term, such as `overlaps`, at once for all with as many groups.
 
   Args:
-    term: function of lists, such as `overlaps`, to a tensor [length of the lists].
+    term: function of lists to a tensor [length of the lists].
     *arguments: lists for it, the last of assignments.
-
-  Returns:
-    Tensor in the lists' order.
   """
   places = {}  # in the lists, by number of groups
   for i, q in enumerate(arguments[-1]):
     places.setdefault(q.shape[0], []).append(i)
   values = tf.concat([term(*([given[i] for i in chosen] for given in arguments)) for chosen in places.values()], 0)
   return values if len(places) == 1 else tf.gather(values, np.argsort(np.concatenate(list(places.values()))))
-
-
-def _safe_sqrt(x):
-  """Computes a square root whose slope at 0 is large but finite."""
-  # A block of exact zeros must not turn the gradient into NaN.
-  return tf.sqrt(x + 1e-20)
 
 
 # What one layer adds to the objective. `kernel`: its weights; `p`, `q`: its input and output assignment at the
@@ -269,11 +223,7 @@ def group_order(groups_of_units):
 def superclass_agreement(groups_of_classes, superclass_of_classes):
   """Returns the share of classes in the group with most of their superclass.
 
-  Args:
-    groups_of_classes, superclass_of_classes: int arrays [classes].
-
-  Returns:
-    Number in (0, 1]; 1 when no superclass is divided between groups. Source: paper, figure 5.
+  1 when no superclass is divided between groups; both are int arrays [classes]. Source: paper, figure 5.
   """
   table = superclass_table(groups_of_classes, superclass_of_classes)
   return float(table.max(0).sum()) / len(groups_of_classes)

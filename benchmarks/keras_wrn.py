@@ -1,7 +1,6 @@
-"""A wide residual network in plain Keras, the same size as the project's dense one, for speed.py.
+"""A wide residual network in plain Keras, like the project's dense one, for speed.py.
 
-The measure of what this project's own loop and layers are worth: the network as one would write it with Keras's layers
-and train it with `model.fit`. Blocks, initial values, batch norms, weight decay and optimiser are the dense network's.
+The measure of what this project's own loop and layers are worth: with Keras's layers, trained by `model.fit`.
 """
 
 import tensorflow as tf
@@ -12,13 +11,7 @@ keras = tf.keras
 
 
 def build(config, precision='float32', l2_weight=0.0005):
-  """Builds the model: whitened images [batch, 32, 32, 3] to logits [batch, classes], not compiled.
-
-  Args:
-    config: a resnet_split.Config; its groups make no difference.
-    precision: 'float32' or 'bfloat16' for the layers; weights and logits are float32.
-    l2_weight: weight decay: times half the sum of squares of every kernel.
-  """
+  """Builds the model, whitened images [batch, 32, 32, 3] to logits, not compiled."""
   policy = 'mixed_bfloat16' if precision == 'bfloat16' else 'float32'
   decay = keras.regularizers.L2(l2_weight / 2)
 
@@ -56,7 +49,7 @@ def build(config, precision='float32', l2_weight=0.0005):
 
 
 def compile_model(model, initial_lr=0.1, momentum=0.9):
-  """Compiles a model as the baseline is trained: gradient descent with momentum, cross-entropy, accuracy."""
+  """Compiles a model to be trained as the baseline is."""
   model.compile(
     optimizer=keras.optimizers.SGD(initial_lr, momentum),
     loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True),

@@ -14,6 +14,7 @@ python -m benchmarks.speed --k 8 --precision bfloat16     on a GPU, which has mo
 """
 
 import collections
+import contextlib
 import dataclasses
 import datetime
 import functools
@@ -29,7 +30,7 @@ import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 import tensorflow as tf
 
 from resnet_split import Config
-from splitnet.common.errors import UserError, run_program
+from splitnet.common.errors import UserError, last_line, program
 from splitnet.common.files import PROJECT, check_output_file, write_json
 from splitnet.common.flags import Parser, add, integer, integers, number, some_of
 from splitnet.parallel import devices
@@ -59,22 +60,16 @@ NAMES = [row.name for row in (*TRAINING, *EVALUATION, PIPELINE, CEILING)]
 
 
 def parse_flags(argv):
-  """Parses and checks the flags.
-
-  Raises:
-    UserError: if a value is out of range.
-  """
+  """Parses and checks the flags."""
   parser = Parser(prog='speed.py', description=__doc__)
   add(parser, 'only', some_of(*NAMES), ','.join(NAMES), f'which rows: some of {", ".join(NAMES)} [all]')
   add(parser, 'k', integers(1, 10**6), '1,2,8', 'width multipliers')
   add(parser, 'precision', some_of('float32', 'bfloat16'), 'float32,bfloat16', 'of the convolutions')
   larger = ',256,1024' if tf.config.list_physical_devices('GPU') else ''
-  text = 'images per batch in {} [{}; on a GPU {}]'
-  add(parser, 'train_batch', integers(1, 10**6), f'90{larger}', text.format('training', 90, '90,256,1024'))
-  add(parser, 'eval_batch', integers(1, 10**6), f'100{larger}', text.format('evaluation', 100, '100,256,1024'))
+  add(parser, 'train_batch', integers(1, 10**6), f'90{larger}', 'images per step [90; on a GPU 90,256,1024]')
+  add(parser, 'eval_batch', integers(1, 10**6), f'100{larger}', 'images per evaluation [100; on a GPU 100,256,1024]')
   add(parser, 'num_residual_units', integer(1, 100), 2, 'residual blocks per stage')
-  text = 'the split that is grouped for and split into, ngroups3-ngroups2-ngroups1'
-  add(parser, 'split', str, '2-2-2', text)
+  add(parser, 'split', str, '2-2-2', 'the split that is grouped for and split into, ngroups3-ngroups2-ngroups1')
   add(parser, 'branch_input', str, 'group', "group or all, as train.py's")
   add(parser, 'seconds', number('(0, 3600]'), 3.0, 'that each row is measured for in each turn, one call at least')
   add(parser, 'repeats', integer(1, 1000), 3, 'turns')
@@ -89,16 +84,11 @@ def parse_flags(argv):
 
 def config_of(flags, k):
   """Returns the Config of a width."""
-  return Config.of_split(
-    flags.split, k=k, num_residual_units=flags.num_residual_units, branch_input=flags.branch_input
-  )
-
-
-# --- processes ----------------------------------------------------------------------------------------------------
+  return Config.of_split(flags.split, k=k, num_residual_units=flags.num_residual_units, branch_input=flags.branch_input)
 
 
 class Process:
-  """A workload in a process of its own.
+  """Runs a workload in a process of its own.
 
   Attributes:
     start: what it answered when it was ready, a dict: 'first_step', 'flops', 'dense_flops', 'machine'.
@@ -108,109 +98,71 @@ class Process:
   """
 
   def __init__(self, row, config, arguments):
-    """Starts the process and waits until it is ready.
-
-    Args:
-      row: a Row; config: a Config; arguments: of its workload, beside the row's own.
-    """
+    """Starts the process and waits until it is ready."""
     self.failed, self.turns, self.memory = None, [], None
-    request = dict(
-      workload=row.workload, config=dataclasses.asdict(config), arguments={**arguments, **row.arguments},
-      started=time.time(),
-    )  # fmt: skip
+    arguments = {**arguments, **row.arguments}
+    request = json.dumps([row.workload, dataclasses.asdict(config), arguments, time.time()])
     self._errors = tempfile.TemporaryFile('w+')
-    self._process = subprocess.Popen(
-      [sys.executable, '-m', 'benchmarks.workloads', json.dumps(request)], stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE, stderr=self._errors, text=True, cwd=PROJECT,
+    self.process = subprocess.Popen(
+      [sys.executable, '-m', 'benchmarks.workloads', request], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+      stderr=self._errors, text=True, bufsize=1, cwd=PROJECT,
     )  # fmt: skip
     self.start = self._read()
 
   def _read(self):
-    """Reads the next line that the process writes, a dict; if it ended instead, {} and `failed` says why."""
-    line = self._process.stdout.readline()
-    if line:
+    """Reads the next line of the process, a dict; {} if it ended, see `failed`."""
+    if line := self.process.stdout.readline():
       return json.loads(line)
-    self._process.wait()
+    code = self.process.wait()
     self._errors.seek(0)
-    lines = [text.strip() for text in self._errors if text.strip()]
-    self.failed = lines[-1][:200] if lines else f'ended with code {self._process.returncode}'
+    errors = self._errors.read()
+    self.failed = last_line(errors)[:200] if errors.strip() else f'ended with code {code}'
     return {}
 
   def measure(self, seconds):
     """Measures one turn."""
     if self.failed:
       return
-    try:
-      self._process.stdin.write(f'measure {seconds!r}\n')
-      self._process.stdin.flush()
-    except BrokenPipeError:
-      pass  # it ended, and says why
-    turn = self._read()
-    if turn:
+    with contextlib.suppress(BrokenPipeError):  # it ended, and says why
+      self.process.stdin.write(f'{seconds}\n')
+    if turn := self._read():
       self.turns.append(turn)
 
   def end(self):
     """Ends the process and keeps its peak memory."""
     if not self.failed:
-      self._process.stdin.close()
+      self.process.stdin.close()
       self.memory = self._read().get('memory')
-    self.kill()
-
-  def kill(self):
-    """Ends the process, whatever it is doing."""
-    if self._process.poll() is None:
-      self._process.kill()
-      self._process.wait()
 
 
 def measure(rows, config, arguments, flags, label):
-  """Measures rows in turns, each in a process of its own that is there all the while.
-
-  Args:
-    rows: list of Row; config: a Config; arguments: of every row's workload, a dict.
-    flags: the parsed flags; label: what the lines on stderr begin with.
-
-  Returns:
-    A dict from row name to its Process, ended.
-  """
+  """Measures rows in turns, each in its own Process: a dict by row name."""
   processes = {}
 
   def show(text):
     print(f'{label}: {text}', file=sys.stderr, flush=True)
 
-  try:
+  with contextlib.ExitStack() as stack:
     for row in rows:
       own = {} if row.workload == 'pipeline' else {'precision': arguments['precision']}
       process = processes[row.name] = Process(row, config, {'batch_size': arguments['batch_size'], **own})
+      stack.callback(process.process.kill)
       show(f'{row.name} {f"failed: {process.failed}" if process.failed else "is ready"}')
     timers = {name: functools.partial(process.measure, flags.seconds) for name, process in processes.items()}
     for turn, _ in enumerate(interleaved(timers, flags.repeats), 1):
       show(f'turn {turn} of {flags.repeats}')
     for process in processes.values():
       process.end()
-  finally:
-    for process in processes.values():
-      process.kill()
   return processes
 
 
-# --- results ------------------------------------------------------------------------------------------------------
-
-
 def ratio(process, other, factor=1.0):
-  """Returns the median over the turns of one row's rate over another's, times a factor; None without turns."""
-  if process is None or other is None:
-    return None
-  return median([factor * a['rate'] / b['rate'] for a, b in zip(process.turns, other.turns)])
+  """Returns the median of the turns' ratios of two rows' rates; None without turns."""
+  return other and median([factor * a['rate'] / b['rate'] for a, b in zip(process.turns, other.turns)])
 
 
 def summarise(kind, rows, processes, settings):
-  """Sums up what was measured: a list of dicts that JSON can hold.
-
-  Args:
-    kind: 'training' or 'evaluation'; rows: list of Row.
-    processes: dict from row name to Process, ended; if it was measured with the ceiling's among them.
-    settings: dict of what all rows share: 'k', 'precision', 'batch_size'.
+  """Sums up what was measured of rows by their Processes, which have ended.
 
   Returns:
     Dicts with the settings and 'kind' ('training', 'evaluation' or 'pipeline'), 'row', 'text', 'rate' (images/s,
@@ -225,38 +177,21 @@ def summarise(kind, rows, processes, settings):
     process = processes[row.name]
     flops, is_pipeline = process.start.get('flops'), row.workload == 'pipeline'
     work = 3.0 * flops if flops and kind == 'training' else flops
-    result.append({
-      **settings,
-      'kind': 'pipeline' if is_pipeline else kind,
-      'row': row.name,
-      'text': row.text,
-      'rate': median([turn['rate'] for turn in process.turns]),
-      'rates': [turn['rate'] for turn in process.turns],
-      'of_ceiling': ratio(process, ceiling, work) if work else None,
-      'against_dense': ratio(process, dense),
-      'flops': flops,
-      'flops_allow': process.start['dense_flops'] / flops if flops else None,
-      'against_keras': None if is_pipeline else ratio(process, keras),
-      'latency': median([turn['latency'] for turn in process.turns if 'latency' in turn]),
-      'memory': process.memory,
-      'first_step': process.start.get('first_step') if kind == 'training' else None,
-      'remark': f'failed: {process.failed}' if process.failed else '',
-    })  # fmt: skip
+    rates = [turn['rate'] for turn in process.turns]
+    result.append(dict(
+      settings, kind='pipeline' if is_pipeline else kind, row=row.name, text=row.text, rate=median(rates), rates=rates,
+      of_ceiling=ratio(process, ceiling, work) if work else None, against_dense=ratio(process, dense),
+      against_keras=None if is_pipeline else ratio(process, keras), memory=process.memory,
+      flops=flops, flops_allow=process.start['dense_flops'] / flops if flops else None,
+      latency=median([turn['latency'] for turn in process.turns if 'latency' in turn]),
+      first_step=process.start.get('first_step') if kind == 'training' else None,
+      remark=f'failed: {process.failed}' if process.failed else '',
+    ))  # fmt: skip
   return result
 
 
-def ceiling_of(processes, settings):
-  """Returns what the ceiling's row measured: a list of a dict of the settings, 'rate' (FLOPs/s), 'shape'; or empty."""
-  process = processes.get('ceiling')
-  if process is None or not process.turns:
-    return []
-  best = max(process.turns, key=lambda turn: turn['rate'])
-  rate = median([turn['rate'] for turn in process.turns])
-  return [{**settings, 'kind': 'ceiling', 'row': 'ceiling', 'rate': rate, 'shape': best['shape']}]
-
-
 def run_all(flags):
-  """Measures what the flags ask for; yields (results so far: a list of dicts, the machine: a dict) after each part."""
+  """Measures what the flags ask for; yields (results so far, machine) after each part."""
   results, machine = [], {}
 
   def part(kind, rows, k, precision, batch_size):
@@ -268,7 +203,11 @@ def run_all(flags):
     label = f'{kind}, k = {k}, {precision}, batch {batch_size}'
     processes = measure(with_ceiling, config_of(flags, k), settings, flags, label)
     machine.update(next((p.start['machine'] for p in processes.values() if p.start), {}))
-    results.extend(summarise(kind, wanted, processes, settings) + ceiling_of(processes, settings))
+    results.extend(summarise(kind, wanted, processes, settings))
+    if 'ceiling' in processes and (turns := processes['ceiling'].turns):
+      shape = max(turns, key=lambda turn: turn['rate'])['shape']
+      rate = median([turn['rate'] for turn in turns])
+      results.append({**settings, 'kind': 'ceiling', 'row': 'ceiling', 'rate': rate, 'shape': shape})
 
   for k in flags.k:
     for precision in flags.precision:
@@ -281,8 +220,6 @@ def run_all(flags):
         yield results, machine
 
 
-# --- tables -------------------------------------------------------------------------------------------------------
-
 SHARED = ['k', 'precision', 'batch']
 COMPARED = ['network', *SHARED, 'images/s', 'of the ceiling', 'against dense', 'FLOPs allow']
 TABLES = {
@@ -293,27 +230,28 @@ TABLES = {
 }
 
 
+# Column -> the key of `summarise`'s dicts, and how a number is written.
+NUMBERS = {
+  'of the ceiling': ('of_ceiling', '.2f'),
+  'against dense': ('against_dense', '.2f'),
+  'FLOPs allow': ('flops_allow', '.2f'),
+  'against Keras': ('against_keras', '.2f'),
+  'one image (ms)': ('latency', '.2f'),
+  'first step (s)': ('first_step', '.1f'),
+}
+
+
 def cells(line, split):
   """Returns the texts of one of `run_all`'s dicts by column."""
-
-  def text(name, form):
-    value = line.get(name)
-    return '' if value is None else format(value, form)
-
   rate, memory = line['rate'] or 0, line.get('memory') or {}
   return {
     'network': re.sub('^split', f'split {split}', line.get('text', '')),
     'k': str(line['k']),
     'precision': line['precision'],
     'batch': str(line['batch_size']),
-    'images/s': text('rate', '.0f' if rate >= 1000 else '.1f'),
-    'of the ceiling': text('of_ceiling', '.2f'),
-    'against dense': text('against_dense', '.2f'),
-    'FLOPs allow': text('flops_allow', '.2f'),
-    'against Keras': text('against_keras', '.2f'),
-    'one image (ms)': text('latency', '.2f'),
-    'memory (GB)': ' + '.join(f'{v / 1e9:.2f}{"" if kind == "host" else f" {kind}"}' for kind, v in memory.items()),
-    'first step (s)': text('first_step', '.1f'),
+    'images/s': tables.number_text(line['rate'], '.0f' if rate >= 1000 else '.1f'),
+    **{column: tables.number_text(line.get(key), form) for column, (key, form) in NUMBERS.items()},
+    'memory (GB)': ' + '.join(f'{v / 1e9:.2f} {kind}'.removesuffix(' host') for kind, v in memory.items()),
     'remark': line.get('remark', ''),
     'GFLOP/s': f'{rate / 1e9:.0f}',
     'shape': line.get('shape', ''),
@@ -321,12 +259,11 @@ def cells(line, split):
 
 
 def markdown(results, split):
-  """Returns the tables of `run_all`'s dicts, without columns in which nothing was measured."""
+  """Returns the tables of `run_all`'s dicts, without empty columns."""
   text = ''
   for kind, (title, columns) in TABLES.items():
-    rows = [cells(line, split) for line in results if line['kind'] == kind]
-    header = [column for column in columns if any(row[column] for row in rows)]
-    if rows:
+    if rows := [cells(line, split) for line in results if line['kind'] == kind]:
+      header = [column for column in columns if any(row[column] for row in rows)]
       text += f'{title}\n\n{tables.markdown(header, [[row[column] for column in header] for row in rows])}\n'
   return text
 
@@ -341,8 +278,10 @@ def caption(flags, machine):
   )
 
 
-def run(flags):
+@program('speed.py')
+def main(argv):
   """Measures, writes --output after every part, and prints the tables."""
+  flags = parse_flags(argv)
   results, machine = [], {}
   for results, machine in run_all(flags):
     if flags.output:
@@ -350,11 +289,6 @@ def run(flags):
   print(caption(flags, machine) + markdown(results, flags.split), end='')
   if results and not any(line['rate'] for line in results):
     raise UserError(f'nothing could be measured: {results[0]["remark"]}')
-
-
-def main(argv=None):
-  """Runs the program; returns its exit code."""
-  return run_program('speed.py', lambda: run(parse_flags(argv)))
 
 
 if __name__ == '__main__':

@@ -3,14 +3,13 @@
   python -m benchmarks.workers
   python -m benchmarks.workers --images 1000 --repeats 5 --rows dense,deep
 
-It starts the workers itself (worker.py on the loopback address), each pinned to a core of its own with one thread per
-operation. Every row is run once, then every row again, --repeats times, so that whatever else the machine does hits all
-rows alike. The images are random and the weights untrained: the time does not depend on the values. Beside each
-speed-up stands what the FLOPs allow: those of the dense network over those of the busiest worker, where what branches
-share counts on each that computes it.
+It starts the workers itself, each pinned to a core of its own with one thread per operation. Rows are timed in turns,
+on random images and untrained weights. Beside each speed-up stands what the FLOPs allow: those of the dense network
+over those of the busiest worker, where what branches share counts on each that computes it.
 """
 
 import collections
+import contextlib
 import os
 import subprocess
 import sys
@@ -23,7 +22,7 @@ import tensorflow as tf
 
 import cifar100
 import resnet_split
-from splitnet.common.errors import UserError, run_program
+from splitnet.common.errors import UserError, program
 from splitnet.common.files import PROJECT
 from splitnet.common.flags import Parser, add, integer, some_of
 from splitnet.data.synthetic import random_images
@@ -46,11 +45,7 @@ WORKERS = 2
 
 
 def parse_flags(argv):
-  """Parses and checks the flags.
-
-  Raises:
-    UserError: if a value is out of range.
-  """
+  """Parses and checks the flags."""
   names = [row.name for row in ROWS]
   parser = Parser(prog='workers.py', description=__doc__)
   add(parser, 'k', int, 8, 'width multiplier; the paper has 8')
@@ -59,10 +54,9 @@ def parse_flags(argv):
   add(parser, 'batch_size', integer(1), 100, 'images per batch')
   add(parser, 'repeats', integer(1), 3, 'how often each row is timed')
   add(parser, 'in_flight', integer(1), executor.IN_FLIGHT, 'batches that a worker has been given at any time')
-  text = f'only these: {", ".join(names)}; speed-ups are against the first of them [all]'
-  add(parser, 'rows', some_of(*names), None, text)
+  add(parser, 'rows', some_of(*names), names, f'some of {", ".join(names)}; speed-ups are against the first [all]')
   flags = parser.parse_args(argv)
-  flags.rows = [row for row in ROWS if row.name in (flags.rows or names)]
+  flags.rows = [row for row in ROWS if row.name in flags.rows]
   config_of(flags.rows[0], flags)
   return flags
 
@@ -73,7 +67,7 @@ def config_of(row, flags):
 
 
 def start_worker(core):
-  """Starts a worker on a core; returns its process, whose first line of output says where it is."""
+  """Starts a worker on a core; its first line of output says where it is."""
   command = [sys.executable, '-m', 'splitnet.parallel.worker', '--port', '0', '--threads', '1']
   return subprocess.Popen(
     command, stdout=subprocess.PIPE, text=True, cwd=PROJECT, preexec_fn=lambda: os.sched_setaffinity(0, {core})
@@ -81,7 +75,7 @@ def start_worker(core):
 
 
 def busiest(network, parts):
-  """Returns the FLOPs per image of the device that has most of them, as the paper counts."""
+  """Returns the busiest device's FLOPs per image, as the paper counts."""
   flops, costs = collections.Counter(), counting.node_flops(network, everything=False)
   for part in parts:
     flops[part.device] += placement.part_load(part, costs)
@@ -96,12 +90,7 @@ def time_once(computing, batches):
 
 
 def table(rows, seconds, flops):
-  """Makes the table: (header, rows) of text.
-
-  Args:
-    rows: list of Row; seconds: dict from row name to the list of its times.
-    flops: dict from row name to the busiest device's.
-  """
+  """Makes the table, (header, rows) of text, of times and busiest FLOPs."""
   header = ['network', 'split', 'workers', 'trunk', 'time (s)', 'lowest to highest', 'speed-up', 'FLOPs allow', 'ratio']
   first, lines = rows[0].name, []
   for row in rows:
@@ -114,24 +103,24 @@ def table(rows, seconds, flops):
   return header, lines
 
 
-def run(flags):
+@program('workers.py')
+def main(argv):
   """Starts the workers, times the rows and prints the table."""
+  flags = parse_flags(argv)
   if not hasattr(os, 'sched_setaffinity'):
     raise UserError('this system cannot pin a process to a core; Linux can')
   cores = sorted(os.sched_getaffinity(0))
   if len(cores) < WORKERS:
     raise UserError(f'two workers need a core each, but there is only {len(cores)}')
   processes = []
-  try:
-    processes += [start_worker(core) for core in cores[:WORKERS]]
+  with contextlib.ExitStack() as stack:
+    for core in cores[:WORKERS]:
+      processes.append(stack.enter_context(start_worker(core)))
+      stack.callback(processes[-1].kill)
     lines = [process.stdout.readline() for process in processes]
     if not all(lines):
       raise UserError('a worker could not be started (its reason is above)')
     measure(flags, workers.Workers([line.split()[-1] for line in lines], timeout=120).devices)
-  finally:
-    for process in processes:
-      process.kill()
-      process.wait()
 
 
 def measure(flags, devices):
@@ -141,7 +130,7 @@ def measure(flags, devices):
   image_spec = tf.TensorSpec([None, *pixels.shape[1:]], tf.uint8)
   timers, flops = {}, {}
   for row in flags.rows:
-    graph = resnet_split.wide_resnet(config_of(row, flags))
+    graph = config_of(row, flags).graph()
     network = create(graph, grouping.even_groups(graph))
     computing = executor.BranchExecutor(
       network, devices[: row.workers], image_spec, cifar100.whiten, row.trunk, flags.in_flight
@@ -156,11 +145,6 @@ def measure(flags, devices):
     'core.\n'
   )
   print(markdown(*table(flags.rows, seconds, flops)), end='')
-
-
-def main(argv=None):
-  """Runs the program; returns its exit code."""
-  return run_program('workers.py', lambda: run(parse_flags(argv)))
 
 
 if __name__ == '__main__':

@@ -1,8 +1,8 @@
 """What speed.py measures, each in a process of its own: training, evaluation, the input pipeline, the ceiling.
 
-Started by speed.py with one argument, a JSON object; a line 'measure SECONDS' on stdin is answered by a line of JSON on
-stdout, the end of stdin by a last one with the memory that the process needed at most. Images are random and weights
-untrained: the time does not depend on them, but for `spread_batch_norms`.
+Started by speed.py with one argument, the arguments of `serve` in JSON; a line of seconds on stdin is answered by a
+line of JSON on stdout, the end of stdin by a last one with the memory that the process needed at most. Images are
+random and weights untrained: the time does not depend on them, but for `spread_batch_norms`.
 """
 
 import json
@@ -29,18 +29,17 @@ from splitnet.training.step import make_step
 TRAINING_IMAGES, EVALUATION_IMAGES = 45000, 10000  # as CIFAR-100 has
 
 
-def images_for(config, count):
-  """Returns random images and labels: an Images."""
-  return Images(*random_images(count, cifar100.IMAGE_SIZE, config.num_classes))
+def batches_for(config, batch_size):
+  """Returns `training_batches` of as many random images as CIFAR-100 has."""
+  images = random_images(max(TRAINING_IMAGES, batch_size), cifar100.IMAGE_SIZE, config.num_classes)
+  return training_batches(Images(*images), batch_size, seed=0)
 
 
 def groups_of(graph, uneven=False):
-  """Returns hard groups of an untrained split network, as grouping.even_groups.
+  """Returns even hard groups of an untrained split network.
 
-  Args:
-    graph: a Graph.
-    uneven: move an odd number of the features of each first group, about a twentieth, to the last, as the sizes of
-      learned groups are odd.
+  With `uneven` an odd number of the features of each first group, about a twentieth, is in the last instead, as the
+  sizes of learned groups are odd.
   """
   groups = grouping.even_groups(graph)
   if uneven:
@@ -53,7 +52,7 @@ def groups_of(graph, uneven=False):
 
 def build(config, mode, precision, uneven=False):
   """Builds the untrained network of a mode of train.py, in split mode the tree."""
-  graph, dtype = resnet_split.wide_resnet(config), tf.dtypes.as_dtype(precision)
+  graph, dtype = config.graph(), tf.dtypes.as_dtype(precision)
   return create(graph, groups_of(graph, uneven) if mode == 'split' else None, mode == 'group', dtype)
 
 
@@ -70,47 +69,37 @@ def spread_batch_norms(network):
       value.assign(rng.uniform(0.5, 1.5, value.shape))
 
 
-def dense_flops(config):
-  """Returns the FLOPs for one image of the dense network, at 2 per multiply-add, without batch normalisations."""
-  return flops(Tree(resnet_split.wide_resnet(config)))
-
-
 def flops(tree):
-  """Returns the FLOPs for one image of a Tree, such as a Network, without batch normalisations."""
+  """Returns the FLOPs for one image of a Tree, as 2 per multiply-add, no batch norms."""
   return sum(count.flops for count in counting.counts(tree) if count.op != 'batch_norm')
+
+
+def dense_flops(config):
+  """Returns the FLOPs for one image of the dense network, as `flops`."""
+  return flops(Tree(config.graph()))
 
 
 def steps_in(seconds, step_seconds):
   """Returns how many steps of a known time fill so many seconds: from 1 to 1000."""
-  return int(min(1000, max(1, round(seconds / step_seconds))))
-
-
-# --- workloads: made once, each then measured again and again ------------------------------------------------------
+  return min(1000, max(1, round(seconds / step_seconds)))
 
 
 class Steps:
-  """A workload of equal steps on batches.
-
-  Attributes:
-    flops: of evaluating one image; None if it computes no network.
-  """
+  """A workload of equal steps; flops: of evaluating an image, None without network."""
 
   def __init__(self, batch_size, flops, take):
-    """Keeps what it measures; `take(count)` takes so many steps, and waits for a GPU until they are done."""
+    """Keeps what it measures; take(count) waits for a GPU until the steps are done."""
     self.flops, self._batch_size, self._take, self._seconds = flops, batch_size, take, 0.0
 
-  def step(self):
-    """Takes the first step, which also traces; then another, whose time says how many fill a turn."""
-    self._run(1)
-
-  def _run(self, count):
+  def step(self, count=1):
+    """Takes steps: the first also traces, another one's time says how many fill a turn."""
     started = time.perf_counter()
     self._take(count)
     self._seconds = (time.perf_counter() - started) / count
 
   def measure(self, seconds):
     """Measures images per second over about so many seconds."""
-    self._run(steps_in(seconds, self._seconds))
+    self.step(steps_in(seconds, self._seconds))
     return {'rate': self._batch_size / self._seconds}
 
 
@@ -118,28 +107,26 @@ class Training(Steps):
   """One of train.py's stages: several steps per call, as its loop takes them."""
 
   def __init__(self, config, mode, batch_size, precision, keep_prob=1.0, jit_compile='auto', uneven=False):
-    images = images_for(config, max(TRAINING_IMAGES, batch_size))
     network = build(config, mode, precision, uneven)
     settings = dict(batch_size=batch_size, max_steps=10**6, dropout_keep_prob=keep_prob, jit_compile=jit_compile)
-    self.train_step = make_step(network, cifar100, settings, len(images.images) / batch_size)
-    batches = iter(training_batches(images, batch_size, seed=0))
+    self.train_step = make_step(network, cifar100, settings, max(TRAINING_IMAGES, batch_size) / batch_size)
+    batches = iter(batches_for(config, batch_size))
     super().__init__(
       batch_size, flops(network), lambda count: float(self.train_step.train(batches, tf.constant(count))['total'])
     )
 
 
+def prepare(images, labels, step):
+  """Augments and whitens a batch of `training_batches`: (images, labels)."""
+  return cifar100.whiten(cifar100.augment(images, tf.stack([0, tf.cast(step, tf.int32)]))), labels
+
+
 class KerasTraining(Steps):
-  """The plain Keras network under `model.fit`, with the same augmentation in its input pipeline."""
+  """The plain Keras network under `model.fit`, with the same augmentation."""
 
   def __init__(self, config, batch_size, precision):
-    images = images_for(config, max(TRAINING_IMAGES, batch_size))
-
-    def prepare(images, labels, step):
-      seed = tf.stack([0, tf.cast(step, tf.int32)])
-      return cifar100.whiten(cifar100.augment(images, seed)), labels
-
     self.model = keras_wrn.compile_model(keras_wrn.build(config, precision))
-    data = training_batches(images, batch_size, seed=0).map(prepare).prefetch(2)
+    data = batches_for(config, batch_size).map(prepare).prefetch(2)
     super().__init__(
       batch_size, dense_flops(config), lambda count: self.model.fit(data, steps_per_epoch=count, verbose=0)
     )
@@ -149,30 +136,27 @@ class Pipeline(Steps):
   """The input pipeline of training alone: batches from memory, augmented and whitened."""
 
   def __init__(self, config, batch_size):
-    images = images_for(config, max(TRAINING_IMAGES, batch_size))
-    batches = iter(training_batches(images, batch_size, seed=0))
+    batches = iter(batches_for(config, batch_size))
 
     @tf.function
     def consume(count):
       total = tf.zeros([])
       for _ in tf.range(count):
-        images, _, step = next(batches)
-        images = cifar100.whiten(cifar100.augment(images, tf.stack([0, tf.cast(step, tf.int32)])))
-        total += images[0, 0, 0, 0]
+        total += prepare(*next(batches))[0][0, 0, 0, 0]
       return total
 
     super().__init__(batch_size, None, lambda count: float(consume(tf.constant(count))))
 
 
 class Evaluation:
-  """eval.py's way through images: images per second in batches, and the time of one image alone."""
+  """eval.py's way through images, in batches and one alone."""
 
   def __init__(self, config, mode, batch_size, precision, uneven=False):
     network = build(config, mode, precision, uneven)
     spread_batch_norms(network)
     self.flops, self._batch_size = flops(network), batch_size
     self._network = folding.folded(network)
-    self._images = images_for(config, max(EVALUATION_IMAGES, 4 * batch_size)).images
+    self._images, _ = random_images(max(EVALUATION_IMAGES, 4 * batch_size), cifar100.IMAGE_SIZE)
     self._rates = {batch_size: 0.0, 1: 0.0}
 
   def step(self):
@@ -185,7 +169,7 @@ class Evaluation:
     self._rates[batch_size] = speed.images_per_second
 
   def measure(self, seconds):
-    """Measures images per second over about so many seconds, and milliseconds of one image over a quarter of them."""
+    """Measures images per second, and for a quarter of the time ms of one image."""
     for batch_size, share in ((self._batch_size, 1.0), (1, 0.25)):
       most = len(self._images) // batch_size
       self._run(batch_size, min(most, steps_in(seconds * share, batch_size / self._rates[batch_size])))
@@ -193,12 +177,12 @@ class Evaluation:
 
 
 class Ceiling:
-  """The machine at its best: plain 3x3 convolutions, matrix products of a network's shapes, and a large one."""
+  """Plain 3x3 convolutions, matrix products of their shapes, and a large one."""
 
   def __init__(self, config, batch_size, precision):
     self._dtype = tf.dtypes.as_dtype(precision)
     self.programs, self.flops = {}, dense_flops(config)
-    graph = resnet_split.wide_resnet(config)
+    graph = config.graph()
     layers = [layer for layer in graph.weighted if layer.kernel == 3]
     shapes = {(graph.read(layer).size, layer.units.size, layer.size, layer.stride) for layer in layers}
     for inputs, outputs, size, stride in sorted(shapes):
@@ -245,7 +229,7 @@ class Ceiling:
       self._time(program, x, w)
 
   def measure(self, seconds):
-    """Measures the best rate of any shape (FLOPs per second) and which it is; each shape runs at least once."""
+    """Measures the best rate of any shape (FLOPs per second) and which it is."""
     best, until = {}, time.perf_counter() + seconds
     while not best or time.perf_counter() < until:
       for name, (program, x, w, flops) in self.programs.items():
@@ -259,25 +243,21 @@ WORKLOADS = {
 }  # fmt: skip
 
 
-def answer(values):
-  """Writes one line of JSON to the process that started this one."""
-  print(json.dumps(values), flush=True)
-
-
-def serve(request):
-  """Makes the workload that a request names, then measures it as often as it is asked to."""
+def serve(name, config, arguments, started):
+  """Makes a workload, then measures it as often as stdin asks for; yields the answers."""
   devices.configure()
-  config = resnet_split.Config(**request['config'])
-  workload = WORKLOADS[request['workload']](config, **request['arguments'])
+  config = resnet_split.Config(**config)
+  workload = WORKLOADS[name](config, **arguments)
   workload.step()
-  first = time.time() - request['started']
+  first = time.time() - started
   workload.step()
   start = {'first_step': first, 'flops': workload.flops, 'dense_flops': dense_flops(config)}
-  answer({**start, 'machine': describe_machine()})
+  yield {**start, 'machine': describe_machine()}
   for line in sys.stdin:
-    answer(workload.measure(float(line.split()[1])))
-  answer({'memory': peak_memory()})
+    yield workload.measure(float(line))
+  yield {'memory': peak_memory()}
 
 
 if __name__ == '__main__':
-  serve(json.loads(sys.argv[1]))
+  for answer in serve(*json.loads(sys.argv[1])):
+    print(json.dumps(answer), flush=True)

@@ -29,11 +29,7 @@ whose learned groups were nearly, not exactly, even, and it counts the biases' F
 
 
 def layer_counts(config):
-  """Returns the size of each layer of each branch, with groups of even size: a list of counting.LayerCount.
-
-  Args:
-    config: the Settings of a network.
-  """
+  """Returns the LayerCount of every layer and branch, with even groups."""
   graph = config.graph()
   return counting.counts(Tree(graph, grouping.even_groups(graph)))
 
@@ -49,13 +45,7 @@ def reduced(value, dense):
 
 
 def counts_table(config_of, published=TABLE_2, everything=False):
-  """Makes the table of a network's splits: (header, rows) of text.
-
-  Args:
-    config_of: function from a split's name to the Settings of the network.
-    published: the paper's numbers, one of TABLE_2 to TABLE_4.
-    everything: count also what the paper leaves out.
-  """
+  """Makes a network's table beside the paper's TABLE_2 to 4: (header, rows) of text."""
   header = ['network', 'parameters', '10^6 (paper)', '% reduced', '% reduced (paper)']
   header += ['FLOPs per image', '10^9 (paper)', '% FLOPs reduced', '% FLOPs reduced (paper)']
   totals, rows = {split: total(config_of(split), everything) for split in published}, []
@@ -76,11 +66,7 @@ def layers_table(counts, everything=False):
 
 
 def print_counts(experiment, split=None, everything=False):
-  """Prints the counts of all splits, whatever their branches read, or those of each layer of one split.
-
-  Args:
-    experiment: a recipes.Experiment; split: its name, or 'dense'; everything: count also what the paper leaves out.
-  """
+  """Prints the counts of all splits, or those of each layer of one split."""
   leaves_out = 'with' if everything else 'without'
   note = f'WRN-16-{experiment.k}, 2 FLOPs per multiply-add, {leaves_out} init_conv and batch norms'
   if split:

@@ -1,12 +1,15 @@
 """What the paper's Tables 1 and 2 would take, before anyone spends an hour: ./tables.sh plan.
 
-Each stage is measured at its width on the machine at hand, in a process of its own on generated images: the time of a
-step, the memory, the size of a checkpoint. From these, the FLOPs of the networks (three times those of a forward pass
-for training) and the recipes of tables.sh follow the hours of every run, here and on a GPU of a given rate.
+Each stage is measured at its width on the machine at hand: the time of a step, the memory, the size of a checkpoint.
+From these, the FLOPs of the networks (three times those of a forward pass for training) and the recipes of tables.sh
+follow the hours of every run, here and on a GPU of a given rate.
 """
 
+import collections
+import itertools
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -20,14 +23,15 @@ import tensorflow as tf
 import cifar100
 from paper import counts, recipes, runs
 from paper.published import DENSE
-from splitnet.common.errors import UserError, run_program
+from resnet_split import WideResNet
+from splitnet.common.errors import UserError, last_line, program
 from splitnet.common.files import PROJECT
 from splitnet.common.flags import Parser, add, integer, number, one_of, take
 from splitnet.data.batches import Images, training_batches
 from splitnet.data.synthetic import random_images
 from splitnet.parallel import devices
 from splitnet.reporting.machine import peak_memory
-from splitnet.reporting.tables import markdown
+from splitnet.reporting.tables import markdown, number_text
 from splitnet.training import checkpoints, initialize
 from splitnet.training.step import make_step
 
@@ -39,17 +43,12 @@ VAL_IMAGES = 5000
 
 
 def parse_flags(argv):
-  """Parses and checks the flags; the namespace also has `experiments`, a list of recipes.Experiment.
-
-  Raises:
-    UserError: if a value is out of range.
-  """
+  """Parses the flags; `experiments` is a list of recipes.Experiment."""
   parser = Parser(prog='estimate.py', description=__doc__)
   add(parser, 'recipe', one_of(*sorted(recipes.RECIPES)), None, 'only this one [paper, short and better]')
   add(parser, 'k', int, 8, 'width multiplier; the paper has 8')
   add(parser, 'branch_input', str, None, "train.py's, group or all [all; of recipe cpu group]")
-  text = "of the convolutions [the recipe's: short and better bfloat16]"
-  add(parser, 'precision', one_of('float32', 'bfloat16'), None, text)
+  add(parser, 'precision', one_of('float32', 'bfloat16'), None, 'of the convolutions [short and better bfloat16]')
   add(parser, 'measure_steps', integer(1, 10**4), 20, 'steps to measure, after two that are not counted')
   text = f"images per measured step [on a GPU the recipe's, which a CPU would take minutes for; there {CPU_BATCH}]"
   add(parser, 'measure_batch', integer(1, 10**4), None, text)
@@ -65,11 +64,8 @@ def parse_flags(argv):
   return flags
 
 
-# --- measuring ----------------------------------------------------------------------------------------------------
-
-
 def step_settings(run):
-  """Returns a run's settings for a step, without what needs another run or more than one step: a dict."""
+  """Returns a run's settings for one step that needs no other run: a dict."""
   left_out = {*runs.SHARES, 'assignment_start', 'lr_schedule', 'distill_weight', 'distill_temperature'}
   return {name: value for name, value in {**run.train, **run.machine}.items() if name not in left_out}
 
@@ -77,11 +73,9 @@ def step_settings(run):
 def measure(settings, batch_size, steps):
   """Trains a few steps on generated images, in this process; see `measure_apart`."""
   devices.configure()
-  of_network = {name: settings[name] for name in initialize.CONFIG_FIELDS if name in settings}
-  start = take(initialize.Start, settings, network=of_network)
-  config = initialize.choose_config(start)
+  start, config = take(initialize.Start, settings), take(WideResNet, settings)
   settings = dict(settings, batch_size=batch_size)
-  network = initialize.build_network(start, config)
+  network = initialize.build_network(start, config.graph())
   train_step = make_step(network, cifar100, settings, recipes.TRAIN_IMAGES / batch_size)
   images = Images(*random_images(max(256, batch_size), cifar100.IMAGE_SIZE, config.num_classes))
 
@@ -105,14 +99,14 @@ def measure(settings, batch_size, steps):
     per_image = (fastest - single) / (batch_size - 1)
     per_step = single - per_image
   return dict(
-    seconds=float(np.median(seconds)), fastest=fastest, batch_size=batch_size, memory=memory['host'],
+    seconds=statistics.median(seconds), fastest=fastest, batch_size=batch_size, memory=memory['host'],
     gpu_memory=memory.get('GPU'), per_image=per_image, per_step=per_step, flops=flops,
     **checkpoint_sizes(train_step, settings['mode']),
   )  # fmt: skip
 
 
 def checkpoint_sizes(train_step, mode):
-  """Returns the sizes of a stage's checkpoints as train.py writes them: dict of 'checkpoint' and 'best', bytes."""
+  """Returns the bytes of a stage's checkpoints: dict of 'checkpoint' and 'best'."""
   with tempfile.TemporaryDirectory() as folder:
     configuration = checkpoints.describe(mode, {}, train_step.network, {}, {})
     state = dict(weights=train_step.network.weights, momentum=train_step.optimizer.slots, step=train_step.step)
@@ -125,94 +119,72 @@ def checkpoint_sizes(train_step, mode):
 def measure_apart(settings, batch_size, steps):
   """Measures a stage in a process of its own, so that its peak of memory is its own.
 
-  Args:
-    settings: dict of train.py's flags.
-    batch_size: images per step; steps: how many to measure.
-
   Returns:
     A dict: 'seconds' and 'fastest' (the median and the fastest step's), 'batch_size', 'memory' and 'gpu_memory'
     (bytes), 'per_image' and 'per_step' (seconds; a fast step of n images takes per_step + n per_image), 'flops' (of a
     forward pass of one image), 'checkpoint' and 'best' (bytes).
-
-  Raises:
-    UserError: if it fails, as for want of memory.
   """
   call = [sys.executable, '-m', 'paper.estimate', '--child', json.dumps([settings, batch_size, steps])]
   done = subprocess.run(call, stdin=subprocess.DEVNULL, capture_output=True, text=True, cwd=PROJECT)
   if done.returncode:
-    said = runs.last_line(done.stderr.splitlines())
     raise UserError(
-      f'measuring {batch_size} images per step failed (exit code {done.returncode}: {said}): try a smaller '
-      '--measure_batch'
+      f'measuring {batch_size} images per step failed (exit code {done.returncode}: {last_line(done.stderr)}): try a '
+      'smaller --measure_batch'
     )
   return json.loads(done.stdout.splitlines()[-1])
 
 
 def measure_all(flags, runs_of):
-  """Measures every stage in every precision that the recipes need.
-
-  Args:
-    flags: the parsed flags; runs_of: dict from recipe to its runs by name.
-
-  Returns:
-    Dict from (recipe, stage) to `measure_apart`'s dict.
-  """
+  """Measures every stage and precision: dict from (recipe, stage) to what it took."""
   on_gpu = bool(tf.config.list_physical_devices('GPU'))
   measured, results = {}, {}
-  for recipe, by_name in runs_of.items():
-    for stage, name in MEASURED.items():
-      settings = step_settings(by_name[name])
-      batch_size = flags.measure_batch or (settings['batch_size'] if on_gpu else CPU_BATCH)
-      key = (stage, settings['precision'], batch_size)
-      if key not in measured:
-        print('measuring {} in {}, {} images per step'.format(*key), file=sys.stderr, flush=True)
-        measured[key] = measure_apart(settings, batch_size, flags.measure_steps)
-      results[recipe, stage] = measured[key]
+  for (recipe, by_name), (stage, name) in itertools.product(runs_of.items(), MEASURED.items()):
+    settings = step_settings(by_name[name])
+    batch_size = flags.measure_batch or (settings['batch_size'] if on_gpu else CPU_BATCH)
+    key = (stage, settings['precision'], batch_size)
+    if key not in measured:
+      print('measuring {} in {}, {} images per step'.format(*key), file=sys.stderr, flush=True)
+      measured[key] = measure_apart(settings, batch_size, flags.measure_steps)
+    results[recipe, stage] = measured[key]
   return results
 
 
-# --- estimating ---------------------------------------------------------------------------------------------------
-
-
 def forward_flops(experiment, run):
-  """Returns the FLOPs of a forward pass of one image through a run's network, everything counted."""
-  split = DENSE
-  if run.train['mode'] == 'split':
-    split = '{ngroups3}-{ngroups2}-{ngroups1}'.format(**run.train)
+  """Returns the FLOPs of one image through a run's network, everything counted."""
+  split = '{ngroups3}-{ngroups2}-{ngroups1}'.format(**run.train) if run.train['mode'] == 'split' else DENSE
   return counts.total(experiment.config(split), everything=True)[1]
 
 
 def flops_of(run, forward, teacher):
-  """Returns all FLOPs of a run: (training, validation).
-
-  Args:
-    run: a runs.Run; forward: its network's FLOPs for one image; teacher: those of its teacher's, or 0.
-  """
+  """Returns a run's FLOPs, (training, validation), from those of an image."""
   images = run.train['max_steps'] * run.train['batch_size']
   validations = 2 + run.train['max_steps'] // run.train['val_interval']
   return images * (FORWARD_AND_BACKWARD * forward + teacher), validations * VAL_IMAGES * forward
 
 
 def seconds_here(run, forward, teacher, measured):
-  """Returns how long a run takes on this machine, from the measured steps of its stage."""
+  """Returns how long a run takes here, by the measured steps of its stage."""
   rate = FORWARD_AND_BACKWARD * measured['flops'] / measured['per_image']
   return run.train['max_steps'] * measured['per_step'] + sum(flops_of(run, forward, teacher)) / rate
 
 
 def seconds_on_gpu(run, forward, teacher, tflops, utilisation):
-  """Returns how long a run takes on a GPU of a peak rate (in bfloat16) of which it reaches a share."""
+  """Returns how long a run takes on a GPU of a peak rate in bfloat16."""
   peak = tflops * 1e12 * (1.0 if run.train['precision'] == 'bfloat16' else 0.5)
   return sum(flops_of(run, forward, teacher)) / (peak * utilisation)
 
 
+def names_of_table(by_name, table):
+  """Returns the names of the runs that a table needs, in order."""
+  wanted = [by_name[name] for name in recipes.cells(table).values()]
+  return [os.path.basename(run.folder) for run in runs.with_needs(wanted)]
+
+
 def rows_of(by_name):
-  """Returns the table's rows: dict from text to the names of the runs that it stands for."""
-  rows = {}
-  wanted = [by_name[name] for name in recipes.cells('all').values()]
-  for run in runs.with_needs(wanted):
-    name = os.path.basename(run.folder)
-    text = f'S, C, R of {name.split("-", 1)[1].rsplit("-", 1)[0]}' if name.startswith('scratch') else name
-    rows.setdefault(text, []).append(name)
+  """Returns the table's rows: dict from text to the names of its runs."""
+  rows = collections.defaultdict(list)
+  for name in names_of_table(by_name, 'all'):
+    rows[f'S, C, R of {name[8:13]}' if name.startswith('scratch') else name].append(name)
   return rows
 
 
@@ -239,15 +211,13 @@ def hours_table(flags, runs_of, measured):
     ['3 runs: ' * (len(names_of[text]) > 1) + text, f'{forward[text] / 1e9:.3f}', *as_text(values)]
     for text, values in values_of.items()
   ]
-  in_table_2 = {os.path.basename(run.folder)
-                for run in runs.with_needs([one[name] for name in recipes.cells('2').values()])}  # fmt: skip
-  for total, texts in (('Table 2', [text for text in values_of if text in in_table_2]), ('Tables 1 and 2', values_of)):
+  for total, texts in (('Table 2', names_of_table(one, '2')), ('Tables 1 and 2', values_of)):
     rows.append([f'**{total}**', '', *as_text(np.sum([values_of[text] for text in texts], 0))])
   return header, rows
 
 
 def as_text(values):
-  """Returns steps, hours here and hours on the GPU, of each recipe, as a list of texts."""
+  """Returns steps, hours here and hours on the GPU, of each recipe, as texts."""
   return [f'{v:,.0f}' if i % 3 == 0 else f'{v:.{2 if v < 10 else 1}f}' for i, v in enumerate(values)]
 
 
@@ -262,16 +232,17 @@ def measured_table(runs_of, measured):
     row = [name.replace('scratch-2-2-2-random', 'split-2-2-2'), precision, str(m['batch_size'])]
     row += [f'{m["seconds"]:.3g}', f'{m["fastest"]:.3g}', f'{m["per_step"]:.2g}', f'{rate:.3g}']
     row += [f'{FORWARD_AND_BACKWARD * m["flops"] * rate / 1e9:.0f}', f'{m["memory"] / 1e6:.0f}']
-    row += ['' if m['gpu_memory'] is None else f'{m["gpu_memory"] / 1e6:.0f}']
+    row += [number_text(m['gpu_memory'] and m['gpu_memory'] / 1e6, '.0f')]
     rows[stage, precision, m['batch_size']] = [*row, *(f'{m[size] / 1e6:.1f}' for size in ('checkpoint', 'best'))]
   return header, list(rows.values())
 
 
-def run(flags):
+@program('estimate.py')
+def main(argv):
   """Measures, estimates, and prints both tables."""
+  flags = parse_flags(argv)
   runs_of = {experiment.recipe: recipes.make_runs(experiment, 0) for experiment in flags.experiments}
-  note = devices.precision_note(flags.precision or 'bfloat16', training=True)
-  if note:
+  if note := devices.precision_note(flags.precision or 'bfloat16', training=True):
     print(note, file=sys.stderr)
   measured = measure_all(flags, runs_of)
   print(
@@ -285,11 +256,6 @@ def run(flags):
     f'{100 * flags.utilisation:g} % of {flags.tflops:g} TFLOP/s (float32: half of that).\n'
   )
   print(markdown(*hours_table(flags, runs_of, measured)), end='')
-
-
-def main(argv=None):
-  """Runs the program; returns its exit code."""
-  return run_program('estimate.py', lambda: run(parse_flags(argv)))
 
 
 if __name__ == '__main__':

@@ -19,9 +19,9 @@ import cifar100
 import utils
 from paper import runs
 from resnet_split import read_older
-from splitnet.common.errors import UserError, run_program
+from splitnet.common.errors import UserError, program
 from splitnet.common.files import check_output_file
-from splitnet.common.flags import Parser, Type, add, integer
+from splitnet.common.flags import Parser, Type, add, integer, switch
 from splitnet.network import hardening
 from splitnet.reporting import metrics, plots
 from splitnet.training import checkpoints, resume
@@ -55,13 +55,10 @@ def make_parser():
   """Returns the parser of each figure's flags."""
   parser = Parser(prog='figures.py', description=__doc__)
   figures = parser.add_subparsers(dest='figure', required=True, metavar='{3,4,5}')
-  text = 'weights ordered by group, from start to end of grouping'
-  f = figures.add_parser('3', help=text, description=FIGURE_3)
+  f = figures.add_parser('3', help='weights ordered by group, from start to end of grouping', description=FIGURE_3)
   add(f, 'run', str, None, 'folder of a grouping run', required=True)
-  text = 'split layers, separated by commas [one per depth: the first convolution of its last block, and the logits]'
-  add(f, 'layers', str, None, text)
-  text = 'draw at most this many checkpoints, the first, the last and some evenly between'
-  add(f, 'moments', integer(2), 6, text)
+  add(f, 'layers', str, None, 'split layers, with commas [per depth the first convolution of its last block; logits]')
+  add(f, 'moments', integer(2), 6, 'draw at most so many checkpoints, the first, the last and some evenly between')
   add(f, 'output', str, 'fig3.png', 'the picture, PNG')
 
   f = figures.add_parser('4', help='class counts per group against the balance weight', description=FIGURE_4)
@@ -71,41 +68,34 @@ def make_parser():
   add(f, 'steps', integer(1), 300, 'steps for each weight')
   add(f, 'ngroups', integer(2), 3, 'groups, G')
   add(f, 'out', str, None, 'folder for the runs and the picture', required=True)
-  text = 'train nothing: print and draw all runs that OUT holds'
-  f.add_argument('--print', action='store_true', dest='print_only', help=text)
+  switch(f, 'print', 'train nothing: print and draw all runs that OUT holds', dest='print_only')
 
   f = figures.add_parser('5', help='groups against superclasses', description=FIGURE_5)
   add(f, 'checkpoint', str, None, 'grouping or split run, its folder or DIR/ckpt-STEP', required=True)
-  text = 'folder that download_cifar100.py wrote; only its names are read'
-  add(f, 'data_dir', str, 'cifar100/train_val_split', text)
+  add(f, 'data_dir', str, 'cifar100/train_val_split', 'folder that download_cifar100.py wrote, for its names')
   add(f, 'output', str, 'fig5.png', 'the picture, PNG')
   return parser
 
 
-# --- figure 3 -----------------------------------------------------------------------------------------------------
-
-
 def saved_steps(folder):
   """Returns the steps of which a folder holds a checkpoint: list of ints, rising."""
-  names = glob.glob('ckpt-*.index', root_dir=folder)
-  return sorted(int(match.group(1)) for match in (re.fullmatch(r'ckpt-(\d+)\.index', name) for name in names) if match)
+  matches = [re.fullmatch(r'ckpt-(\d+)\.index', name) for name in glob.glob('ckpt-*.index', root_dir=folder)]
+  return sorted(int(match[1]) for match in matches if match)
 
 
 def evenly(steps, count):
-  """Chooses at most `count` of the rising `steps`: the first, the last, and those nearest to even distances between."""
-  steps = np.array(steps)
+  """Chooses at most `count` of the rising steps: the ends, evenly between."""
   if len(steps) <= count:
-    return steps.tolist()
-  wanted = np.linspace(steps[0], steps[-1], count)
-  return sorted({int(steps[np.abs(steps - w).argmin()]) for w in wanted})
+    return steps
+  nearest = np.abs(np.subtract.outer(np.linspace(steps[0], steps[-1], count), steps)).argmin(1)
+  return [steps[i] for i in np.unique(nearest)]
 
 
 def representative_layers(graph):
-  """Chooses one split layer per depth: the first in its last block, shortcuts aside, that hardening cuts."""
+  """Chooses per depth the first split layer of its last block, no shortcut."""
   chosen = {}
   for layer in graph.weighted:
-    reader = graph.readers[layer.name][0] if graph.readers[layer.name] else None
-    shortcut = reader is not None and reader.op == 'add' and reader.inputs[0] == layer.name
+    shortcut = any(reader.op == 'add' and reader.inputs[0] == layer.name for reader in graph.readers[layer.name][:1])
     before = chosen.get(layer.depth)
     if graph.cut(layer) > 1 and not shortcut and (before is None or before.block != layer.block):
       chosen[layer.depth] = layer
@@ -117,11 +107,10 @@ def chosen_layers(graph, text):
   if text is None:
     return representative_layers(graph)
   split = {layer.name: layer for layer in graph.split_layers}
-  names = [name.strip() for name in text.split(',')]
-  for name in names:
-    if name not in split:
-      raise UserError(f"--layers: '{name}' is no split layer; there are: {', '.join(split)}")
-  return [split[name] for name in names]
+  try:
+    return [split[name.strip()] for name in text.split(',')]
+  except KeyError as e:
+    raise UserError(f'--layers: {e} is no split layer; there are: {", ".join(split)}') from e
 
 
 def share_within(graph, layer, kernel, groups):
@@ -131,7 +120,7 @@ def share_within(graph, layer, kernel, groups):
 
 
 def figure_3(flags):
-  """Draws figure 3; returns {layer name: [share of the squared weight within the groups, one per moment]}."""
+  """Draws figure 3; returns {layer name: share of the weight within, per moment}."""
   check_output_file('--output', flags.output)
   configuration = checkpoints.read_configuration(flags.run, read_older)
   if configuration is None:
@@ -167,15 +156,8 @@ def figure_3(flags):
   return shares
 
 
-# --- figure 4 -----------------------------------------------------------------------------------------------------
-
-
 def parse_train_flags(arguments):
-  """Parses arguments for train.py, '--name value' or '--name=value': dict from name to text.
-
-  Raises:
-    UserError: if they are something else.
-  """
+  """Parses train.py's '--name value' or '--name=value': dict from name to text."""
   flags, words = {}, list(arguments)
   while words:
     name, is_whole, value = words.pop(0).partition('=')
@@ -191,7 +173,7 @@ def run_folder(out, balance):
 
 
 def train_flags(flags, further, balance):
-  """Returns train.py's flags for one balance weight: dict from name to value; what makes the figure wins."""
+  """Returns train.py's flags for a balance weight; what makes the figure wins."""
   return {
     'gamma1': '1.5', 'gamma2': '1', 'assignment_lr_scale': '100', 'dropout_keep_prob': '1', 'max_to_keep': '1',
     'val_iter': '10', **further, 'mode': 'group', 'basemodel': flags.basemodel, 'data_dir': flags.data_dir,
@@ -201,19 +183,12 @@ def train_flags(flags, further, balance):
 
 
 def is_done(wanted):
-  """Returns whether a run has all its steps.
-
-  Args:
-    wanted: dict of `train_flags`.
-
-  Raises:
-    UserError: if the folder holds another run, or one that has taken more steps.
-  """
+  """Returns whether a run has all its steps; refuses another run in its folder."""
   folder = wanted['train_dir']
   steps, before = saved_steps(folder), checkpoints.read_configuration(folder, read_older)
   if before is None or not steps:
     return False
-  stored = {**before['settings'], **before['network'], 'mode': before['mode']}
+  stored = settings_of(before)
   for name, value in wanted.items():
     if name in stored and name not in resume.FREE and not is_same(value, stored[name]):
       raise UserError(
@@ -221,9 +196,7 @@ def is_done(wanted):
         '--out'
       )
   if steps[-1] > wanted['max_steps']:
-    raise UserError(
-      f"the run in '{folder}' is at step {steps[-1]} already: give --steps {steps[-1]}, or another --out"
-    )
+    raise UserError(f"the run in '{folder}' is at step {steps[-1]} already: give --steps {steps[-1]}, or another --out")
   return steps[-1] == wanted['max_steps']
 
 
@@ -235,35 +208,27 @@ def is_same(value, stored):
     return str(value) == str(stored)
 
 
+def settings_of(configuration):
+  """Returns the flags of a run that a stored configuration has."""
+  return {**configuration['settings'], **configuration['network'], 'mode': configuration['mode']}
+
+
 def check_alike(stored):
-  """Raises UserError unless runs, a dict from balance weight to checkpoints.Stored, differ in their balance only."""
-  (first, one), *others = stored.items()
-  for balance, other in others:
-    for section in ('settings', 'network'):
-      old, new = one.configuration[section], other.configuration[section]
-      allowed = {'gamma3', *resume.FREE, *resume.CHECKPOINTS}
-      for name in sorted((old.keys() & new.keys()) - allowed):
-        if old[name] != new[name]:
-          raise UserError(
-            f'the run of balance {first:g} has --{name} {old[name]}, that of {balance:g} has {new[name]}: use one '
-            '--out for each'
-          )
-
-
-def train(wanted, name):
-  """Runs train.py with a dict of `train_flags`; raises UserError with train.py's own sentence if it fails."""
-  run = runs.Run(wanted['train_dir'], None, wanted)
-  print(f'{name}: {wanted["max_steps"]} steps in {run.folder}', flush=True)
-  os.makedirs(run.folder, exist_ok=True)
-  runs.execute(run, runs.command('train.py', wanted), REPORT_SECONDS)
+  """Raises UserError unless runs by balance weight differ in nothing else."""
+  first, *others = stored
+  old = settings_of(stored[first].configuration)
+  for balance in others:
+    new = settings_of(stored[balance].configuration)
+    for name in sorted((old.keys() & new.keys()) - {'gamma3', *resume.FREE, *resume.CHECKPOINTS}):
+      if old[name] != new[name]:
+        raise UserError(
+          f'the run of balance {first:g} has --{name} {old[name]}, that of {balance:g} has {new[name]}: use one --out '
+          'for each'
+        )
 
 
 def group_sizes(stored):
-  """Returns how many classes each group of a checkpoint has: int array [groups], empty groups too.
-
-  Raises:
-    UserError: if the checkpoint has no groups.
-  """
+  """Returns how many classes each group of a checkpoint has, empty groups too."""
   groups = checkpoints.class_groups(stored)
   if groups is None:
     raise UserError(f"'{stored.path}' is a {stored.mode} checkpoint, without groups: name a grouping or a split one")
@@ -271,17 +236,13 @@ def group_sizes(stored):
 
 
 def finished_runs(out):
-  """Returns the balance weights of the runs that a folder holds: list of numbers, rising."""
+  """Returns the balance weights of the runs that a folder holds, rising."""
   matches = (re.fullmatch(r'balance-([\d.]+(e[+-]\d+)?)', name) for name in glob.glob('balance-*', root_dir=out))
-  return sorted(float(match.group(1)) for match in matches if match and saved_steps(os.path.join(out, match.group(0))))
+  return sorted(float(match[1]) for match in matches if match and saved_steps(os.path.join(out, match[0])))
 
 
 def figure_4(flags, further):
-  """Trains what is missing and draws figure 4; returns {balance weight: classes per group, the largest first}.
-
-  Args:
-    flags: the parsed flags; further: list of arguments for train.py.
-  """
+  """Draws figure 4; returns {balance weight: classes per group, the largest first}."""
   picture = os.path.join(flags.out, 'fig4.png')
   if flags.print_only:
     balances = finished_runs(flags.out)
@@ -296,30 +257,25 @@ def figure_4(flags, further):
     missing = [balance for balance in balances if not is_done(wanted[balance])]
     check_output_file('--out', picture)
     for balance in missing:
-      train(wanted[balance], f'balance {balance:g}')
+      run = runs.Run(wanted[balance]['train_dir'], None, wanted[balance])
+      print(f'balance {balance:g}: {flags.steps} steps in {run.folder}', flush=True)
+      os.makedirs(run.folder, exist_ok=True)
+      runs.execute(run, runs.command('train.py', run.train), REPORT_SECONDS)
   stored = {balance: checkpoints.read(run_folder(flags.out, balance), read_older) for balance in balances}
   counts = {balance: sorted(group_sizes(run).tolist(), reverse=True) for balance, run in stored.items()}
   steps = {balance: int(run.path.rsplit('-', 1)[1]) for balance, run in stored.items()}
   for balance, sizes in counts.items():
     print(f'balance {balance:<6g}  classes per group {sizes}  (step {steps[balance]})')
   check_alike(stored)
-  first, last, graph = min(steps.values()), max(steps.values()), stored[balances[0]].graph
-  after = f'{first}' if first == last else f'{first} to {last}'
+  graph, after = stored[balances[0]].graph, ' to '.join(map(str, sorted({min(steps.values()), max(steps.values())})))
   title = f'Classes per group of the FC split {graph.split} after {after} steps'
   plots.draw_sizes({f'{balance:g}': sizes for balance, sizes in counts.items()}, graph.classes.size, title, picture)
   print(f'{picture}: largest group {", ".join(f"{s[0]} at {balance:g}" for balance, s in counts.items())} classes')
   return counts
 
 
-# --- figure 5 -----------------------------------------------------------------------------------------------------
-
-
 def superclass_order(table):
-  """Orders the superclasses so that the blocks show: by the group that holds most, then by where the rest is.
-
-  Args:
-    table: int array [groups, superclasses].
-  """
+  """Orders superclasses by the group that holds most, then by where the rest is."""
   centre = np.arange(len(table)) @ table / np.maximum(table.sum(0), 1)
   return np.lexsort((centre, table.argmax(0)))
 
@@ -330,10 +286,7 @@ def figure_5(flags):
   names = cifar100.load_names(flags.data_dir)
   stored = checkpoints.read(flags.checkpoint, read_older)
   sizes, groups = group_sizes(stored), checkpoints.class_groups(stored)
-  if len(groups) != len(names.fine):
-    raise UserError(
-      f"'{stored.path}' has {len(groups)} classes, but the data in '{flags.data_dir}' has {len(names.fine)}"
-    )
+  checkpoints.check_classes(stored, names, flags.data_dir)
   table = np.zeros((len(sizes), len(names.coarse)), np.int64)
   filled = utils.superclass_table(groups, names.fine_to_coarse)
   table[: filled.shape[0], : filled.shape[1]] = filled  # the last groups may be empty
@@ -352,17 +305,14 @@ def figure_5(flags):
   return table[:, order], agreement
 
 
-def main(argv=None):
-  """Runs the program; returns its exit code."""
-
-  def run():
-    parser = make_parser()
-    flags, further = parser.parse_known_args(argv)
-    if further and (flags.figure != '4' or flags.print_only):
-      parser.error(f'unrecognized arguments: {" ".join(further)}')
-    {'3': figure_3, '4': functools.partial(figure_4, further=further), '5': figure_5}[flags.figure](flags)
-
-  return run_program('figures.py', run)
+@program('figures.py')
+def main(argv):
+  """Draws the figure that was asked for."""
+  parser = make_parser()
+  flags, further = parser.parse_known_args(argv)
+  if further and (flags.figure != '4' or flags.print_only):
+    parser.error(f'unrecognized arguments: {" ".join(further)}')
+  {'3': figure_3, '4': functools.partial(figure_4, further=further), '5': figure_5}[flags.figure](flags)
 
 
 if __name__ == '__main__':

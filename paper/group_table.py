@@ -1,15 +1,14 @@
 """The table of groups, from the runs of tables.py: agreement with the superclasses, sizes, and what groups cost.
 
-A row is one run: the learned groups, from a spectral start or from noise (recipes.finding_from_noise), beside groups
-that are given: semantic (S, the yardstick), clustering (C) and random (R, the floor). `legend` explains the rest.
+A row is one run: the learned groups beside given ones: semantic (S, the yardstick), clustering (C), random (R, the
+floor). `legend` explains the rest.
 """
-
-import numpy as np
 
 from paper.recipes import ROWS_OF_GROUPS
 from resnet_split import read_older
 from splitnet.network import grouping
 from splitnet.network.graph import hard_groups_of
+from splitnet.reporting.tables import mean_text, number_text
 from splitnet.training import checkpoints
 from splitnet.training.log import read_metrics
 
@@ -31,7 +30,7 @@ COLUMNS = [
 
 
 def legend(from_scratch):
-  """Returns what the columns and rows mean; `from_scratch`: the learned groups do not start from the baseline."""
+  """Returns what columns and rows mean; from_scratch: no group is from the baseline."""
   but = ' but the learned groups, which start from nothing,' if from_scratch else ''
   return (
     'Agreement: share of the classes in the group that holds most of their superclass. Converged: every assignment at '
@@ -45,34 +44,22 @@ def legend(from_scratch):
 
 
 def least_confidences(folder):
-  """Reads the least mean confidence of a grouping run's assignments: dict from step to number in (0, 1], steps rising.
-
-  Args:
-    folder: of train.py --mode group; without metrics.jsonl there are none.
-  """
+  """Reads the least confidence of all assignments, by step, steps rising."""
   logged = read_metrics(folder, 'train')
   least = {line['step']: min(line['confidence'].values()) for line in logged if line.get('confidence')}
   return dict(sorted(least.items()))
 
 
 def converged_at(least):
-  """Returns the first step from which on every assignment was at least CONVERGED confident, or None.
-
-  Args:
-    least: dict from step to the least confidence, steps rising.
-  """
+  """Returns the step from which on all were CONVERGED confident, or None."""
   late = [step for step, value in least.items() if value < CONVERGED]
   return next((step for step in least if not late or step > late[-1]), None)
 
 
 def moved(result):
-  """Compares a grouping run's groups with its spectral start: percent of the classes and of the features that moved.
+  """Returns how many % of classes and features left their group of the spectral start.
 
-  Args:
-    result: of runs.read_result, of a grouping run.
-
-  Returns:
-    (number, number); None for both if it started from noise, or a checkpoint is not there any more.
+  Both are None if it started from noise, or a checkpoint is not there any more.
   """
   if not checkpoints.exists(result['folder']):
     return None, None
@@ -82,18 +69,13 @@ def moved(result):
     return None, None
   base = checkpoints.read(result['base_folder'], read_older)
   alphas = grouping.spectral_start(stored.graph, base.values, settings['seed'])
-  started = hard_groups_of(stored.graph, alphas)
-  ended = hard_groups_of(stored.graph, {name: stored.values[f'group/{name}/alpha'] for name in alphas})
+  started = hard_groups_of(stored.graph, {f'group/{name}/alpha': alpha for name, alpha in alphas.items()})
+  ended = hard_groups_of(stored.graph, stored.values)
   return tuple(100 * share for share in grouping.moved(stored.graph, started, ended))
 
 
 def row_of(result, grouped=None):
-  """Returns what is shown of one run: a dict of numbers, None if there is none.
-
-  Args:
-    result: of runs.read_result, of a split network or a dense one.
-    grouped: of the grouping run that it was hardened from; None if its groups were not learned.
-  """
+  """Returns what is shown of a run, beside the grouping run it was hardened from."""
   sizes = result['group_sizes']
   row = {'steps': result['steps_in_all'], 'agreement': result['agreement'], 'accuracy': 100 * result['accuracy']}
   if sizes:
@@ -109,7 +91,7 @@ def row_of(result, grouped=None):
 
 
 def table(results):
-  """Makes the table of `tables.collect`'s results: (header, rows) of text, a row per seed, and their mean."""
+  """Makes the table, (header, rows) of text: a row per seed, and their mean."""
   rows = []
   for split, kinds in ROWS_OF_GROUPS:
     for text, grouping_run, run in kinds.values():
@@ -122,13 +104,3 @@ def table(results):
         means = [mean_text([row[key] for row in numbers.values()], form) for _, key, form in COLUMNS]
         rows.append([split, text, 'mean', *means])
   return ['split', 'groups', 'seed', *(heading for heading, _, _ in COLUMNS)], rows
-
-
-def number_text(value, form):
-  """Returns a number as text; '' for None."""
-  return '' if value is None else format(value, form)
-
-
-def mean_text(values, form):
-  """Returns mean ± standard deviation of the sample; '' if a number is missing."""
-  return '' if None in values else f'{np.mean(values):{form}} ± {np.std(values, ddof=1):{form}}'

@@ -1,12 +1,9 @@
 """Partitions a dense network over devices, as the paper's Table 5 does.
 
-Each layer has a list of devices that its output channels are divided over, as evenly as they go. `horizontal` gives
-every layer all devices: each computes its part of every layer and reads all parts of the layer below, so the parts are
-gathered before every convolution. `vertical` gives every layer one device: consecutive blocks stand on different
-devices, and one tensor goes from one to the next. Either computes the dense network's logits.
+`horizontal` divides every layer's output channels over all devices, as evenly as they go; the parts are gathered before
+every convolution. `vertical` gives every layer one device: consecutive blocks stand on different devices, and one
+tensor goes from one to the next. Either computes the dense network's logits.
 """
-
-import functools
 
 import numpy as np
 import tensorflow as tf
@@ -14,34 +11,19 @@ import tensorflow as tf
 from splitnet.network import counting, layers
 from splitnet.network.dropout import Dropout
 from splitnet.network.graph import WEIGHTED
+from splitnet.parallel import placement
 
 
 def horizontal(network, devices):
-  """Divides each layer's output channels over the devices.
-
-  Args:
-    network: a dense Network; its weights are copied.
-    devices: list of device names; the logits are on the first.
-
-  Returns:
-    A Partition: a function from prepared images to logits.
-  """
+  """Divides each layer's output channels over the devices: a Partition."""
   return Partition(network, {layer.name: list(devices) for layer in network.graph.layers[1:]})
 
 
 def vertical(network, devices):
-  """Places consecutive blocks on the devices, so that the busiest has least to do.
-
-  Args:
-    network: a dense Network; its weights are copied.
-    devices: list of device names, no more than there are `pieces`.
-
-  Returns:
-    A Partition: a function from prepared images to logits.
-  """
+  """Places blocks in a row, the busiest device with as few FLOPs as possible."""
   flops = {count.name: count.flops for count in counting.counts(network)}
   uncut = pieces(network.graph)
-  sizes = balanced_cut([sum(flops.get(name, 0) for name in piece) for piece in uncut], len(devices))
+  sizes = placement.cut([sum(flops.get(name, 0) for name in piece) for piece in uncut], len(devices), sum)
   device_of_piece = np.repeat(np.arange(len(devices)), sizes)
   return Partition(network, {name: [devices[d]] for piece, d in zip(uncut, device_of_piece) for name in piece})
 
@@ -55,50 +37,16 @@ def pieces(graph):
   blocks = [block for block in graph.blocks if block[0].op != 'image']
   kinds = ('add',) if any(layer.op == 'add' for layer in graph.layers) else WEIGHTED
   ends = [any(layer.op in kinds for layer in block) for block in blocks]
-  result, before = [[]], False
+  result = [[]]
   for i, block in enumerate(blocks):
-    if before and any(ends[i:]):
-      result.append([])
-      before = False
     result[-1] += [layer.name for layer in block]
-    before = before or ends[i]
+    if ends[i] and any(ends[i + 1 :]):
+      result.append([])
   return result
 
 
-def balanced_cut(costs, parts):
-  """Divides a row of costs into consecutive parts, so that none costs very much.
-
-  No part is empty, and the costliest costs as little as possible.
-
-  Args:
-    costs: list of numbers.
-    parts: how many.
-
-  Returns:
-    How many of the costs each part takes, a tuple; of several best ones the first has the earliest borders.
-
-  Raises:
-    ValueError: unless 1 <= parts <= len(costs).
-  """
-  if not 1 <= parts <= len(costs):
-    raise ValueError(f'cannot cut {len(costs)} pieces into {parts} parts')
-
-  @functools.cache
-  def best(first, parts):
-    """Returns (the highest cost, the sizes) of costs[first:] in so many parts."""
-    if parts == 1:
-      return sum(costs[first:]), (len(costs) - first,)
-    found = []
-    for size in range(1, len(costs) - first - parts + 2):
-      highest, sizes = best(first + size, parts - 1)
-      found.append((max(sum(costs[first : first + size]), highest), (size, *sizes)))
-    return min(found)
-
-  return best(0, parts)[1]
-
-
 class Partition:
-  """A dense network whose layers have their channels on devices; for inference.
+  """Divides each layer's output channels over devices; for inference.
 
   Attributes:
     devices: dict from layer name to the list of its devices.
@@ -106,12 +54,7 @@ class Partition:
   """
 
   def __init__(self, network, devices):
-    """Copies each part of the weights to the device that uses it, once.
-
-    Args:
-      network: a dense Network.
-      devices: dict from layer name to a list of device names, equally long for each layer.
-    """
+    """Copies each part of a dense network's weights to the device that uses it, once."""
     if network.groups is not None:
       raise ValueError('only a dense network is partitioned; a split one has its branches')
     self.graph, self.dtype, self.devices, self.weights = network.graph, network.dtype, devices, {}
@@ -124,10 +67,7 @@ class Partition:
             self.weights[f'{name}/part_{i}'] = tf.Variable(part, trainable=False)
 
   def __call__(self, images):
-    """Computes the logits of a batch of prepared images: float32 [batch, classes].
-
-    They are on the first device of the first layer.
-    """
+    """Computes logits float32 [batch, classes] on the first layer's first device."""
     image, *computed = self.graph.layers
     first = self.devices[computed[0].name][0]
     call = layers.Call(images, self.dtype, False, Dropout(None, 1.0), channel_multiple=1)
@@ -142,10 +82,7 @@ class Partition:
       return tf.concat(parts[computed[-1].name], 1)
 
   def _compute(self, layer, i, parts, gathered, call):
-    """Computes a layer's output on its i-th device.
-
-    Only what needs all channels reads other devices' parts.
-    """
+    """Computes a layer on its i-th device; others' parts only if it needs all channels."""
     count, whole = len(self.devices[layer.name]), layer.op in (*WEIGHTED, 'lrn')
     inputs = []
     for name in layer.inputs:
@@ -154,9 +91,6 @@ class Partition:
       inputs.append(gathered.get((name, i), parts[name][0]) if whole else parts[name][i])
     own = {variable: self.weights[f'{layer.name}/{variable}/part_{i}'] for variable in layer.variables}
     y = layers.compute(layer, inputs, own, inputs[0].shape[-1], call)
-    return tf.split(y, _sizes(y.shape[-1], count), -1)[i] if layer.op == 'lrn' and count > 1 else y
-
-
-def _sizes(units, parts):
-  """Returns how many of the units each part has, as np.array_split deals them."""
-  return [len(part) for part in np.array_split(np.arange(units), parts)]
+    if layer.op == 'lrn' and count > 1:
+      return tf.split(y, [len(part) for part in np.array_split(np.arange(y.shape[-1]), count)], -1)[i]
+    return y

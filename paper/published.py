@@ -67,5 +67,5 @@ TABLE_5 = [
 
 
 def row_name(split):
-  """Returns a split as the tables' first column names it, such as 'Deep 2-2-2'; 'dense' for the dense network."""
+  """Returns a split as in the first column: 'Deep 2-2-2', or 'dense'."""
   return 'dense' if split == DENSE else f'{SPLITS[split][0]} {split}'

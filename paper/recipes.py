@@ -1,10 +1,10 @@
 """The recipes of the tables: which runs there are, with which settings, and which run each cell of a table shows.
 
-  paper    the settings of baseline.sh, group.sh --paper and split.sh
-  short    far fewer steps, for a GPU; grouped as group.sh does: from the baseline, other gammas, no dropout
-  better   the same networks as well as we would train them: longer than short, smoothed labels, the split ones taught
-           by the dense one; not the paper's experiment
-  cpu      a few epochs of each stage, for a CPU
+paper    the settings of baseline.sh, group.sh --paper and split.sh
+short    far fewer steps, for a GPU; grouped as group.sh does: from the baseline, other gammas, no dropout
+better   the same networks as well as we would train them: longer than short, smoothed labels, the split ones taught
+         by the dense one; not the paper's experiment
+cpu      a few epochs of each stage, for a CPU
 """
 
 import dataclasses
@@ -20,55 +20,45 @@ STAGES = ('baseline', 'group', 'split', 'scratch')
 TEACHING = dict(distill_weight=0.7, distill_temperature=2)  # if the dense network teaches the split one
 DENSE_DROPOUT = 0.5  # dropout_keep_prob of the baseline with dropout, in the layers that 2-2-2 would split
 
-# Each recipe has a folder for its runs, what a branch reads ('all' gives the paper's counts), and the settings of each
-# stage: train.py's flags, those of runs.SHARES, and instead of max_steps also epochs. 'group' learns the groups,
-# 'split' fine-tunes them, 'scratch' trains a split network from scratch (columns S, C, R); 'all' is for each stage.
+# What grouping has in common in all recipes but the paper's own, and the paper's training of everything else.
+GROUPING = dict(
+  l2_weight=0.0001, basemodel='baseline', assignment_start='spectral', gamma1=5, gamma2=20, gamma3=30,
+  dropout_keep_prob=1,
+)  # fmt: skip
+PAPER = dict(max_steps=120000, initial_lr=0.1, drop_at=(5 / 12, 7 / 12), l2_weight=0.0005)
+
+# Each recipe has the settings of each stage: train.py's flags, those of runs.SHARES, and instead of max_steps also
+# epochs. 'group' learns the groups, 'split' fine-tunes them, 'scratch' trains a split network from scratch (columns S,
+# C, R); 'all' is for each stage. Runs are in runs/paper/RECIPE unless 'out' says otherwise, and a branch reads 'all',
+# which gives the paper's counts, unless 'branch_input' does.
 RECIPES = {
   'paper': {
-    'out': 'runs/paper/paper',
-    'branch_input': 'all',
     'all': dict(batch_size=90, val_interval=1000, checkpoint_interval=5000),
-    'baseline': dict(max_steps=120000, initial_lr=0.1, drop_at=(5 / 12, 7 / 12), l2_weight=0.0005),
+    'baseline': PAPER,
     'group': dict(
       max_steps=200000, initial_lr=0.1, drop_at=(0.6, 0.75), l2_weight=0.0001, basemodel=None, gamma1=1, gamma2=1,
       gamma3=10, dropout_keep_prob=0.5,
     ),
-    'split': dict(max_steps=120000, initial_lr=0.1, drop_at=(5 / 12, 7 / 12), l2_weight=0.0005),
-    'scratch': dict(max_steps=120000, initial_lr=0.1, drop_at=(5 / 12, 7 / 12), l2_weight=0.0005),
+    'split': PAPER,
+    'scratch': PAPER,
   },
   # The peak learning rate is the better one of two at k = 1 (docs/paper-scale.md).
   'short': {
-    'out': 'runs/paper/short',
-    'branch_input': 'all',
-    'all': dict(
-      batch_size=360, val_interval=125, checkpoint_interval=500, lr_schedule='cosine', precision='bfloat16',
-    ),
+    'all': dict(batch_size=360, val_interval=125, checkpoint_interval=500, lr_schedule='cosine', precision='bfloat16'),
     'baseline': dict(epochs=30, initial_lr=1.0, warmup_at=0.2, l2_weight=0.0005),
-    'group': dict(
-      epochs=10, initial_lr=0.1, l2_weight=0.0001, basemodel='baseline', assignment_start='spectral', gamma1=5,
-      gamma2=20, ramp_at=0.5, gamma3=30, assignment_lr_scale=20, dropout_keep_prob=1,
-    ),
+    'group': dict(GROUPING, epochs=10, initial_lr=0.1, ramp_at=0.5, assignment_lr_scale=20),
     'split': dict(epochs=20, initial_lr=0.4, warmup_at=0.1, l2_weight=0.0005),
     'scratch': dict(epochs=60, initial_lr=1.0, warmup_at=0.2, l2_weight=0.0005),
   },
   'better': {
-    'out': 'runs/paper/better',
-    'branch_input': 'all',
     'all': dict(
       batch_size=180, val_interval=250, checkpoint_interval=1000, lr_schedule='cosine', precision='bfloat16',
       label_smoothing=0.1,
     ),
     'baseline': dict(epochs=120, initial_lr=0.2, warmup_at=0.05, l2_weight=0.0005),
-    'group': dict(
-      epochs=20, initial_lr=0.1, l2_weight=0.0001, basemodel='baseline', assignment_start='spectral', gamma1=5,
-      gamma2=20, ramp_at=0.5, gamma3=30, assignment_lr_scale=20, dropout_keep_prob=1,
-    ),
-    'split': dict(
-      epochs=100, initial_lr=0.2, warmup_at=0.05, l2_weight=0.0005, teacher='baseline', **TEACHING,
-    ),
-    'scratch': dict(
-      epochs=240, initial_lr=0.2, warmup_at=0.05, l2_weight=0.0005, teacher='baseline', **TEACHING,
-    ),
+    'group': dict(GROUPING, epochs=20, initial_lr=0.1, ramp_at=0.5, assignment_lr_scale=20),
+    'split': dict(TEACHING, epochs=100, initial_lr=0.2, warmup_at=0.05, l2_weight=0.0005, teacher='baseline'),
+    'scratch': dict(TEACHING, epochs=240, initial_lr=0.2, warmup_at=0.05, l2_weight=0.0005, teacher='baseline'),
   },
   # One cycle per stage. S, C and R get as many steps as fine-tuning, as in the paper's recipe.
   'cpu': {
@@ -76,10 +66,7 @@ RECIPES = {
     'branch_input': 'group',
     'all': dict(batch_size=90, val_interval=1000, checkpoint_interval=1000, lr_schedule='cosine'),
     'baseline': dict(max_steps=2000, initial_lr=0.15, warmup_at=0.2, l2_weight=0.0005),
-    'group': dict(
-      max_steps=700, initial_lr=0.05, l2_weight=0.0001, basemodel='baseline', assignment_start='spectral', gamma1=5,
-      gamma2=20, ramp_at=0.4, gamma3=30, assignment_lr_scale=40, dropout_keep_prob=1,
-    ),
+    'group': dict(GROUPING, max_steps=700, initial_lr=0.05, ramp_at=0.4, assignment_lr_scale=40),
     'split': dict(max_steps=1000, initial_lr=0.1, warmup_at=0.1, l2_weight=0.0005),
     'scratch': dict(max_steps=1000, initial_lr=0.15, warmup_at=0.2, l2_weight=0.0005),
   },
@@ -88,35 +75,25 @@ RECIPES = {
 
 @dataclasses.dataclass(frozen=True)
 class Experiment:
-  """What a user asks of all runs of the tables; None leaves it to the recipe.
+  """What a user asks of all runs of the tables; None leaves it to the recipe."""
 
-  Attributes:
-    recipe: a key of RECIPES.
-    k: width multiplier.
-    branch_input: what a branch reads of its parent, 'group' or 'all'.
-    out: folder for the runs.
-    batch_size: images per step; steps and learning rate change with it.
-    precision: 'float32' or 'bfloat16'.
-    jit_compile: whether to compile with XLA; None leaves it to train.py.
-    baseline_steps, group_steps, split_steps, scratch_steps: of each run of a stage.
-  """
-
-  recipe: str = 'cpu'
-  k: int = 8
-  branch_input: str | None = None
-  out: str | None = None
-  batch_size: int | None = None
-  precision: str | None = None
-  jit_compile: bool | None = None
-  baseline_steps: int | None = None
+  recipe: str = 'cpu'  # a key of RECIPES
+  k: int = 8  # width multiplier
+  branch_input: str | None = None  # what a branch reads of its parent, 'group' or 'all'
+  out: str | None = None  # folder for the runs
+  batch_size: int | None = None  # images per step; steps and learning rate change with it
+  precision: str | None = None  # 'float32' or 'bfloat16'
+  jit_compile: bool | None = None  # whether to compile with XLA; None leaves it to train.py
+  baseline_steps: int | None = None  # of each run of a stage
   group_steps: int | None = None
   split_steps: int | None = None
   scratch_steps: int | None = None
 
   def __post_init__(self):
     recipe = RECIPES[self.recipe]
-    object.__setattr__(self, 'branch_input', self.branch_input or recipe['branch_input'])
-    object.__setattr__(self, 'out', os.path.abspath(self.out or os.path.join(PROJECT, recipe['out'])))
+    out = self.out or os.path.join(PROJECT, recipe.get('out', f'runs/paper/{self.recipe}'))
+    object.__setattr__(self, 'branch_input', self.branch_input or recipe.get('branch_input', 'all'))
+    object.__setattr__(self, 'out', os.path.abspath(out))
 
   @property
   def folder(self):
@@ -128,16 +105,13 @@ class Experiment:
     return Config.of_split(split, k=self.k, branch_input=self.branch_input)
 
 
-# --- settings -----------------------------------------------------------------------------------------------------
-
-
 def steps_of(recipe, stage):
   """Returns how many steps a stage takes in a recipe, a value of RECIPES."""
   return recipe[stage].get('max_steps') or round(recipe[stage]['epochs'] * TRAIN_IMAGES / recipe['all']['batch_size'])
 
 
 def settings_of(experiment, stage):
-  """Returns the settings of a stage with the batch size, steps and precision that were asked for: a dict.
+  """Returns a stage's settings with the batch size, steps and precision asked for.
 
   With more images per step there are as many fewer steps, at as much more learning rate (Goyal et al., Accurate, Large
   Minibatch SGD, 2017).
@@ -157,23 +131,16 @@ def settings_of(experiment, stage):
 
 
 def finding_from_noise(group, groups):
-  """Returns what differs from a recipe's grouping in the run before it, which finds groups from undecided noise.
+  """Returns what differs in the run before grouping, which finds groups from noise.
 
-  The released gammas but for gamma1: with two groups a smaller one, so that assignments become disjoint later; with
-  more a larger one, without which they stayed undecided. And assignments that move far faster than the weights. Chosen
-  by trial at k = 1, seed 0 (docs/groups.md).
-
-  Args:
-    group: the recipe's settings of grouping.
-    groups: the number of groups at the logits.
+  The released gammas but for gamma1: with two groups at the logits a smaller one, so that assignments become disjoint
+  later; with more a larger one, without which they stayed undecided. And assignments that move far faster than the
+  weights. Chosen by trial at k = 1, seed 0 (docs/groups.md).
   """
   return dict(
     assignment_start='noise', gamma1=0.3 if groups == 2 else 1.5, gamma2=1, ramp_at=None, gamma3=10,
     assignment_lr_scale=32 * group['assignment_lr_scale'],
   )  # fmt: skip
-
-
-# --- runs ---------------------------------------------------------------------------------------------------------
 
 
 def make_runs(experiment, seed):
@@ -182,8 +149,7 @@ def make_runs(experiment, seed):
   machine = {} if experiment.jit_compile is None else {'jit_compile': experiment.jit_compile}
 
   def add(name, stage, mode, **changes):
-    settings = dict(mode=mode, k=experiment.k, seed=seed, **settings_of(experiment, stage))
-    settings.update(changes)
+    settings = {'mode': mode, 'k': experiment.k, 'seed': seed, **settings_of(experiment, stage), **changes}
     settings = {key: value for key, value in settings.items() if value is not None}  # None: without the recipe's
     base, teacher = (runs.get(settings.pop(need, None)) for need in ('basemodel', 'teacher'))
     folder = os.path.join(experiment.folder, f'seed{seed}', name)
@@ -201,7 +167,7 @@ def make_runs(experiment, seed):
   # Trained on as the split networks are; only those can have a teacher.
   untaught = dict.fromkeys(['teacher', *TEACHING])
   add('baseline-long', 'split', 'baseline', basemodel='baseline', max_steps=both, **untaught)
-  dropped = {name: value for name, value in tree('2-2-2').items() if name != 'branch_input'}
+  dropped = {**tree('2-2-2'), 'branch_input': None}
   add('baseline-dropout', 'baseline', 'baseline', dropout_keep_prob=DENSE_DROPOUT, **dropped)
   for split in SPLITS:
     groups = tree(split)
@@ -211,8 +177,8 @@ def make_runs(experiment, seed):
     add(f'group-{split}', 'group', 'group', **grouped)
     add(f'split-{split}', 'split', 'split', **groups, basemodel=f'group-{split}')
     if 'teacher' not in recipe['split']:
-      teaching = dict(basemodel=f'group-{split}', teacher='baseline-long', **TEACHING)
-      add(f'split-{split}-taught', 'split', 'split', **groups, **teaching)
+      base = f'group-{split}'
+      add(f'split-{split}-taught', 'split', 'split', **groups, basemodel=base, teacher='baseline-long', **TEACHING)
     if recipe['group'].get('assignment_start') == 'spectral':  # from noise instead, for the table of groups
       add(f'find-{split}', 'group', 'group', **grouped, **finding_from_noise(recipe['group'], groups['ngroups1']))
       add(f'group-{split}-noise', 'group', 'group', **grouped, basemodel=f'find-{split}', assignment_start='noise')
@@ -228,8 +194,6 @@ def make_runs(experiment, seed):
       add(f'given-{split}-{kind}-long', 'split', 'split', **groups, **start, max_steps=both)
   return runs
 
-
-# --- cells: what a table shows of them ----------------------------------------------------------------------------
 
 # The rows of the table of groups: kind -> (text, the run that groups, the run that is shown) of a split; the dense
 # network's runs have no groups, and given groups no run that finds them.
@@ -250,21 +214,18 @@ ROWS_OF_GROUPS = [('dense', DENSE_KINDS), *((split, KINDS) for split in SPLITS)]
 
 
 def run_of_table(split, grouping):
-  """Returns the name of the run that a cell of Table 1 or 2 shows; `grouping` is one of published.GROUPINGS."""
+  """Returns the run of a cell of Table 1 or 2; grouping: one of GROUPINGS."""
   return f'split-{split}' if grouping == 'splitnet' else f'scratch-{split}-{grouping}'
 
 
 def cells(table):
-  """Returns the cells of a table ('1', '2', 'all', 'groups'): dict from 'row' or 'row/column' to the run's name."""
+  """Returns a table's cells: dict from 'row' or 'row/column' to the run's name."""
   if table == 'groups':
     rows = [(split, kind, run) for split, kinds in ROWS_OF_GROUPS for kind, (_, _, run) in kinds.items()]
     return {f'{split}/{kind}': run.format(split) for split, kind, run in rows}
-  if table == '2':
-    return {'baseline': 'baseline', **{f'{split}/splitnet': run_of_table(split, 'splitnet') for split in SPLITS}}
   if table == 'all':  # the deep split first
     first = {'baseline': 'baseline', '2-2-2/splitnet': run_of_table('2-2-2', 'splitnet')}
     return {**first, **cells('2'), **cells('1')}
-  return {
-    **{name: name for name in TABLE_1_DENSE},
-    **{f'{split}/{grouping}': run_of_table(split, grouping) for split in SPLITS for grouping in GROUPINGS},
-  }
+  dense, groupings = (('baseline',), ('splitnet',)) if table == '2' else (TABLE_1_DENSE, GROUPINGS)
+  split = {f'{split}/{grouping}': run_of_table(split, grouping) for split in SPLITS for grouping in groupings}
+  return {**{name: name for name in dense}, **split}

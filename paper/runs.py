@@ -20,8 +20,8 @@ import time
 
 import numpy as np
 
-from splitnet.common.errors import UserError
-from splitnet.common.files import PROJECT, write_json
+from splitnet.common.errors import UserError, last_line
+from splitnet.common.files import PROJECT, read_json, write_json
 from splitnet.parallel import devices
 from splitnet.training import checkpoints
 from splitnet.training.log import read_metrics
@@ -35,28 +35,19 @@ SHARES = {'drop_at': 'lr_step_epoch', 'ramp_at': 'gamma2_ramp_epoch', 'warmup_at
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One run of train.py and then eval.py.
+  """One run of train.py and then eval.py."""
 
-  Attributes:
-    folder: out/k<k>/seed<seed>/<name>; train.py's --train_dir.
-    base: the Run whose last checkpoint is the --basemodel, or None.
-    train: dict of train.py's flags without the folders, with those of SHARES.
-    teacher: the Run whose best checkpoint is the --teacher, or None.
-    machine: dict of train.py's flags that no result depends on.
-    hardens: whether a grouping run is evaluated hardened, too; one that another grouping run starts from need not be
-      ready for that.
-  """
-
-  folder: str
-  base: 'Run | None'
-  train: dict
-  teacher: 'Run | None' = None
-  machine: dict = dataclasses.field(default_factory=dict)
+  folder: str  # out/k<k>/seed<seed>/<name>; train.py's --train_dir
+  base: 'Run | None'  # its last checkpoint is the --basemodel
+  train: dict  # train.py's flags without the folders, with those of SHARES
+  teacher: 'Run | None' = None  # its best checkpoint is the --teacher
+  machine: dict = dataclasses.field(default_factory=dict)  # train.py's flags that no result depends on
+  # Whether a grouping run is evaluated hardened, too; one that another grouping run starts from need not be ready.
   hardens: bool = True
 
   @property
   def settings(self):
-    """Everything that decides the result, those of the runs that it needs too: a dict as JSON gives it back."""
+    """Everything that decides the result, also of the runs it needs: as JSON has it."""
     teacher = {'teacher': self.teacher.settings} if self.teacher else {}
     return json.loads(json.dumps(dict(self.train, basemodel=self.base and self.base.settings, **teacher)))
 
@@ -67,7 +58,7 @@ class Run:
 
   @property
   def steps_in_all(self):
-    """The training steps of the network from its first weights on: this run's, and those of the run it starts from.
+    """The network's training steps from its first weights on, its base's included.
 
     From a base that only clusters the classes (train.py's --grouping_start scratch) it takes no weights.
     """
@@ -76,20 +67,19 @@ class Run:
 
   @property
   def evaluation(self):
-    """Path of what eval.py writes; it exists once the run is done."""
+    """The path of what eval.py writes; it exists once the run is done."""
     return os.path.join(self.folder, 'eval.json')
 
   @property
   def grouped_evaluation(self):
-    """Path of what eval.py writes of a grouping network before it is hardened."""
+    """The path of what eval.py writes of a grouping network as it is."""
     return os.path.join(self.folder, 'grouped.json')
 
   @property
   def cost(self):
-    """What the run has taken so far: dict of 'seconds' and 'device'; None if nobody counted."""
+    """What it took so far: 'seconds' and 'device'; None if nobody counted."""
     try:
-      with open(os.path.join(self.folder, 'cost.json')) as f:
-        cost = json.load(f)
+      cost = read_json(os.path.join(self.folder, 'cost.json'))
       return {'seconds': float(cost['seconds']), 'device': str(cost['device'])}
     except (OSError, ValueError, KeyError, TypeError):  # an account of the past, which nothing depends on
       return None
@@ -113,29 +103,27 @@ class Run:
     # Splitting starts from the last grouping checkpoint; of the other runs the best validation counts.
     groups = self.train['mode'] == 'group'
     checkpoint = self.folder if groups else os.path.join(self.folder, 'best')
-    evaluate = dict(checkpoint=checkpoint, data_dir=data_dir, precision=self.train['precision'])
-    last = command('eval.py', dict(evaluate, output_file=self.evaluation))
+    first, last = (
+      command('eval.py', dict(checkpoint=checkpoint, data_dir=data_dir, precision=flags['precision'], output_file=path))
+      for path in (self.grouped_evaluation, self.evaluation)
+    )
     if groups and self.hardens:  # as it is, then hardened
-      first = command('eval.py', dict(evaluate, output_file=self.grouped_evaluation))
       return [command('train.py', flags), first, [*last, '--harden']]
     return [command('train.py', flags), last]
 
 
 def command(program, flags):
-  """Returns the command line of one of the project's programs with a dict of flags."""
+  """Returns the command line of one of the project's programs with these flags."""
   given = [text for name, value in flags.items() for text in (f'--{name}', str(value))]
   return [sys.executable, os.path.join(PROJECT, program), *given]
 
 
 def with_needs(runs):
-  """Returns the runs and, before each, what it needs: a list without repetitions."""
+  """Returns the runs and, before each, what it needs, without repetitions."""
   ordered = []
   for run in runs:
     ordered += [other for other in [*with_needs(run.needs), run] if other not in ordered]
   return ordered
-
-
-# --- what is done -------------------------------------------------------------------------------------------------
 
 
 def differences(old, new, path=''):
@@ -150,11 +138,9 @@ def differences(old, new, path=''):
 
 
 def read_result(run, data):
-  """Reads what a run's folder says: a dict of what the tables show, or None if the run is not done.
+  """Reads what the tables show of a run: a dict, or None if it is not done.
 
-  Args:
-    run: a Run.
-    data: dict that says which data there is now; None: not to be compared.
+  `data` says which data there is now; None: not to be compared.
 
   Raises:
     UserError: if the folder holds a run with other settings, or a damaged file.
@@ -165,8 +151,7 @@ def read_result(run, data):
       if os.path.isdir(run.folder) and os.listdir(run.folder):
         raise UserError(f"'{run.folder}' was not made by tables.sh: remove it, or give another --out")
       return None
-    with open(path) as f:
-      stored = json.load(f)
+    stored = read_json(path)
     old, new = dict(stored['settings']), dict(run.settings)
     if data is not None:
       old['data'], new['data'] = stored['data'], data
@@ -175,38 +160,26 @@ def read_result(run, data):
     path = run.evaluation
     if not os.path.exists(path):
       return None
-    with open(path) as f:
-      evaluated = json.load(f)
-    result = {name: evaluated[name] for name in ('accuracy', 'parameters', 'flops')}
-    result.update(
-      agreement=evaluated.get('agreement'), group_sizes=[len(group) for group in evaluated.get('groups', [])],
-      grouped_accuracy=None, data=stored['data'], folder=run.folder, base_folder=run.base and run.base.folder,
-      seed=run.train['seed'], steps=run.train['max_steps'], steps_in_all=run.steps_in_all,
-      batch_size=run.train['batch_size'], cost=run.cost,
+    evaluated = read_json(path)
+    result = dict(
+      {name: evaluated[name] for name in ('accuracy', 'parameters', 'flops')}, agreement=evaluated.get('agreement'),
+      group_sizes=[len(group) for group in evaluated.get('groups', [])], grouped_accuracy=None, data=stored['data'],
+      folder=run.folder, base_folder=run.base and run.base.folder, seed=run.train['seed'], cost=run.cost,
+      steps=run.train['max_steps'], steps_in_all=run.steps_in_all, batch_size=run.train['batch_size'],
     )  # fmt: skip
     path = run.grouped_evaluation
     if os.path.exists(path):
-      with open(path) as f:
-        result['grouped_accuracy'] = json.load(f)['accuracy']
+      result['grouped_accuracy'] = read_json(path)['accuracy']
     return result
   except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
     raise UserError(f"'{path}' cannot be read ({e}): remove '{run.folder}'") from e
 
 
-# --- doing the rest -----------------------------------------------------------------------------------------------
-
-
 def call(arguments, log, report=lambda: None, interval=REPORT_SECONDS):
   """Runs a command, its output added to a log file; returns its exit code.
 
-  An interrupt is passed on once, and the command's own end waited for: train.py writes a checkpoint.
-
-  Args:
-    arguments: the command line; log: path of the file.
-    report: called every `interval` seconds meanwhile.
-
-  Raises:
-    UserError: if another process runs a command with the same log.
+  Meanwhile `report` is called every `interval` seconds. An interrupt is passed on once, and the command's own end
+  waited for: train.py writes a checkpoint.
   """
   with open(log, 'a') as f:
     try:
@@ -228,11 +201,6 @@ def call(arguments, log, report=lambda: None, interval=REPORT_SECONDS):
       raise
 
 
-def last_line(lines):
-  """Returns the last line of a program's output that is not empty."""
-  return ([line.strip() for line in lines if line.strip()] or ['no output'])[-1]
-
-
 def add_cost(run, seconds):
   """Adds to what a run has taken."""
   before = run.cost or {'seconds': 0.0, 'device': devices.description()}
@@ -242,11 +210,7 @@ def add_cost(run, seconds):
 
 
 def print_progress(run, first, seconds):
-  """Prints a line about a run that train.py is at: its last step, and the time that is left.
-
-  Args:
-    run: a Run; first: the step from which it is being trained now; seconds: since then.
-  """
+  """Prints a line about a run at train.py, since `seconds` from step `first` on."""
   *_, last = [None, *read_metrics(run.folder, 'train')]
   steps = run.train['max_steps']
   if last and first < last['step'] < steps:
@@ -264,14 +228,7 @@ def hours(seconds):
 
 
 def execute(run, arguments, interval=REPORT_SECONDS):
-  """Runs one of a run's commands, prints its progress now and then, and adds to the run's cost.
-
-  Args:
-    run: a Run; arguments: the command line; interval: seconds between lines about it.
-
-  Raises:
-    UserError: if the command fails, with the last line of its output.
-  """
+  """Runs a command of a run, with its progress, and adds to its cost."""
   first, started = run.steps_done, time.monotonic()
   log = os.path.join(run.folder, 'output.txt')
   try:
@@ -280,19 +237,12 @@ def execute(run, arguments, interval=REPORT_SECONDS):
     add_cost(run, time.monotonic() - started)
   if code:
     with open(log, errors='replace') as f:
-      said = last_line(f)
+      said = last_line(f.read())
     raise UserError(f"the run in '{run.folder}' failed (exit code {code}: {said}); its log is '{log}'")
 
 
 def complete(run, data_dir, data):
-  """Trains and evaluates a run, or what is left of it.
-
-  Args:
-    run: a Run; data_dir: folder of the images; data: dict that says which data these are.
-
-  Raises:
-    UserError: if a program fails, or the folder cannot be written.
-  """
+  """Trains and evaluates a run, or what is left of it."""
   try:
     write_json(os.path.join(run.folder, 'settings.json'), {'settings': run.settings, 'data': data})
   except OSError as e:

@@ -5,37 +5,34 @@
   ./tables.sh 5 --rows baseline,deep --devices /GPU:0,/GPU:1
 
 The images are random and the weights untrained: the time does not depend on the values. Every row is run once, then
-every row again, --repeats times, so that whatever else the machine does hits all rows alike. Tracing a row and its
-first batches, which warm up, are not in its time. With one batch after the other a vertical partition would leave all
-devices but one idle, so --in_flight batches are being computed at any time, of every row equally many; --in_flight 1
-gives the times of one batch after the other.
+every row again, --repeats times, so that other load hits all rows alike; tracing and the first batches do not count.
+One batch after the other would leave all devices of a vertical partition but one idle, so --in_flight batches are being
+computed at any time, of every row equally many.
 """
 
 import collections
 import concurrent.futures
-import json
 import os
+import statistics
 import sys
 import time
 
 import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 
-import numpy as np
 import tensorflow as tf
 
 import cifar100
-import resnet_split
 from paper import partition
 from paper.published import DENSE, TABLE_5
 from paper.recipes import Experiment
-from splitnet.common.errors import UserError, run_program
-from splitnet.common.files import check_output_file, write_text
+from splitnet.common.errors import UserError, program
+from splitnet.common.files import check_output_file, write_json, write_text
 from splitnet.common.flags import Parser, add, integer, one_of, some_of
 from splitnet.data.synthetic import random_images
 from splitnet.network import grouping, network
 from splitnet.parallel import devices, placement
 from splitnet.reporting import timing
-from splitnet.reporting.tables import csv_text, markdown
+from splitnet.reporting.tables import csv_text, markdown, number_text
 
 MOST_DEVICES = max(row.devices for row in TABLE_5)
 
@@ -49,15 +46,8 @@ SHARED = {
 }
 
 
-# --- flags --------------------------------------------------------------------------------------------------------
-
-
 def parse_flags(argv):
-  """Parses and checks the flags.
-
-  Raises:
-    UserError: if a value is out of range.
-  """
+  """Parses and checks the flags."""
   names = [row.name for row in TABLE_5]
   parser = Parser(prog='table5.py', description=__doc__)
   add(parser, 'k', int, 8, 'width multiplier; the paper has 8')
@@ -68,26 +58,21 @@ def parse_flags(argv):
   text = 'batches computed at any time, of every row [%(default)s: one more than a row has devices at most]'
   add(parser, 'in_flight', integer(1, 64), MOST_DEVICES + 1, text)
   add(parser, 'precision', one_of('float32', 'bfloat16'), 'float32', 'of the convolutions')
-  text = f'only these: {", ".join(names)}; speed-ups are against the first of them [all]'
-  add(parser, 'rows', some_of(*names), None, text)
-  text = 'such as /GPU:0,/GPU:1,/GPU:2; a row takes the first ones [all GPUs, else CPUs]'
-  add(parser, 'devices', str, '', text)
+  add(parser, 'rows', some_of(*names), names, f'some of {", ".join(names)}; speed-ups are against the first [all]')
+  add(parser, 'devices', str, '', 'such as /GPU:0,/GPU:1,/GPU:2; a row takes the first ones [all GPUs, else CPUs]')
   text = f'cut the CPU, or the first GPU, into this many devices [{MOST_DEVICES}; 1 if there are several GPUs]'
   add(parser, 'num_logical_devices', integer(1, 64), None, text)
   add(parser, 'output', str, '', 'file for the table, its ending .csv or .json, written after every repeat [none]')
   flags = parser.parse_args(argv)
   flags.experiment = Experiment(k=flags.k, branch_input=flags.branch_input)
   flags.experiment.config(DENSE)  # checks --k and --branch_input
-  flags.rows = [row for row in TABLE_5 if row.name in (flags.rows or names)]
+  flags.rows = [row for row in TABLE_5 if row.name in flags.rows]
   if flags.output:
     flags.output = os.path.abspath(flags.output)
     if not flags.output.endswith(('.csv', '.json')):
       raise UserError(f"--output is '{flags.output}'; its ending must be .csv or .json")
     check_output_file('--output', flags.output)
   return flags
-
-
-# --- devices ------------------------------------------------------------------------------------------------------
 
 
 def set_up_devices(flags):
@@ -97,14 +82,14 @@ def set_up_devices(flags):
     parts = MOST_DEVICES if len(tf.config.list_physical_devices('GPU')) < 2 else 1
   devices.configure(num_logical_devices=parts)
   names = devices.parse(flags.devices)
-  for name, count in collections.Counter(names).items():
-    if count > 1:
+  for name in names:
+    if names.count(name) > 1:
       raise UserError(f"--devices names '{name}' twice; a device can stand for itself only")
   return names
 
 
 def physical(name):
-  """Returns the hardware of a logical device: (kind, index), such as ('CPU', 0) for '/CPU:2'."""
+  """Returns a device's hardware: (kind, index), ('CPU', 0) for '/CPU:2'."""
   kind, index = name.strip('/').split(':')
   owners = []
   for i, device in enumerate(tf.config.list_physical_devices(kind)):
@@ -113,33 +98,23 @@ def physical(name):
 
 
 def shared_note(names):
-  """Returns the sentence that says that devices share their hardware; '' if each has its own."""
+  """Returns the sentence that devices share their hardware, or ''."""
   owners = collections.Counter(physical(name) for name in names)
   return ' '.join(SHARED[kind] for kind in sorted({kind for (kind, _), parts in owners.items() if parts > 1}))
 
 
-# --- timing -------------------------------------------------------------------------------------------------------
-
-
-def build(row, experiment, dense, names, dtype):
-  """Places a row's network on its devices: a function from whitened images to logits.
-
-  Args:
-    row: a published.Timing; experiment: a recipes.Experiment; dense: the dense Network.
-    names: of the devices, as many as the row has.
-    dtype: of the convolutions.
-  """
-  if row.partition:
-    return getattr(partition, row.partition)(dense, names)
+def build(row, experiment, names, dtype):
+  """Places a row's network on its devices: a function from images to logits."""
+  graph = experiment.config(row.split).graph()
   if row.split == DENSE:
-    return dense
+    dense = network.create(graph, dtype=dtype, place=placement.placer(names[:1]))
+    return getattr(partition, row.partition)(dense, names) if row.partition else dense
   # The classes of a learned group are in no order, so that the logits have to be put in order, as they are here.
-  graph = resnet_split.wide_resnet(experiment.config(row.split))
   return network.create(graph, grouping.even_groups(graph), dtype=dtype, place=placement.placer(names))
 
 
 def compiled(compute, device):
-  """Compiles a function from raw images to logits; `compute` places its layers, what is around it goes to `device`."""
+  """Compiles a function from raw images to logits, what is around it on `device`."""
 
   @tf.function(input_signature=[tf.TensorSpec([None, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3], tf.uint8)])
   def step(images):
@@ -150,55 +125,39 @@ def compiled(compute, device):
 
 
 def random_batches(images, batch_size):
-  """Returns random images in batches, in the CPU's memory: a list of tensors uint8 [batch, 32, 32, 3]."""
+  """Returns random images in batches, tensors uint8 in the CPU's memory."""
   pixels, _ = random_images(images, cifar100.IMAGE_SIZE)
   with tf.device('/CPU:0'):
     return [tf.constant(pixels[i : i + batch_size]) for i in range(0, images, batch_size)]
 
 
 def time_once(step, batches, in_flight):
-  """Measures the seconds until the logits of all batches have arrived, `in_flight` being computed at any time."""
+  """Measures the seconds until all logits have arrived, `in_flight` batches at once."""
   with concurrent.futures.ThreadPoolExecutor(in_flight) as pool:
     started = time.perf_counter()
-    for _ in pool.map(lambda images: step(images).numpy(), batches):
-      pass
+    list(pool.map(lambda images: step(images).numpy(), batches))
     return time.perf_counter() - started
 
 
-# --- the table ----------------------------------------------------------------------------------------------------
-
-
 def summarise(rows, seconds, available):
-  """Sums up what was measured of each row: a list of dicts that JSON can hold.
-
-  Args:
-    rows: list of published.Timing; seconds: dict from row name to a list, without the rows that were not run.
-    available: number of devices that there are.
+  """Sums up what was measured of each row.
 
   Returns:
     Dicts with 'row', 'network', 'split', 'devices', 'seconds' (a list), 'mean', 'deviation' (of the sample; None with
     one repeat), 'speed_up' (of the mean, against the first row that was run), 'paper_seconds', 'paper_speed_up',
     'remark'.
   """
-  means = {name: float(np.mean(times)) for name, times in seconds.items()}
-  first = next((means[row.name] for row in rows if row.name in means), None)
+  first = next((statistics.fmean(seconds[row.name]) for row in rows if row.name in seconds), None)
   result = []
   for row in rows:
-    times, mean = seconds.get(row.name, []), means.get(row.name)
+    times = seconds.get(row.name, [])
+    mean = statistics.fmean(times) if times else None
     missing = f'needs {row.devices} devices, there {"is" if available == 1 else "are"} {available}'
-    result.append({
-      'row': row.name,
-      'network': row.network,
-      'split': row.split,
-      'devices': row.devices,
-      'seconds': times,
-      'mean': mean,
-      'deviation': float(np.std(times, ddof=1)) if len(times) > 1 else None,
-      'speed_up': None if mean is None else first / mean,
-      'paper_seconds': row.seconds,
-      'paper_speed_up': row.speed_up,
-      'remark': missing if row.devices > available else '',
-    })  # fmt: skip
+    result.append(dict(
+      row=row.name, network=row.network, split=row.split, devices=row.devices, seconds=times, mean=mean,
+      deviation=statistics.stdev(times) if len(times) > 1 else None, speed_up=mean and first / mean,
+      paper_seconds=row.seconds, paper_speed_up=row.speed_up, remark=missing if row.devices > available else '',
+    ))  # fmt: skip
   return result
 
 
@@ -209,7 +168,7 @@ def table(summary):
   rows = []
   for line in summary:
     row = [line['network'], '' if line['split'] == DENSE else line['split'], str(line['devices'])]
-    row += ['' if line[key] is None else format(line[key], form) for _, key, form in columns]
+    row += [number_text(line[key], form) for _, key, form in columns]
     rows.append([*row, line['remark']])
   return ['network', 'split', 'devices', *(heading for heading, _, _ in columns), 'remark'], rows
 
@@ -230,37 +189,28 @@ def caption(flags, summary, names, note):
 
 
 def write(flags, summary, names, note):
-  """Writes the file of --output.
-
-  Raises:
-    UserError: if it cannot be written.
-  """
-  if flags.output.endswith('.csv'):
-    content = csv_text(*table(summary))
-  else:
-    shown = ('k', 'branch_input', 'images', 'batch_size', 'in_flight', 'precision')
-    settings = {name: getattr(flags, name) for name in shown}
-    content = json.dumps({**settings, 'devices': names, 'note': note, 'rows': summary}, indent=2) + '\n'
+  """Writes the file of --output; a UserError if that fails."""
+  shown = ('k', 'branch_input', 'images', 'batch_size', 'in_flight', 'precision')
+  settings = {name: getattr(flags, name) for name in shown}
   try:
-    write_text(flags.output, content)
+    if flags.output.endswith('.csv'):
+      write_text(flags.output, csv_text(*table(summary)))
+    else:
+      write_json(flags.output, {**settings, 'devices': names, 'note': note, 'rows': summary})
   except OSError as e:
     raise UserError(f"cannot write '{flags.output}' ({e.strerror}): give another --output") from e
 
 
-def run(flags):
+@program('table5.py')
+def main(argv):
   """Times the rows and prints the table."""
+  flags = parse_flags(argv)
   names = set_up_devices(flags)
   dtype = tf.dtypes.as_dtype(flags.precision)
-  runnable = [row for row in flags.rows if row.devices <= len(names)]
-  dense = None
-  if any(row.split == DENSE for row in runnable):
-    dense = network.create(
-      resnet_split.wide_resnet(flags.experiment.config(DENSE)), dtype=dtype, place=placement.placer(names[:1])
-    )
   batches = random_batches(flags.images, flags.batch_size)
   timers = {}
-  for row in runnable:
-    step = compiled(build(row, flags.experiment, dense, names[: row.devices], dtype), names[0])
+  for row in (row for row in flags.rows if row.devices <= len(names)):
+    step = compiled(build(row, flags.experiment, names[: row.devices], dtype), names[0])
     # As many at once as later on, for the memory; the last is among them, as it may be smaller.
     time_once(step, [batches[0], *batches[-flags.in_flight :]], flags.in_flight)
     timers[row.name] = lambda step=step: time_once(step, batches, flags.in_flight)
@@ -271,11 +221,6 @@ def run(flags):
     if flags.output:
       write(flags, summary, names, note)
   print(caption(flags, summary, names, note) + markdown(*table(summary)), end='')
-
-
-def main(argv=None):
-  """Runs the program; returns its exit code."""
-  return run_program('table5.py', lambda: run(parse_flags(argv)))
 
 
 if __name__ == '__main__':

@@ -21,6 +21,9 @@ dropout.
   ./tables.sh all --recipe short --print                                  the tables so far
 """
 
+import collections
+import glob
+import itertools
 import os
 import re
 import signal
@@ -35,19 +38,15 @@ import tensorflow as tf
 import cifar100
 from paper import counts, group_table, recipes, runs
 from paper.published import DENSE, GROUPINGS, SPLITS, TABLE_1, TABLE_1_DENSE, TABLE_2, row_name
-from splitnet.common.errors import UserError, run_program
+from splitnet.common.errors import UserError, program
 from splitnet.common.files import write_text
-from splitnet.common.flags import Parser, add, boolean, integer, integers, one_of, take
+from splitnet.common.flags import Parser, add, boolean, integer, integers, one_of, switch, take
 from splitnet.parallel import devices
-from splitnet.reporting.tables import csv_text, markdown
+from splitnet.reporting.tables import csv_text, markdown, mean_text
 
 
 def parse_flags(argv):
-  """Parses and checks the flags; the namespace also has `experiment`, the recipes.Experiment that they describe.
-
-  Raises:
-    UserError: if a value is out of range.
-  """
+  """Parses the flags; `experiment` is the recipes.Experiment that they describe."""
   parser = Parser(prog='tables.py', description=__doc__)
   parser.add_argument('table', choices=['counts', '1', '2', 'all', 'groups'], help='which table')
   add(parser, 'recipe', one_of(*sorted(recipes.RECIPES)), 'cpu', 'the settings of the runs')
@@ -56,19 +55,17 @@ def parse_flags(argv):
   add(parser, 'data_dir', str, 'cifar100/train_val_split', 'folder that download_cifar100.py wrote')
   add(parser, 'out', str, None, 'folder for the runs and the tables [runs/paper/RECIPE; of recipe cpu runs/tables]')
   add(parser, 'seeds', integers(0, 10**9 - 1), '0', 'one run of each cell for each of these')
-  text = "images per step; steps and learning rate change with it [the recipe's]"
-  add(parser, 'batch_size', integer(1, recipes.TRAIN_IMAGES), None, text)
+  text = "per step; steps and learning rate change with it [the recipe's]"
+  add(parser, 'batch_size', integer(1, recipes.TRAIN_IMAGES), None, f'images {text}')
   for stage in recipes.STAGES:
     steps = ', '.join(f'{name} {recipes.steps_of(recipe, stage)}' for name, recipe in recipes.RECIPES.items())
     add(parser, f'{stage}_steps', integer(1, 2**31 - 2), None, f"steps of a {stage} run [the recipe's: {steps}]")
   add(parser, 'precision', one_of('float32', 'bfloat16'), None, "of the convolutions [the recipe's]")
   add(parser, 'jit_compile', boolean, None, 'compile the step with XLA [on one GPU]')
   add(parser, 'only', str, '', 'run only these cells, rows or columns, such as baseline,2-2-2/semantic [all]')
-  text = 'print the table of what has been run; run nothing'
-  parser.add_argument('--print', action='store_true', dest='print_only', help=text)
+  switch(parser, 'print', 'print the table of what has been run; run nothing', dest='print_only')
   add(parser, 'per_layer', str, None, 'counts: each layer of dense or of a split such as 2-2-2 [a line per network]')
-  text = 'counts: also init_conv and batch norms, which the paper leaves out'
-  parser.add_argument('--everything', action='store_true', help=text)
+  switch(parser, 'everything', 'counts: also init_conv and batch norms, which the paper leaves out')
   flags = parser.parse_args(argv)
   flags.seeds, flags.data_dir = sorted(flags.seeds), os.path.abspath(flags.data_dir)
   flags.experiment = take(recipes.Experiment, vars(flags))
@@ -79,53 +76,46 @@ def parse_flags(argv):
 def chosen_cells(table, only, known):
   """Returns the names of the runs that --only asks for, in the table's order.
 
-  Args:
-    table: as on the command line.
-    only: the flag's text, '' for all.
-    known: the names of `make_runs`; a recipe that starts from noise or has a teacher lacks some of the cells.
-
-  Raises:
-    UserError: if it names none.
+  `known` are the names of `make_runs`; a recipe that starts from noise or has a teacher lacks some of the cells.
   """
   cells = {cell: run for cell, run in recipes.cells(table).items() if run in known}
-  wanted = [word.strip() for word in only.split(',') if word.strip()]
-  for word in wanted:
-    if not any(word in (cell, *cell.split('/')) for cell in cells):
-      raise UserError(f"--only names '{word}'; table {table} of this recipe has {', '.join(cells)}")
-  return [run for cell, run in cells.items() if not wanted or {cell, *cell.split('/')} & set(wanted)]
+  words_of = {cell: {cell, *cell.split('/')} for cell in cells}
+  wanted = {word.strip() for word in only.split(',') if word.strip()}
+  for word in sorted(wanted.difference(*words_of.values())):
+    raise UserError(f"--only names '{word}'; table {table} of this recipe has {', '.join(cells)}")
+  return [run for cell, run in cells.items() if not wanted or words_of[cell] & wanted]
 
 
 def collect(experiment, seeds, data):
-  """Reads the results of all runs there are, of all seeds on disk: dict from run name to list of `read_result`'s."""
-  results, seeds, folder = {}, set(seeds), experiment.folder
-  if os.path.isdir(folder):
-    seeds.update(int(name[4:]) for name in os.listdir(folder) if re.fullmatch(r'seed\d{1,9}', name))
+  """Reads all results, of all seeds on disk: dict from run name to list of them."""
+  on_disk = glob.glob('seed*', root_dir=experiment.folder)
+  seeds = {*seeds, *(int(name[4:]) for name in on_disk if re.fullmatch(r'seed\d{1,9}', name))}
+  results = collections.defaultdict(list)
   for seed in sorted(seeds):
     for name, run in recipes.make_runs(experiment, seed).items():
-      result = runs.read_result(run, data)
-      if result:
-        results.setdefault(name, []).append(result)
-  return results
-
-
-# --- tables -------------------------------------------------------------------------------------------------------
+      if result := runs.read_result(run, data):
+        results[name].append(result)
+  return dict(results)
 
 
 def error_text(results):
-  """Returns the test error in %: the mean over the seeds, if there are several with standard deviation and number."""
+  """Returns the test error in %, of several seeds their mean, deviation and number."""
   errors = [100 - 100 * result['accuracy'] for result in results]
-  if len(errors) < 2:
-    return f'{errors[0]:.2f}' if errors else ''
-  return f'{np.mean(errors):.2f} ± {np.std(errors, ddof=1):.2f} ({len(errors)})'
+  return mean_text(errors, '.2f') + (f' ({len(errors)})' if len(errors) > 1 else '')
+
+
+def both(names):
+  """Returns the headings of columns that each stand beside the paper's."""
+  return [text for name in names for text in (name, f'{name} (paper)')]
 
 
 def table_1(results):
   """Makes Table 1 of `collect`'s results: (header, rows) of text."""
   header = ['network', 'split layers', 'groups', 'dense', 'dense (paper)']
-  header += [text for name in GROUPINGS.values() for text in (name, f'{name} (paper)')]
+  header += both(GROUPINGS.values())
   rows = []
   for name, paper in TABLE_1_DENSE.items():
-    rows.append([name.replace('-', ' with '), '', '', error_text(results.get(name, [])), paper] + [''] * 8)
+    rows.append([name.replace('-', ' with '), '', '', error_text(results.get(name, [])), paper, *[''] * 8])
   for split, (_, layers, groups) in SPLITS.items():
     row = [row_name(split), layers, groups, '', '']
     for grouping, paper in zip(GROUPINGS, TABLE_1[split]):
@@ -135,24 +125,18 @@ def table_1(results):
 
 
 def table_2(results, dense):
-  """Makes Table 2 of `collect`'s results: (header, rows) of text.
-
-  Args:
-    results: from `collect`.
-    dense: (parameters, FLOPs) of the dense network.
-  """
+  """Makes Table 2 beside the dense (parameters, FLOPs): (header, rows) of text."""
   names = ['parameters (10^6)', '% reduced', 'FLOPs (10^9)', '% FLOPs reduced', 'error (%)']
   rows = []
   for split, paper in TABLE_2.items():
     of_split = results.get('baseline' if split == DENSE else recipes.run_of_table(split, 'splitnet'), [])
-    values = [''] * 4
-    if of_split:
-      parameters, flops = (np.mean([result[name] for result in of_split]) for name in ('parameters', 'flops'))
-      values = [f'{parameters / 1e6:.3f}', counts.reduced(parameters, dense[0])]
-      values += [f'{flops / 1e9:.3f}', counts.reduced(flops, dense[1])]
+    values = []
+    for name, unit, of_dense in zip(('parameters', 'flops'), (1e6, 1e9), dense):
+      size = np.mean([result[name] for result in of_split]) if of_split else None
+      values += ['', ''] if size is None else [f'{size / unit:.3f}', counts.reduced(size, of_dense)]
     values.append(error_text(of_split))
-    rows.append([row_name(split), *(text for pair in zip(values, paper) for text in pair)])
-  return ['network', *(text for name in names for text in (name, f'{name} (paper)'))], rows
+    rows.append([row_name(split), *itertools.chain(*zip(values, paper))])
+  return ['network', *both(names)], rows
 
 
 def runs_table(results):
@@ -162,10 +146,10 @@ def runs_table(results):
   rows = []
   for name, of_run in results.items():
     for result in of_run:
-      cost = result['cost'] or {'seconds': None, 'device': ''}
-      hours = '' if cost['seconds'] is None else f'{cost["seconds"] / 3600:.2f}'
-      row = [name, result['steps'], result['batch_size'], result['seed'], cost['device'], hours]
-      rows.append([*map(str, row), error_text([result]), paper.get(name, '')])
+      row = [name, *(str(result[key]) for key in ('steps', 'batch_size', 'seed'))]
+      cost = result['cost']
+      row += [cost['device'], f'{cost["seconds"] / 3600:.2f}'] if cost else ['', '']
+      rows.append([*row, error_text([result]), paper.get(name, '')])
   return ['run', 'steps', 'images per step', 'seed', 'device', 'hours', 'error (%)', 'error (%) (paper)'], rows
 
 
@@ -191,13 +175,9 @@ def caption(experiment, table, results):
 
 
 def show(flags, data):
-  """Prints the table that was asked for ('all' is three) and, unless with --print, writes OUT/k<k>/<table>.md and .csv.
+  """Prints the table that was asked for ('all' is three) and writes its files.
 
-  Args:
-    flags: the parsed flags; data: dict that says which data there is, None: whatever the runs had.
-
-  Raises:
-    UserError: if the files cannot be written, or a run does not fit.
+  `data` says which data there is; with None the runs may have had any. With --print nothing is written.
   """
   experiment = flags.experiment
   results = collect(experiment, flags.seeds, data)
@@ -220,9 +200,6 @@ def show(flags, data):
         raise UserError(f"cannot write '{path}.md' ({e.strerror}): give another --out") from e
 
 
-# --- the program --------------------------------------------------------------------------------------------------
-
-
 def run_table(flags):
   """Runs what is left of a table's runs, and shows the table after every run."""
   experiment = flags.experiment
@@ -239,10 +216,9 @@ def run_table(flags):
     wanted += runs.with_needs([of_seed[name] for name in names])
   left = [run for run in wanted if runs.read_result(run, data) is None]
   print(f'{len(wanted)} runs, {len(wanted) - len(left)} of them done')
-  if any(run.train['precision'] == 'bfloat16' for run in left):
-    note = devices.precision_note('bfloat16', training=True)
-    if note:
-      print(note)
+  half = any(run.train['precision'] == 'bfloat16' for run in left)
+  if half and (note := devices.precision_note('bfloat16', training=True)):
+    print(note)
   seconds = steps = 0
   for i, run in enumerate(left):
     first, last = run.steps_done, run.train['max_steps']
@@ -260,8 +236,10 @@ def run_table(flags):
     show(flags, data)
 
 
-def run(flags):
-  """Does what the flags ask for."""
+@program('tables.py')
+def main(argv):
+  """Prints counts, or runs and prints a table."""
+  flags = parse_flags(argv)
   try:
     if flags.table == 'counts':
       counts.print_counts(flags.experiment, flags.per_layer, flags.everything)
@@ -270,11 +248,6 @@ def run(flags):
   except KeyboardInterrupt:
     print('tables.py: stopped; the same command continues', file=sys.stderr)
     raise
-
-
-def main(argv=None):
-  """Runs the program; returns its exit code."""
-  return run_program('tables.py', lambda: run(parse_flags(argv)))
 
 
 if __name__ == '__main__':

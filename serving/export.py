@@ -24,9 +24,9 @@ import tensorflow as tf
 import cifar100
 import resnet_split
 import utils
-from splitnet.common.errors import UserError, run_program
+from splitnet.common.errors import UserError, program
 from splitnet.common.files import write_json
-from splitnet.common.flags import Parser, add, one_of
+from splitnet.common.flags import Parser, add, one_of, switch
 from splitnet.network import counting, folding, layers
 from splitnet.training import checkpoints
 
@@ -36,19 +36,14 @@ IMAGES = tf.TensorSpec([None, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3], tf.u
 
 
 def parse_flags(argv):
-  """Parses and checks the flags.
-
-  Raises:
-    UserError: if a value is out of range, or --out cannot be made or must not be replaced.
-  """
+  """Parses the flags and checks that --out may be written."""
   parser = Parser(__doc__)
   text = "a run's folder (its last checkpoint), its 'best' or DIR/ckpt-STEP"
   add(parser, 'checkpoint', str, None, text, required=True)
-  text = 'split a grouping checkpoint by its present assignments first'
-  parser.add_argument('--harden', action='store_true', help=text)
+  switch(parser, 'harden', 'split a grouping checkpoint by its present assignments first')
   add(parser, 'out', str, None, 'folder to make', required=True)
-  parser.add_argument('--branches', action='store_true', help='also the trunk and each branch of a split network alone')
-  parser.add_argument('--force', action='store_true', help='replace the export that --out holds')
+  switch(parser, 'branches', 'also the trunk and each branch of a split network alone')
+  switch(parser, 'force', 'replace the export that --out holds')
   add(parser, 'precision', one_of('float32', 'bfloat16'), 'float32', 'of the convolutions')
   add(parser, 'data_dir', str, 'cifar100/train_val_split', 'folder of the data, for the class names')
   flags = parser.parse_args(argv)
@@ -57,11 +52,9 @@ def parse_flags(argv):
   return flags
 
 
-# --- cutting the network into models ------------------------------------------------------------------------------
-
 # name: 'whole', 'trunk' or 'branch_<i>'. function: a tf.function with an input signature, from one tensor to a dict of
 # tensors. reads: where its input comes from, for the manifest. class_ids: list of int; None for the trunk. parameters,
-# flops: its size, as `count` gives it.
+# flops: its size, as the paper counts.
 Model = collections.namedtuple('Model', 'name function reads class_ids parameters flops')
 
 
@@ -76,11 +69,9 @@ def deal(depths):
     depths: ordered dict from depth name to number of branches, trunk first; not all 1.
 
   Returns:
-    List, one for each model, of an ordered dict from depth name to the list of the branches that the model has there;
-    the first depth is the lowest that branches.
+    For each model a dict from depth name to its branches there; the first depth is the lowest that branches.
   """
-  names, counts = list(depths), list(depths.values())
-  first = next(i for i, branches in enumerate(counts) if branches > 1)
+  counts = list(depths.values())
   top = len(counts) - 2 if counts[-2] > 1 else len(counts) - 1
 
   def branches_of(model, depth):
@@ -88,31 +79,12 @@ def deal(depths):
       return [int(utils.parents_along(counts[depth : top + 1][::-1])[model])]
     return np.flatnonzero(utils.parents_along(counts[top : depth + 1][::-1]) == model).tolist()
 
-  return [{names[depth]: branches_of(i, depth) for depth in range(first, len(counts))} for i in range(counts[top])]
-
-
-def count(network, branches):
-  """Counts parameters and FLOPs per image of some branches, as the paper does.
-
-  Args:
-    network: a Network.
-    branches: dict from depth to list of branches.
-  """
-  counts = counting.counts(network)
-  return counting.total([c for c in counts if c.node[1] in branches.get(c.node[0], [])])
+  branching = [(depth, name) for depth, name in enumerate(depths) if depths[name] > 1]
+  return [{name: branches_of(i, depth) for depth, name in branching} for i in range(counts[top])]
 
 
 def build(network, class_names, with_branches):
-  """Builds the models of a network.
-
-  Args:
-    network: a Network.
-    class_names: list of str, in the order of the labels.
-    with_branches: whether to add the trunk and the branches.
-
-  Returns:
-    List of Model; each stands behind those that it reads.
-  """
+  """Builds a network's models: list of Model, each behind those that it reads."""
   folded = folding.folded(network)
 
   def whole(images):
@@ -120,8 +92,13 @@ def build(network, class_names, with_branches):
     names = _for_each_image(class_names, logits)
     return {'probabilities': tf.nn.softmax(logits), 'logits': logits, 'class_names': names}
 
-  size, all_classes = counting.total(counting.counts(network)), list(range(len(class_names)))
-  models = [Model('whole', tf.function(whole, [IMAGES]), {'images': None}, all_classes, *size)]
+  counts = counting.counts(network)
+
+  def size(branches):
+    return counting.total([c for c in counts if c.node[1] in branches.get(c.node[0], [])])
+
+  all_classes = list(range(len(class_names)))
+  models = [Model('whole', tf.function(whole, [IMAGES]), {'images': None}, all_classes, *counting.total(counts))]
   if not with_branches:
     return models
   branches_of = deal(folded.depths)
@@ -131,31 +108,33 @@ def build(network, class_names, with_branches):
   names = [f'features_{branches_of[read.index(channels)][lowest][0]}' for channels in read]
   below = {depth: [0] for depth in folded.depths if depth not in branches_of[0]}
   trunk = _trunk(folded.part(below), dict(zip(names, read)))
-  models.append(Model('trunk', trunk, {'images': None}, None, *count(network, below)))
+  models.append(Model('trunk', trunk, {'images': None}, None, *size(below)))
   for i, branches in enumerate(branches_of):
     part = folded.part(branches)
     reads = {'features': {'model': 'trunk', 'output': names[i]}}
     ids = part.leaf_classes().tolist()
-    models.append(Model(f'branch_{i}', _branch(part, ids, class_names), reads, ids, *count(network, branches)))
+    models.append(Model(f'branch_{i}', _branch(part, ids, class_names), reads, ids, *size(branches)))
   return models
 
 
 def _trunk(part, channels):
+  @tf.function(input_signature=[IMAGES])
   def trunk(images):
     # Whatever the convolutions compute in, machines send each other float32.
     features = layers.divided(part(cifar100.whiten(images)), channels)
     return {name: tf.cast(x, tf.float32) for name, x in features.items()}
 
-  return tf.function(trunk, [IMAGES])
+  return trunk
 
 
 def _branch(part, ids, class_names):
+  @tf.function(input_signature=[tf.TensorSpec(part.input_spec.shape, tf.float32, name='features')])
   def branch(features):
     logits = part(features)
     names = _for_each_image([class_names[i] for i in ids], logits)
     return {'logits': logits, 'class_ids': _for_each_image(ids, logits), 'class_names': names}
 
-  return tf.function(branch, [tf.TensorSpec(part.input_spec.shape, tf.float32, name='features')])
+  return branch
 
 
 def _for_each_image(values, logits):
@@ -163,17 +142,8 @@ def _for_each_image(values, logits):
   return tf.tile(tf.constant(values)[None], [tf.shape(logits)[0], 1])
 
 
-# --- writing ------------------------------------------------------------------------------------------------------
-
-
 def manifest(models, class_names, **about):
-  """Returns the content of manifest.json: a dict that JSON can hold.
-
-  Args:
-    models: list of Model.
-    class_names: list of str.
-    **about: what else to say of the export.
-  """
+  """Returns the content of manifest.json; about: what else to say of the export."""
 
   def describe_tensors(specs):
     shapes = {name: ', '.join(['batch', *map(str, spec.shape[1:])]) for name, spec in sorted(specs.items())}
@@ -183,49 +153,27 @@ def manifest(models, class_names, **about):
   for model in models:
     concrete = model.function.get_concrete_function()
     inputs = {spec.name: spec for spec in concrete.structured_input_signature[0]}
-    description = {
-      'name': model.name,
-      'path': f'{model.name}/{VERSION}',
-      'inputs': describe_tensors(inputs),
-      'reads': model.reads,
-      'outputs': describe_tensors(concrete.structured_outputs),
-      'parameters': model.parameters,
-      'flops': model.flops,
-    }
+    described.append(dict(
+      name=model.name, path=f'{model.name}/{VERSION}', inputs=describe_tensors(inputs), reads=model.reads,
+      outputs=describe_tensors(concrete.structured_outputs), parameters=model.parameters, flops=model.flops,
+    ))  # fmt: skip
     if model.class_ids is not None:
-      description['class_ids'] = model.class_ids
-      description['class_names'] = [class_names[i] for i in model.class_ids]
-    described.append(description)
+      described[-1].update(class_ids=model.class_ids, class_names=[class_names[i] for i in model.class_ids])
   return {**about, 'class_names': class_names, 'models': described}
 
 
 def check_out(out, force):
-  """Checks that an export may be written to a folder.
-
-  Raises:
-    UserError: if something is in the way.
-  """
-  if os.path.isdir(out) and not os.listdir(out):
+  """Raises UserError if something is in the way of an export to a folder."""
+  if not os.path.lexists(out) or (os.path.isdir(out) and not os.listdir(out)):
     return
-  if os.path.lexists(out):
-    if not os.path.isfile(os.path.join(out, MANIFEST)):
-      raise UserError(f"--out: '{out}' exists and is no export: name a folder that does not exist")
-    if not force:
-      raise UserError(f"--out: '{out}' holds an export already: name another folder, or replace it with --force")
+  if not os.path.isfile(os.path.join(out, MANIFEST)):
+    raise UserError(f"--out: '{out}' exists and is no export: name a folder that does not exist")
+  if not force:
+    raise UserError(f"--out: '{out}' holds an export already: name another folder, or replace it with --force")
 
 
 def write(out, models, content, force):
-  """Writes an export whole or not at all.
-
-  Args:
-    out: the folder.
-    models: list of Model.
-    content: of manifest.json.
-    force: replace an export that is there.
-
-  Raises:
-    UserError: if it cannot be written; what was there before is there still.
-  """
+  """Writes an export whole or not at all; what was there before is there still."""
   # Both are beside the folder, as only there a rename moves it whole.
   folder, name = os.path.split(os.path.realpath(out))
   out = os.path.join(folder, name)
@@ -261,8 +209,10 @@ def model_text(model):
   return f'{model["name"]:9}  {", ".join(reads) + " -> " + answers:33}  {size}'
 
 
-def run(flags):
-  """Exports as the flags say; returns the manifest."""
+@program('export.py')
+def main(argv):
+  """Exports as the flags say."""
+  flags = parse_flags(argv)
   names = cifar100.load_names(flags.data_dir)
   stored = checkpoints.read(flags.checkpoint, resnet_split.read_older)
   checkpoints.check_classes(stored, names, flags.data_dir)
@@ -273,14 +223,7 @@ def run(flags):
   models = build(network, names.fine, flags.branches)
   content = manifest(models, names.fine, checkpoint=stored.path, network=stored.network, precision=flags.precision)
   write(flags.out, models, content, flags.force)
-  print('\n'.join(map(model_text, content['models'])))
-  print(f'\nwritten: {flags.out}')
-  return content
-
-
-def main(argv=None):
-  """Runs the program; returns its exit code."""
-  return run_program('export.py', lambda: run(parse_flags(argv)))
+  print(*map(model_text, content['models']), f'\nwritten: {flags.out}', sep='\n')
 
 
 if __name__ == '__main__':

@@ -1,11 +1,10 @@
-"""Prints the most probable classes of images, by an export of export.py.
+"""Prints the most probable classes of images, by an export of export.py; needs TensorFlow and the export only.
 
 An image of any size is cropped to the largest square in its middle and resized to 32 x 32 (tf.image.resize, bilinear
-with antialiasing); one of 32 x 32 is used as it is. Needs TensorFlow and the export, no checkpoint and no network code.
+with antialiasing); one of 32 x 32 is used as it is.
 """
 
 import itertools
-import json
 import os
 import re
 import sys
@@ -18,7 +17,8 @@ import numpy as np
 import tensorflow as tf
 
 from splitnet.common.errors import UserError, run_program
-from splitnet.common.flags import Parser, add, integer
+from splitnet.common.files import read_json
+from splitnet.common.flags import Parser, add, integer, switch
 
 EXTENSIONS = ('.png', '.jpg', '.jpeg')  # of the images in a folder
 SIZE = 32  # pixels, height and width
@@ -30,7 +30,7 @@ def parse_flags(argv):
   parser = Parser(__doc__)
   parser.add_argument('images', nargs='+', metavar='IMAGE', help='PNG or JPEG files, or folders of them')
   add(parser, 'export', str, None, 'folder that export.py made', required=True)
-  parser.add_argument('--branches', action='store_true', help='use the trunk and the branches, not the whole network')
+  switch(parser, 'branches', 'use the trunk and the branches, not the whole network')
   add(parser, 'top', integer(1), 5, 'classes to print for an image')
   return parser.parse_args(argv)
 
@@ -43,22 +43,12 @@ class Export:
   """
 
   def __init__(self, folder, branches=False):
-    """Loads an export.
-
-    Args:
-      folder: that export.py made.
-      branches: use the trunk and the branches instead of the whole network.
-
-    Raises:
-      UserError: if there is none, or it is damaged.
-    """
+    """Loads an export, or the trunk and the branches of it."""
+    if not os.path.exists(os.path.join(folder, 'manifest.json')):
+      raise UserError(f"there is no export in '{folder}': name a folder that export.py made")
     try:
-      with open(os.path.join(folder, 'manifest.json')) as f:
-        content = f.read()
-    except OSError as e:
-      raise UserError(f"there is no export in '{folder}': name a folder that export.py made") from e
-    try:
-      self._models = [m for m in json.loads(content)['models'] if (m['name'] != 'whole') == branches]
+      content = read_json(os.path.join(folder, 'manifest.json'))
+      self._models = [m for m in content['models'] if (m['name'] != 'whole') == branches]
       self._loaded = {m['name']: tf.saved_model.load(os.path.join(folder, m['path'])) for m in self._models}
       self._classifiers = [m['name'] for m in self._models if 'class_names' in m]
       self.class_names = [name for m in self._models for name in m.get('class_names', [])]
@@ -80,13 +70,7 @@ class Export:
 
 
 def read_image(path):
-  """Reads an image: uint8 [32, 32, 3], NumPy.
-
-  Grey images become RGB, transparency is dropped.
-
-  Raises:
-    UserError: if it cannot be read.
-  """
+  """Reads an image: uint8 [32, 32, 3]; grey becomes RGB, transparency is dropped."""
   try:
     with open(path, 'rb') as f:
       image = tf.io.decode_image(f.read(), channels=3, expand_animations=False)
@@ -95,12 +79,11 @@ def read_image(path):
   except tf.errors.OpError as e:
     raise UserError(f"'{path}' is no image that can be read ({_reason(e)})") from e
   height, width, _ = image.shape
-  if (height, width) == (SIZE, SIZE):
-    return image.numpy()
-  side = min(height, width)
-  image = tf.image.crop_to_bounding_box(image, (height - side) // 2, (width - side) // 2, side, side)
-  image = tf.image.resize(image, (SIZE, SIZE), antialias=True)
-  return tf.saturate_cast(tf.round(image), tf.uint8).numpy()
+  if (height, width) != (SIZE, SIZE):
+    side = min(height, width)
+    image = tf.image.crop_to_bounding_box(image, (height - side) // 2, (width - side) // 2, side, side)
+    image = tf.saturate_cast(tf.round(tf.image.resize(image, (SIZE, SIZE), antialias=True)), tf.uint8)
+  return image.numpy()
 
 
 def _reason(error):
@@ -109,11 +92,7 @@ def _reason(error):
 
 
 def find_images(path):
-  """Returns the image files of a path: itself, or those in the folder, by name.
-
-  Raises:
-    UserError: if there are none.
-  """
+  """Returns the image files of a path: itself, or those in the folder, by name."""
   if not os.path.isdir(path):
     return [path]
   try:
@@ -125,46 +104,32 @@ def find_images(path):
   return [os.path.join(path, name) for name in names]
 
 
-def read_images(paths, complain):
-  """Yields (path, image) of all images; calls `complain` with other UserErrors."""
-  for path in paths:
-    try:
-      files = find_images(path)
-    except UserError as e:
-      complain(e)
-      continue
-    for file in files:
-      try:
-        yield file, read_image(file)
-      except UserError as e:
-        complain(e)
-
-
-def run(flags, complain):
-  """Prints the most probable classes of the images.
-
-  Args:
-    flags: as parsed.
-    complain: called with the UserError of each image that cannot be read.
-  """
-  export = Export(flags.export, flags.branches)
-  images = read_images(flags.images, complain)
-  while batch := list(itertools.islice(images, BATCH)):
-    for (path, _), probabilities in zip(batch, export(np.stack([image for _, image in batch]))):
-      print(path)
-      for i in np.argsort(-probabilities, kind='stable')[: flags.top]:
-        print(f'  {100 * probabilities[i]:5.1f} %  {export.class_names[i]}')
-
-
 def main(argv=None):
   """Runs the program; returns its exit code: 1 if an image could not be read."""
   errors = []
 
-  def complain(error):
-    errors.append(error)
-    print(f'infer.py: {error}', file=sys.stderr)
+  def attempt(function, path):
+    """Returns what a function returns of a path, in a list, or complains and returns []."""
+    try:
+      return [(path, function(path))]
+    except UserError as e:
+      errors.append(e)
+      print(f'infer.py: {e}', file=sys.stderr)
+      return []
 
-  return run_program('infer.py', lambda: run(parse_flags(argv), complain)) or int(bool(errors))
+  def run():
+    flags = parse_flags(argv)
+    export = Export(flags.export, flags.branches)
+    files = (file for path in flags.images for _, found in attempt(find_images, path) for file in found)
+    images = (image for file in files for image in attempt(read_image, file))
+    while batch := list(itertools.islice(images, BATCH)):
+      paths, pixels = zip(*batch)
+      for path, probabilities in zip(paths, export(np.stack(pixels))):
+        print(path)
+        for i in np.argsort(-probabilities, kind='stable')[: flags.top]:
+          print(f'  {100 * probabilities[i]:5.1f} %  {export.class_names[i]}')
+
+  return run_program('infer.py', run) or int(bool(errors))
 
 
 if __name__ == '__main__':

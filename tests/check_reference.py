@@ -66,7 +66,7 @@ def relative_difference(ours, theirs):
 
 def build(variables, config):
   """The grouping network with every one of the given variables in it; a name it does not have is an error."""
-  network = create(resnet_split.wide_resnet(config), with_assignments=True)
+  network = create(config.graph(), with_assignments=True)
   unknown = sorted(set(variables) - set(network.weights))
   if unknown:
     raise UserError("the network has no variable '%s'" % unknown[0])

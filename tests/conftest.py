@@ -21,6 +21,11 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 FIRST = ['test_whole_way.py', 'test_replicas.py', 'test_resume.py']
 
 
+def pytest_configure(config):
+  """Registers the marker of what ./test.sh --fast leaves out."""
+  config.addinivalue_line('markers', 'slow: takes seconds of both cores; ./test.sh --fast leaves it out')
+
+
 def pytest_collection_modifyitems(items):
   """Sorts the tests by file, those of FIRST before all others."""
   items.sort(key=lambda item: FIRST.index(item.path.name) if item.path.name in FIRST else len(FIRST))

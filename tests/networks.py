@@ -3,7 +3,7 @@
 import numpy as np
 import tensorflow as tf
 
-from resnet_split import Config, wide_resnet
+from resnet_split import Config
 from splitnet.network import hardening
 from splitnet.network.graph import Builder
 from splitnet.network.network import create
@@ -19,12 +19,12 @@ def config_of(split, **keywords):
 
 
 def graph_of(split, **keywords):
-  return wide_resnet(config_of(split, **keywords))
+  return config_of(split, **keywords).graph()
 
 
 def build(config, groups=None, **keywords):
   """The network of a Config, of keywords of network.create."""
-  return create(wide_resnet(config), groups, **keywords)
+  return create(config.graph(), groups, **keywords)
 
 
 def even_groups(graph):
@@ -89,7 +89,7 @@ TREES = {
 
 def make(seed=0, negative=False, dtype=tf.float32, **config):
   """A network whose batch normalisations have seen something; with `negative`, a tenth of their scales are below 0."""
-  graph = wide_resnet(Config(**dict(dict(k=1), **config)))
+  graph = Config(**dict(dict(k=1), **config)).graph()
   rng = np.random.default_rng(seed)
   groups = {n: rng.permutation(np.arange(u.size) % u.groups) for n, u in graph.units.items()}
   network = create(graph, groups if graph.classes.groups > 1 else None, dtype=dtype)

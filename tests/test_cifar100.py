@@ -13,6 +13,7 @@ import tensorflow as tf
 import cifar100
 import train
 from splitnet.common.errors import UserError
+from splitnet.data.dataset import DataSettings
 
 
 @pytest.fixture(scope='module')
@@ -184,3 +185,18 @@ def test_train_tells_of_missing_data_in_one_sentence_and_makes_nothing(tmp_path,
   code, _, stderr = helpers.call(train, arguments, capsys)
   assert code == 1 and str(tmp_path / 'nothing') in stderr and stderr.count('\n') == 1
   assert not os.listdir(tmp_path)
+
+
+# --- as a data set ----------------------------------------------------------------------------------------------
+
+
+def test_the_programs_get_names_subsets_and_what_prepares_images(data):
+  opened = cifar100.open_dataset(DataSettings(data))
+  assert opened.names.source == cifar100.load_names(data).source and len(opened.names.coarse) == 20
+  np.testing.assert_array_equal(opened.load('val', 7).images, cifar100.load(data, 'val', 7).images)
+  assert opened.image_size == 32 and opened.augment is cifar100.augment and opened.prepare is cifar100.whiten
+
+
+def test_another_image_size_is_refused(data):
+  with pytest.raises(UserError, match='--image_size is 64, but images of CIFAR-100 have 32'):
+    cifar100.open_dataset(DataSettings(data, image_size=64))

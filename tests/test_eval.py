@@ -19,6 +19,7 @@ from splitnet.training import checkpoints
 # --- what is written --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('stage', ['baseline', 'group', 'split'])
 def test_every_stages_checkpoint_evaluates_alone(tmp_path_factory, runs, data, stage):
   result = helpers.evaluated(tmp_path_factory, stage)
@@ -156,6 +157,7 @@ def test_hardening_an_empty_group_is_refused_by_its_name(runs):
 # --- placement --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('count, trunk', [(2, 'first'), (3, 'replicate')])
 def test_logits_do_not_depend_on_the_placement(tmp_path_factory, runs, data, tmp_path, count, trunk):
   alone = helpers.evaluated(tmp_path_factory, 'split')

@@ -41,6 +41,7 @@ def test_a_kept_checkpoint_computes_the_same_logits(mode, expected):
   assert_logits(os.path.join(KEPT, mode, 'best'), expected, mode + '_best', 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', MORE)
 def test_a_kept_run_goes_on(mode, expected, data, tmp_path, monkeypatch):
   shutil.copytree(KEPT, tmp_path / 'kept')

@@ -16,6 +16,8 @@ import train
 from serving import export
 from splitnet.training import checkpoints
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def small():

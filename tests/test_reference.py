@@ -45,6 +45,7 @@ def test_this_network_computes_what_the_released_code_computed():
   assert lines[-1].startswith('largest: ')
 
 
+@pytest.mark.slow
 def test_a_difference_is_found(tmp_path):
   with np.load(FILES[0]) as archive:
     arrays = {key: archive[key] for key in archive.files}
@@ -102,6 +103,7 @@ def test_a_file_that_is_no_reference_is_one_sentence(tmp_path, capsys, make):
   assert words in err
 
 
+@pytest.mark.slow
 def test_a_missing_file_is_one_sentence_and_no_traceback(tmp_path):
   path = str(tmp_path / 'nowhere.npz')
   assert check(path) == (1, path + '\n', "check_reference.py: '%s' cannot be read (No such file or directory)\n" % path)

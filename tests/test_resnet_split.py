@@ -13,7 +13,7 @@ from networks import (
 )
 
 import utils
-from resnet_split import Config, wide_resnet
+from resnet_split import Config
 from splitnet.common.errors import UserError
 from splitnet.network import counting
 
@@ -84,7 +84,7 @@ def counted_at_k_8(split, branch_input):
   """(the network's own count of (parameters, FLOPs), the parameters in its variables) of an evenly split k = 8."""
   config = config_of(split, k=8, num_classes=100, branch_input=branch_input)
   with unittest.mock.patch.object(tf.random, 'stateless_normal', lambda shape, seed: tf.zeros(shape)):  # only for speed
-    network = build(config, groups=None if split == '1-1-1' else even_groups(wide_resnet(config)))
+    network = build(config, groups=None if split == '1-1-1' else even_groups(config.graph()))
   variables = sum(int(tf.size(v)) for name, v in network.weights.items()
                   if name.endswith(('/kernel', '/weights', '/biases')) and name != 'init_conv/kernel')  # fmt: skip
   return counting.total(counting.counts(network)), variables

@@ -86,6 +86,7 @@ def test_a_dozen_steps_learn_something(runs):
 # --- released checkpoints ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', ['group', 'split'])
 def test_a_released_checkpoint_is_gone_on_from(data, tmp_path, mode):
   folder = str(tmp_path / mode)
@@ -108,6 +109,7 @@ def test_a_released_checkpoint_is_gone_on_from(data, tmp_path, mode):
 # --- other settings ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_bfloat16_trains_with_float32_weights(runs, data, tmp_path, monkeypatch):
   monkeypatch.setattr(devices, 'precision_note', lambda precision, training: 'note: %s, %s' % (precision, training))
   more = ['--basemodel', runs['group'], '--max_steps', 3, '--precision', 'bfloat16', '--train_split', 'train_val']
@@ -265,6 +267,7 @@ def test_a_folder_with_a_released_checkpoint_is_not_trained_in(data, tmp_path, c
   assert helpers.files(folder) == before
 
 
+@pytest.mark.slow
 def test_a_mistake_on_the_command_line_shows_the_sentence_and_nothing_else(data, tmp_path):
   arguments = helpers.flags('group', data, str(tmp_path / 'run'), '--num_train_instance', 7)
   process = helpers.start('train.py', arguments)

@@ -25,6 +25,18 @@ def undecided(groups, units):
   return np.full((groups, units), 1.0 / groups)
 
 
+def overlap(q):
+  return utils.overlaps([q])[0]
+
+
+def uniform(q):
+  return utils.uniforms([q])[0]
+
+
+def weight_split(kernel, p, q):
+  return utils.weight_splits([kernel], [p], [q])[0]
+
+
 # --- merging -------------------------------------------------------------------------------------------------------
 
 
@@ -68,28 +80,28 @@ def test_merge_assignment_sums_consecutive_groups(groups, merged):
 def test_overlap_and_uniform_match_their_formulas(groups, units):
   q = soft(groups, units)
   pairs = sum(q[g] @ q[h] for g, h in itertools.combinations(range(groups), 2))
-  np.testing.assert_allclose(utils.overlap(tf.constant(q)), pairs / (units * (groups - 1) / (2 * groups)), rtol=1e-12)
+  np.testing.assert_allclose(overlap(tf.constant(q)), pairs / (units * (groups - 1) / (2 * groups)), rtol=1e-12)
   squares = sum(q[g].sum() ** 2 for g in range(groups))
-  np.testing.assert_allclose(utils.uniform(tf.constant(q)), squares / (units**2 / groups), rtol=1e-12)
+  np.testing.assert_allclose(uniform(tf.constant(q)), squares / (units**2 / groups), rtol=1e-12)
 
 
 @pytest.mark.parametrize('groups', [2, 3, 5])
 def test_overlap_and_uniform_at_their_ends(groups):
   units = 4 * groups
   flat = tf.constant(undecided(groups, units))
-  np.testing.assert_allclose(utils.overlap(flat), 1, rtol=1e-12)
-  np.testing.assert_allclose(utils.uniform(flat), 1, rtol=1e-12)
+  np.testing.assert_allclose(overlap(flat), 1, rtol=1e-12)
+  np.testing.assert_allclose(uniform(flat), 1, rtol=1e-12)
   even = tf.constant(one_hot(np.arange(units) % groups, groups))
-  np.testing.assert_allclose(utils.overlap(even), 0, atol=1e-12)
-  np.testing.assert_allclose(utils.uniform(even), 1, rtol=1e-12)
+  np.testing.assert_allclose(overlap(even), 0, atol=1e-12)
+  np.testing.assert_allclose(uniform(even), 1, rtol=1e-12)
   alone = tf.constant(one_hot(np.zeros(units, int), groups))
-  np.testing.assert_allclose(utils.overlap(alone), 0, atol=1e-12)
-  np.testing.assert_allclose(utils.uniform(alone), groups, rtol=1e-12)
+  np.testing.assert_allclose(overlap(alone), 0, atol=1e-12)
+  np.testing.assert_allclose(uniform(alone), groups, rtol=1e-12)
 
 
 def test_an_uneven_assignment_has_the_larger_uniform():
   uneven, even = one_hot([0] * 5 + [1], 2), one_hot([0] * 3 + [1] * 3, 2)
-  assert float(utils.uniform(tf.constant(uneven))) > float(utils.uniform(tf.constant(even)))
+  assert float(uniform(tf.constant(uneven))) > float(uniform(tf.constant(even)))
 
 
 # --- weight split --------------------------------------------------------------------------------------------------
@@ -118,7 +130,7 @@ def naive_weight_split(w, p, q):
 def test_weight_split_matches_its_formula(shape, groups):
   w = np.random.RandomState(1).normal(size=shape)
   p, q = soft(groups, shape[-2], 2), soft(groups, shape[-1], 3)
-  ours = utils.weight_split(tf.constant(w), tf.constant(p), tf.constant(q))
+  ours = weight_split(tf.constant(w), tf.constant(p), tf.constant(q))
   np.testing.assert_allclose(ours, naive_weight_split(w, p, q), rtol=1e-7)
 
 
@@ -127,7 +139,7 @@ def test_weight_split_is_about_one_at_the_start(groups):
   # Exactly 1 for weights that all have the deviation they were drawn with: w = std makes each norm its expectation.
   p, q = undecided(groups, 12), undecided(groups, 20)
   for shape, std in (((3, 3, 12, 20), (1 / (9 * 12)) ** 0.5), ((12, 20), (1 / 12) ** 0.5)):
-    ours = utils.weight_split(tf.constant(np.full(shape, std)), tf.constant(p), tf.constant(q))
+    ours = weight_split(tf.constant(np.full(shape, std)), tf.constant(p), tf.constant(q))
     # (1 - 1/G) * (1/G) summed over G groups is (G - 1) / G, twice, over 2 (G - 1) / G.
     np.testing.assert_allclose(ours, 1, rtol=1e-9)
 
@@ -140,12 +152,12 @@ def test_weight_split_is_zero_exactly_without_weights_between_groups(shape, grou
   p, q = tf.constant(one_hot(of_inputs, groups)), tf.constant(one_hot(of_outputs, groups))
   inside = of_inputs[:, None] == of_outputs[None, :]
   w = rng.normal(size=shape) * inside
-  assert float(utils.weight_split(tf.constant(w), p, q)) < 1e-8
+  assert float(weight_split(tf.constant(w), p, q)) < 1e-8
   # ... and each single weight between two groups, at any place of the window, is seen.
   for i, j in np.argwhere(~inside):
     one = w.copy()
     one[(-1, -1, i, j) if one.ndim == 4 else (i, j)] = 1e-3
-    assert float(utils.weight_split(tf.constant(one), p, q)) > 1e-6
+    assert float(weight_split(tf.constant(one), p, q)) > 1e-6
 
 
 def test_weight_split_of_one_hot_assignments_pulls_on_dropped_weights_alone():
@@ -154,7 +166,7 @@ def test_weight_split_of_one_hot_assignments_pulls_on_dropped_weights_alone():
   w = tf.constant(rng.normal(size=(3, 3, 6, 9)))
   with tf.GradientTape() as tape:
     tape.watch(w)
-    loss = utils.weight_split(w, tf.constant(one_hot(of_inputs, 3)), tf.constant(one_hot(of_outputs, 3)))
+    loss = weight_split(w, tf.constant(one_hot(of_inputs, 3)), tf.constant(one_hot(of_outputs, 3)))
   gradient = tape.gradient(loss, w).numpy()
   between = of_inputs[:, None] != of_outputs[None, :]
   assert (np.abs(gradient[..., between]) > 1e-6).all()
@@ -212,7 +224,7 @@ def test_regularisers_gather_the_layers(weighted):
   p, q, r = layers[0].p, layers[0].q, layers[2].counted[0]
   with tf.GradientTape() as tape:
     terms = utils.regularisers(layers, weighted)
-  for name, term in (('overlap', utils.overlap), ('uniform', utils.uniform)):
+  for name, term in (('overlap', overlap), ('uniform', uniform)):
     expected = {'a': (float(term(p)) + float(term(q))) / 2, 'c': float(term(r))}
     assert {n: float(v) for n, v in terms[name + '_terms'].items()} == pytest.approx(expected, rel=1e-12)
     assert float(terms[name]) == pytest.approx((expected['a'] + expected['c']) / 2, rel=1e-12)
@@ -225,7 +237,7 @@ def test_regularisers_gather_the_layers(weighted):
   gradients = tape.gradient(terms['weight_split'], [layers[0].kernel, layers[1].kernel])
   for layer, gradient in zip(layers, gradients):
     with tf.GradientTape() as tape:
-      own = utils.weight_split(layer.kernel, layer.p, layer.q)
+      own = weight_split(layer.kernel, layer.p, layer.q)
     share = s[layer.name] / (s['a'] + s['b']) if weighted else 0.5
     np.testing.assert_allclose(gradient, share * tape.gradient(own, layer.kernel), rtol=1e-6)
 

@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 PROJECT = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..')
 
 

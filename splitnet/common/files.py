@@ -1,7 +1,4 @@
-"""Writes files whole or not at all, and checks first that they can be written.
-
-`PROJECT` is the project's folder, in which the programs stand.
-"""
+"""Writes files whole or not at all, and checks first that they can be written."""
 
 import contextlib
 import json
@@ -17,13 +14,7 @@ def whole_file(path, mode='w'):
   """Opens a file for writing that gets its name only once it is whole on the disk.
 
   Until then it stands under a temporary name beside `path`; if the block fails, it is removed, and what `path` was
-  before is there still. The folder is made if it is missing.
-
-  Args:
-    path: of the file; mode: 'w' for text (UTF-8), 'wb' for bytes.
-
-  Raises:
-    OSError: the file cannot be written.
+  before is there still. The folder is made if it is missing. The mode is 'w' for text (UTF-8) or 'wb'; raises OSError.
   """
   os.makedirs(os.path.dirname(path) or '.', exist_ok=True)
   temporary = f'{path}.{os.getpid()}.tmp'
@@ -49,14 +40,16 @@ def write_json(path, content):
   write_text(path, json.dumps(content, indent=1) + '\n')
 
 
+def read_json(path):
+  """Reads a JSON file; raises OSError, or ValueError if it holds none."""
+  with open(path, encoding='utf-8') as f:
+    return json.load(f)
+
+
 def check_folder(flag, path):
   """Makes the folder that a flag names and checks that files can be written there.
 
-  Args:
-    flag: for the message, such as '--out'; path: of the folder.
-
-  Raises:
-    UserError: the folder cannot be made or written to.
+  Raises UserError if not; the flag is for its text, such as '--out'.
   """
   try:
     os.makedirs(path, exist_ok=True)
@@ -69,11 +62,7 @@ def check_folder(flag, path):
 def check_output_file(flag, path):
   """Checks that the file that a flag names can be written, and makes its folder.
 
-  Args:
-    flag: for the message, such as '--output_file'; path: of the file.
-
-  Raises:
-    UserError: the file cannot be written.
+  Raises UserError if not; the flag is for its text, such as '--output_file'.
   """
   check_folder(flag, os.path.dirname(path) or '.')
   if os.path.isdir(path):

@@ -1,4 +1,4 @@
-"""Command lines: types that know their range or choices, and mistakes told in one sentence."""
+"""Command lines: types that know their range; mistakes told in one sentence."""
 
 import argparse
 import dataclasses
@@ -11,19 +11,12 @@ from splitnet.common.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Type:
-  """What a flag's value may be.
+  """What a flag's value may be."""
 
-  Attributes:
-    metavar: stands for the value in the help.
-    parse: function from text to value; ValueError if the text is none.
-    must_be: what the value must be, the end of the sentence that refuses another one.
-    accepts: whether a value is in range.
-  """
-
-  metavar: str
-  parse: Callable[[str], Any]
-  must_be: str
-  accepts: Callable[[Any], bool] = lambda value: True
+  metavar: str  # stands for the value in the help
+  parse: Callable[[str], Any]  # from text to value; ValueError if it is none
+  must_be: str  # the end of the sentence that refuses another value
+  accepts: Callable[[Any], bool] = lambda value: True  # whether a value is in range
 
   def __call__(self, text):
     """Parses as argparse wants it of a `type`."""
@@ -68,13 +61,13 @@ def one_of(*choices):
 
 
 def some_of(*choices):
-  """Returns the type of lists of names, separated by commas, that are some of the choices."""
+  """Returns the type of lists of choices, separated by commas."""
   return Type('NAME,...', _separated, f'some of {", ".join(choices)}, separated by commas',
               lambda names: names and set(names) <= set(choices))  # fmt: skip
 
 
 def integers(low, high):
-  """Returns the type of lists of whole numbers from `low` to `high`, separated by commas."""
+  """Returns the type of lists of whole numbers in a range, separated by commas."""
   return Type('INT,...', lambda text: [int(part) for part in _separated(text)],
               f'whole numbers from {low} to {high}, separated by commas',
               lambda values: values and all(low <= value <= high for value in values))  # fmt: skip
@@ -98,11 +91,7 @@ automatic = Type('{True,False,auto}', lambda text: 'auto' if text.lower() == 'au
 
 
 def parse_epochs(text):
-  """Returns the rising epochs that a text separates by commas: list of floats.
-
-  Raises:
-    ValueError: if it does not.
-  """
+  """Returns the rising epochs that a text separates by commas, or raises ValueError."""
   epochs = [float(part) for part in text.split(',') if part.strip()]
   if not all(0 < epoch < float('inf') for epoch in epochs) or epochs != sorted(epochs):
     raise ValueError(text)
@@ -134,15 +123,13 @@ class Parser(argparse.ArgumentParser):
 def add(section, name, type_, default, text, **keywords):
   """Adds the flag --name to a parser or a section of it.
 
+  A value out of range is a UserError; a text that is no such value at all ends the program as argparse does.
+
   Args:
-    section: a Parser or a group of it.
-    name: of the flag.
     type_: a Type, or int, float or str.
     default: None if something else decides, which the help then says in brackets.
     text: the help; the default is put behind it.
     **keywords: of add_argument.
-
-  A value out of range is a UserError; a text that is no such value at all ends the program as argparse does.
   """
   if not isinstance(type_, Type):
     what = {int: 'a whole number', float: 'a number'}.get(type_, 'a text')
@@ -163,14 +150,15 @@ def add(section, name, type_, default, text, **keywords):
   section.add_argument(f'--{name}', type=parse, default=default, metavar=type_.metavar, help=text, **keywords)
 
 
+def switch(section, name, text, **keywords):
+  """Adds the flag --name, which is given or not."""
+  section.add_argument(f'--{name}', action='store_true', help=text, **keywords)
+
+
 def take(kind, values, **more):
   """Makes a settings object, a dataclass, of the values that its fields name.
 
-  A field whose value is None or missing keeps its default.
-
-  Args:
-    kind: the dataclass; values: dict, such as vars of the parsed flags.
-    **more: fields whose value is another one than in `values`.
+  A field whose value is None or missing keeps its default; `more` goes before `values`.
   """
   chosen = {**values, **more}
   names = [field.name for field in dataclasses.fields(kind)]

@@ -25,7 +25,7 @@ def unused_gpu(usable, installed, environment):
 
   Args:
     usable: the GPUs that TensorFlow lists.
-    installed: the NVIDIA GPUs that the system has, a list.
+    installed: those that the system has.
     environment: os.environ.
   """
   if usable or not installed or environment.get('CUDA_VISIBLE_DEVICES', 'all').strip() in ('', '-1', 'none'):

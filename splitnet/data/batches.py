@@ -1,36 +1,45 @@
 """Holds images, labels and class names; batches are a function of seed and step."""
 
 import collections
+import dataclasses
+import hashlib
 
+import numpy as np
 import tensorflow as tf
 
-# images: uint8 [N, height, width, channels]; labels: int32 [N]. They stay uint8 until they are on the device.
-Images = collections.namedtuple('Images', 'images labels')
-
-# fine, coarse: lists of names; fine_to_coarse: int array [classes]; source: dict that says which data this is
-ClassNames = collections.namedtuple('ClassNames', 'fine coarse fine_to_coarse source')
+# fine, coarse: lists of names, each once; fine_to_coarse: int array [classes], both None without superclasses; source:
+# dict that says which data this is; ids: list of other keys of the classes, such as WordNet's, or None
+ClassNames = collections.namedtuple('ClassNames', 'fine coarse fine_to_coarse source ids', defaults=(None,))
 
 
-def training_batches(data, batch_size, seed, first_step=0):
-  """Yields endless batches of raw training images, shuffled anew in every epoch.
+class Part(collections.namedtuple('Part', 'begin end of')):
+  """One worker's part of every batch: that of the replicas `begin` to `end - 1` of `of`."""
 
-  The images are a stream of permutations, one per epoch, cut into batches: none is left out, and a batch may reach
-  over the end of an epoch. Batch `step` is the same whatever `first_step` is, so a training run that is resumed from
-  a checkpoint sees the batches that it would have seen without the interruption.
+  def rows(self, batch):
+    """Returns the first row of this part of a batch of so many images, and the row after its last."""
+    return batch * self.begin // self.of, batch * self.end // self.of
+
+
+WHOLE = Part(0, 1, 1)
+
+
+def index_batches(size, batch_size, seed, first_step=0):
+  """Yields endless batches of indices, which are shuffled anew in every epoch.
+
+  They are a stream of permutations, one per epoch, cut into batches: none is left out, and a batch may reach over the
+  end of an epoch. Batch `step` is the same whatever `first_step` is, so a training run that is resumed from a
+  checkpoint sees the batches that it would have seen without the interruption.
 
   Args:
-    data: an Images.
+    size: how many images there are.
     batch_size: images per batch.
     seed: int.
     first_step: step of the first batch.
 
   Returns:
-    tf.data.Dataset of (images uint8 [batch, height, width, channels], labels int32 [batch], step int64 []).
+    tf.data.Dataset of (indices int32 [batch], step int64 []).
   """
-  size = len(data.images)
   epoch, done = divmod(first_step * batch_size, size)
-  with tf.device('/CPU:0'):
-    images, labels = tf.constant(data.images), tf.constant(data.labels)
 
   def permutation(epoch):
     # A function of the epoch alone, so that a resumed run has the order of the one that was stopped.
@@ -38,21 +47,71 @@ def training_batches(data, batch_size, seed, first_step=0):
     return tf.data.Dataset.from_tensor_slices(order)
 
   order = tf.data.Dataset.counter(epoch).flat_map(permutation).skip(done).batch(batch_size, drop_remainder=True)
-  batches = tf.data.Dataset.zip(order, tf.data.Dataset.counter(first_step))
-  batches = batches.map(
-    lambda chosen, step: (tf.gather(images, chosen), tf.gather(labels, chosen), step), num_parallel_calls=1
-  )
-  return batches.prefetch(4)
+  return tf.data.Dataset.zip(order, tf.data.Dataset.counter(first_step))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Images:
+  """Images in memory, which stay uint8 until they are on the device.
+
+  Attributes:
+    images: uint8 [N, height, width, channels].
+    labels: int32 [N].
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+
+  def training_batches(self, batch_size, seed, first_step=0, part=WHOLE):
+    """Yields endless batches of raw images in the order of `index_batches`.
+
+    Args:
+      batch_size, seed, first_step: as of `index_batches`.
+      part: the Part of each batch whose images are read; the labels are always those of the whole batch.
+
+    Returns:
+      tf.data.Dataset of (images uint8 [rows, height, width, channels], labels int32 [batch], step int64 []).
+    """
+    begin, end = part.rows(batch_size)
+    with tf.device('/CPU:0'):
+      images, labels = tf.constant(self.images), tf.constant(self.labels)
+    batches = index_batches(len(self.labels), batch_size, seed, first_step).map(
+      lambda chosen, step: (tf.gather(images, chosen[begin:end]), tf.gather(labels, chosen), step), num_parallel_calls=1
+    )
+    return batches.prefetch(4)
+
+  def evaluation_batches(self, batch_size, part=WHOLE):
+    """Yields the images once, in order; the last batch may be smaller.
+
+    Args:
+      batch_size: images per batch.
+      part: the Part of each batch whose images are read; the labels are always those of the whole batch.
+
+    Returns:
+      tf.data.Dataset of (images uint8 [rows, height, width, channels], labels int32 [batch]).
+    """
+    batches = tf.data.Dataset.from_tensor_slices((self.images, self.labels)).batch(batch_size)
+    if part != WHOLE:
+
+      def own(images, labels):
+        begin, end = part.rows(tf.size(labels))
+        return images[begin:end], labels
+
+      batches = batches.map(own)
+    return batches.prefetch(4)
+
+  def digest(self):
+    """Computes a digest of images and labels, which workers compare: 64 hexadecimal digits."""
+    content = hashlib.sha256(np.ascontiguousarray(self.images))
+    content.update(np.ascontiguousarray(self.labels))
+    return content.hexdigest()
+
+
+def training_batches(data, batch_size, seed, first_step=0):
+  """Yields the whole training batches of an Images or an ImageFiles; see there."""
+  return data.training_batches(batch_size, seed, first_step)
 
 
 def evaluation_batches(data, batch_size):
-  """Yields the images once, in order; the last batch may be smaller.
-
-  Args:
-    data: an Images.
-    batch_size: images per batch.
-
-  Returns:
-    tf.data.Dataset of (images uint8 [batch, height, width, channels], labels int32 [batch]).
-  """
-  return tf.data.Dataset.from_tensor_slices((data.images, data.labels)).batch(batch_size).prefetch(4)
+  """Yields the whole evaluation batches of an Images or an ImageFiles; see there."""
+  return data.evaluation_batches(batch_size)

@@ -17,17 +17,12 @@ TRIES = 5  # connections in one call
 
 
 def download(url, path, size, md5, alternative):
-  """Downloads a file to `path`, resuming `path`.part if there is one.
+  """Downloads a file of `size` bytes, resuming `path`.part if there is one.
 
   The file gets its name only once its MD5 is right; one with a wrong MD5 is removed, lest it be resumed for ever.
 
-  Args:
-    url: where the file is; path: where it goes.
-    size: bytes it has; md5: its checksum, 32 hexadecimal digits.
-    alternative: what else the user can do, the end of a sentence.
-
   Raises:
-    UserError: there is no connection, it keeps breaking, or the checksum is wrong.
+    UserError: there is no connection, it keeps breaking, or the checksum is wrong; it ends with `alternative`.
     OSError: the disk is full or not writable.
   """
   part = path + '.part'

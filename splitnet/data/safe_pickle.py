@@ -9,13 +9,9 @@ import six
 
 
 def load(data):
-  """Reads a pickled dict of integer arrays, lists, strings and numbers.
+  """Reads a pickle of Python 2, or of 3 up to protocol 4: a dict with str keys.
 
-  Args:
-    data: bytes of a pickle of Python 2, or of Python 3 up to protocol 4.
-
-  Returns:
-    dict with str keys; arrays are np.ndarray, strings of Python 2 stay bytes.
+  Its values are integer arrays, lists, numbers and strings, which stay bytes if they are of Python 2.
 
   Raises:
     ValueError: the bytes are no such pickle, or ask for anything else.

@@ -13,18 +13,10 @@ MAX_MEMBER_BYTES = 1 << 29
 
 
 def read_members(path, folder, names, alternative):
-  """Reads some files of one folder of a tar.
-
-  Args:
-    path: the tar, plain or compressed (.gz, .bz2, .xz).
-    folder: the folder inside it; names: of the files to read.
-    alternative: what the user can give instead, the end of a sentence.
-
-  Returns:
-    dict from name to bytes.
+  """Reads files of one folder of a tar, plain or compressed: dict from name to bytes.
 
   Raises:
-    UserError: the archive is missing, not a whole tar, dangerous, or lacks a file.
+    UserError: the archive is missing, not a whole tar, dangerous, or lacks a file; it ends with `alternative`.
   """
   if not os.path.isfile(path):
     raise UserError(f'there is no file {path}: {alternative}')

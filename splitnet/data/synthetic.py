@@ -1,20 +1,16 @@
-"""Draws images to try the programs on without CIFAR-100.
+"""Draws images to try the programs on without CIFAR-100: 100 classes in 20 superclasses.
 
-There are 100 classes in 20 superclasses, drawn with NumPy alone. They form a tree in which nothing cuts across the
-branches, so that a grouping of the classes by meaning exists and can be checked:
+They form a tree in which nothing cuts across the branches, so that a grouping by meaning exists and can be checked:
 
   2 families           `night`: golden things on a dark ground; `day`: blue things on a bright ground
-  2 x 2 surroundings   the ground's pattern: `starry` and `rainy` nights, `checked` and `wavy` days; a slight cast of
-                       the colours; shapes that are akin
+  2 x 2 surroundings   the ground's pattern, a slight cast of the colours, shapes that are akin
   4 x 5 superclasses   the thing's shape, as in `night_rainy_moons`; each shape is one superclass's alone
   20 x 5 classes       `..._a` to `..._e`: the emblem on the thing, a small symmetric pattern that no other class has
 
-The letters mean nothing: the emblems of `_a` in two superclasses have nothing in common.
-
-A network groups classes that it cannot always tell apart. So every level is hidden in some of the images: a quarter of
-the things are far away and show neither emblem nor shape, a third of the grounds have no pattern; only the family can
-always be seen. Place, size, turn, roundness, shade, a stray blob and noise vary, too. As in CIFAR-100 the numbers of
-the classes say nothing about their superclass.
+The letters mean nothing: the emblems of `_a` in two superclasses have nothing in common. A network groups classes that
+it cannot always tell apart, so every level is hidden in some images: a quarter of the things are far away and show
+neither emblem nor shape, a third of the grounds have no pattern; only the family can always be seen. As in CIFAR-100
+the numbers of the classes say nothing about their superclass.
 """
 
 import numpy as np
@@ -41,6 +37,7 @@ def make(images_per_class, seed):
   Args:
     images_per_class: training images per class, at least 1; there are a fifth as many test images, at least 1.
     seed: int, at least 0.
+
   Returns:
     dict: `train_images`, `test_images` uint8 [N, 32, 32, 3], RGB, in random order; `train_labels`, `test_labels`
     uint8 [N], 0-99; `fine`, `coarse` lists of 100 and 20 names; `fine_to_coarse` list of 100 ints.
@@ -64,32 +61,23 @@ def make(images_per_class, seed):
 
 
 def random_images(count, size, classes=1, seed=0):
-  """Draws images and labels that mean nothing, to measure time with.
-
-  Returns:
-    uint8 [count, size, size, 3] and int32 [count], below `classes`.
-  """
+  """Draws meaningless uint8 [count, size, size, 3] and labels, to measure time with."""
   rng = np.random.default_rng(seed)
   images = rng.integers(0, 256, (count, size, size, 3), np.uint8)
   return images, rng.integers(0, classes, count).astype(np.int32)
 
 
 def classes():
-  """Returns the names and numbers of classes and superclasses.
+  """Returns class names, superclass names, fine_to_coarse, and the classes' numbers.
 
-  Returns:
-    100 class names and 20 superclass names, both in the order of their numbers; the list fine_to_coarse; and the class
-    numbers, int array [20, 5], by place in SUPERCLASSES and LETTERS.
+  The numbers are an int array [20, 5], by place in SUPERCLASSES and LETTERS; the names are in their order.
   """
   names = ['_'.join(parts) for parts in SUPERCLASSES]
   coarse = sorted(names)
-  number = np.random.RandomState(DESIGN_SEED).permutation(100).reshape(20, 5)
-  fine, fine_to_coarse = [None] * 100, [None] * 100
-  for s, name in enumerate(names):
-    for c, letter in enumerate(LETTERS):
-      fine[number[s, c]] = name + '_' + letter
-      fine_to_coarse[number[s, c]] = coarse.index(name)
-  return fine, coarse, fine_to_coarse, number
+  number = np.random.RandomState(DESIGN_SEED).permutation(100)
+  places = [divmod(place, 5) for place in np.argsort(number)]
+  fine = [f'{names[s]}_{LETTERS[c]}' for s, c in places]
+  return fine, coarse, [coarse.index(names[s]) for s, _ in places], number.reshape(20, 5)
 
 
 def emblems():
@@ -104,13 +92,7 @@ def emblems():
 
 
 def draw(family, ground, shape, emblem, rng):
-  """Draws images of one superclass: uint8 [N, 32, 32, 3].
-
-  Args:
-    family, ground, shape: an entry of SUPERCLASSES.
-    emblem: what is on their things, bool [N, CELLS, CELLS].
-    rng: a NumPy random generator.
-  """
+  """Draws uint8 [N, 32, 32, 3] of one superclass with emblems [N, CELLS, CELLS]."""
   n = len(emblem)
 
   def uniform(low, high, *size):
@@ -147,16 +129,10 @@ def _emblem_share(emblem, u, v):
   return emblem[image, np.clip(row, 0, CELLS - 1), np.clip(column, 0, CELLS - 1)] & inside
 
 
-# --- the ground ----------------------------------------------------------------------------------------------------
-
-
 def background(family, marks, uniform):
-  """Draws a ramp between two dull colours under marks: float32 [N, 32, 32, 3].
+  """Draws a ramp between two dull colours under marks [N, 32, 32]: [N, 32, 32, 3].
 
-  Args:
-    family: 'night', or 'day', which is its negative.
-    marks: [N, 32, 32], 0-1.
-    uniform: function (low, high, *size) that draws [N, *size].
+  A day is the negative of a night; uniform(low, high, *size) draws [N, *size].
   """
   zero = np.float32(0)
   u, _ = turned_grid(zero, zero, uniform(0, 2 * np.pi), np.float32(22))
@@ -194,16 +170,10 @@ def _wavy(uniform):
 MARKS = {'starry': _starry, 'rainy': _rainy, 'checked': _checked, 'wavy': _wavy}
 
 
-# --- the things ----------------------------------------------------------------------------------------------------
-
-
 def turned_grid(x, y, angle, radius):
-  """Returns the pixels' coordinates u, v [N, 32, 32], seen from N shapes.
+  """Returns the pixels' coordinates u, v [N, 32, 32], seen from N shapes, v down.
 
-  Args:
-    x, y: places of the shapes, pixels from the middle.
-    angle: by which they are turned, radians.
-    radius: the unit of u and v, pixels; v points down.
+  A shape is at x, y (pixels from the middle), turned by an angle in radians; its radius, in pixels, is the unit.
   """
   axis = np.arange(SIDE, dtype=np.float32) - (SIDE - 1) / 2
   dx, dy = axis[None, None, :] - _wide(x), axis[None, :, None] - _wide(y)

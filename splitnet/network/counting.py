@@ -10,31 +10,18 @@ from splitnet.network.graph import Tree
 
 @dataclasses.dataclass(frozen=True)
 class LayerCount:
-  """The size of one layer in one branch; FLOPs per image, 2 per multiply-add.
+  """The size of one layer in one branch."""
 
-  Attributes:
-    name: prefix of its variables.
-    op: of the Layer.
-    node: (depth, branch).
-    parameters, flops: all that it learns and computes.
-    counted: (parameters, FLOPs) as the paper's tables count them, without stem, batch normalisations and the biases of
-      convolutions.
-  """
-
-  name: str
+  name: str  # prefix of its variables
   op: str
-  node: tuple[str, int]
-  parameters: int
-  flops: int
-  counted: tuple[int, int]
+  node: tuple[str, int]  # (depth, branch)
+  parameters: int  # all that it learns
+  flops: int  # all that it computes for an image, at 2 per multiply-add
+  counted: tuple[int, int]  # both as the paper's tables count: no stem, batch normalisation or bias of a convolution
 
 
 def counts(tree: Tree) -> list[LayerCount]:
-  """Returns the sizes of all layers that learn something, bottom up.
-
-  Args:
-    tree: a Tree, such as a Network.
-  """
+  """Returns the sizes of all layers that learn something, bottom up."""
   return [_count(tree, layer, branch) for layer, branch in tree.built if layer.variables]
 
 
@@ -61,10 +48,7 @@ def total(counts: list[LayerCount], everything=False) -> tuple[int, int]:
 
 
 def node_flops(tree: Tree, everything=True) -> dict:
-  """Returns the FLOPs of each node of the tree: dict from (depth, branch).
-
-  Without `everything` they are counted as the paper does.
-  """
+  """Returns FLOPs by node, (depth, branch): all, or as the paper counts."""
   flops = collections.Counter()
   for count in counts(tree):
     flops[count.node] += count.flops if everything else count.counted[1]

@@ -1,6 +1,6 @@
 """Dropout that costs little beside the convolutions that it stands before.
 
-A mask needs one random bit a value where half are kept, not a random float32; relu and mask share one gradient; and the
+A mask needs one random bit per value if half are kept, not a random float32; relu and mask share one gradient; and the
 factor that inverted dropout multiplies by goes into the batch normalisation below the relu, which has one anyway.
 """
 
@@ -12,9 +12,9 @@ BITS = np.arange(256)[:, None] >> np.arange(8) & 1
 
 
 class Dropout:
-  """Inverted dropout; a mask depends on the seed and on how many were drawn before.
+  """Inverted dropout whose masks depend on the call's seed and the masks before.
 
-  The probability is kept exactly where it is a whole number of 256ths, such as 0.5, else to 1 / 131072.
+  The probability is kept exactly if it is a whole number of 256ths, such as 0.5, else to 1 / 131072.
 
   Attributes:
     active: whether anything is dropped.
@@ -22,13 +22,7 @@ class Dropout:
   """
 
   def __init__(self, seed, keep_prob, share=None):
-    """Takes the settings of one call of a network.
-
-    Args:
-      seed: int32 tensor [2]; may be None if keep_prob is 1.
-      keep_prob: number in (0, 1].
-      share: the replicas.Share of a batch that the values are, which gets its part of the whole batch's mask, or None.
-    """
+    """Takes an int32 seed [2] (None if all is kept) and the Share to drop from."""
     self.active = keep_prob < 1.0
     self._seed, self._share, self._drawn = seed, share, 0
     self._type = tf.uint8 if (256.0 * keep_prob).is_integer() else tf.uint16
@@ -54,7 +48,7 @@ class Dropout:
     return masked(x, self._mask(x))
 
   def _mask(self, x):
-    """Draws a new mask of zeros and ones, of x's shape and type."""
+    """Returns a new mask of zeros and ones, of x's shape and type."""
     self._drawn += 1
     if self._kept == 2 ** (8 * self._type.size - 1):
       return self._of_bits(x)
@@ -70,7 +64,7 @@ class Dropout:
     return tf.cast(bits < tf.constant(self._kept, self._type), x.dtype)
 
   def _of_bits(self, x):
-    """Draws a mask that keeps half, a random bit each."""
+    """Returns a mask that keeps half, a random bit each."""
     shape = tf.shape(x)
     values = tf.reduce_prod(shape[1:])
     words = -(-values // 32)
@@ -79,7 +73,7 @@ class Dropout:
     return tf.reshape(mask[:, :values], shape)
 
   def _words(self, x, shape):
-    """Draws new random words for each image of x: uint32 [images, *shape]."""
+    """Returns new random words for each image of x: uint32 [images, *shape]."""
     seed = tf.stack([self._seed[0] + self._drawn * 1000003, self._seed[1]])
     images = self._share.batch if self._share else tf.shape(x)[0]
     words = tf.random.stateless_uniform(tf.concat([[images], shape], 0), seed, None, None, tf.uint32)

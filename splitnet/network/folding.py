@@ -29,15 +29,11 @@ MAX_DEVIATIONS = 8.0
 
 
 def folded(network):
-  """Returns a network for inference only that computes the same, to rounding.
+  """Returns a network for inference that computes the same, to rounding.
 
-  Args:
-    network: a Network, whose variables stay as they are.
-
-  Returns:
-    A Network of the smaller graph. Its weights are arrays, those of convolutions in the type in which these compute; in
-    the graph of a tf.function they are constants, on the devices of their branches. A batch normalisation that some
-    branches keep has no weights in the others.
+  Its weights are arrays, those of convolutions in the type in which these compute; in the graph of a tf.function they
+  are constants, on the devices of their branches. A batch normalisation that some branches keep has no weights in the
+  others.
   """
   fold = _Fold(network)
   fold.into_convolutions()
@@ -45,7 +41,7 @@ def folded(network):
   graph = fold.smaller_graph()
   dtype, weights = network.dtype.as_numpy_dtype, {}
   for layer, branch in network.built:
-    for name in fold.names(layer, branch, graph.by_name.get(layer.name, layer).variables):
+    for name in network.names(graph.by_name.get(layer.name, layer), branch).values():
       if name in fold.values:
         weights[name] = fold.values[name].astype(dtype if layer.op == 'conv' else np.float32)
   return Network(graph, weights, network.groups, network.dtype, network.devices)
@@ -64,32 +60,28 @@ class _Fold:
     self.values = {n: np.asarray(v).astype(np.float64) for n, v in values.items()}
     self._biased = set()
 
-  def names(self, layer, branch, variables):
-    """Returns the full names of a layer's variables in a branch."""
-    return [f'{self.network.prefix(layer, branch)}/{variable}' for variable in variables]
-
   def branches(self, layer):
-    """Returns the numbers of the branches of a layer."""
+    """Returns which branches of a layer there are."""
     return range(self.network.branches(layer))
 
   def reads(self, layer, source, branch):
-    """Returns what a branch of a layer reads of another: (that one's branch, slice)."""
+    """Returns what a branch reads of a layer at its depth or below: (branch, slice)."""
     return (branch, slice(None)) if source.depth == layer.depth else self.network.reads(layer.depth, branch)
 
   def norm(self, layer, branch):
-    """Returns a batch normalisation in a branch: its variables by name, s and t."""
-    own = dict(zip(layer.variables, (self.values[name] for name in self.names(layer, branch, layer.variables))))
+    """Returns a batch normalisation's variables by their names' last parts, s and t."""
+    own = {variable: self.values[name] for variable, name in self.network.names(layer, branch).items()}
     scale = own['gamma'] / np.sqrt(own['sigma'] + BATCH_NORM_EPSILON)
     return own, scale, own['beta'] - scale * own['mu']
 
   def remove(self, layer, branch):
     """Takes a batch normalisation away."""
-    for name in self.names(layer, branch, layer.variables):
+    for name in self.network.names(layer, branch).values():
       del self.values[name]
 
   def add_bias(self, layer, branch, offset):
     """Adds to the biases of a convolution."""
-    (name,) = self.names(layer, branch, ['biases'])
+    name = f'{self.network.prefix(layer, branch)}/biases'
     self.values[name] = self.values.get(name, 0.0) + offset
     self._biased.add(layer.name)
 
@@ -103,13 +95,13 @@ class _Fold:
         continue
       for branch in self.branches(norm):
         _, scale, offset = self.norm(norm, branch)
-        for name in self.names(conv, branch, conv.variables):
+        for name in self.network.names(conv, branch).values():
           self.values[name] *= scale
         self.add_bias(conv, branch, offset)
         self.remove(norm, branch)
 
   def into_streams(self):
-    """Shifts each residual stream by what its batch normalisations take off."""
+    """Shifts each residual stream by what the norms that read it take off."""
     shifts = {}  # by sum: list of arrays, one for each branch
     for total in self.graph.layers:
       if total.op != 'add':
@@ -123,16 +115,13 @@ class _Fold:
         self.add_bias(writer, branch, shift - carried)
 
   def _writer(self, total):
-    """Returns the convolution that adds to the stream.
-
-    None if there is none, or something else reads it.
-    """
+    """Returns the convolution that adds to the stream and nothing else, or None."""
     writer = self.graph.by_name[total.inputs[1]]
     alone = writer.op == 'conv' and writer.depth == total.depth and self.graph.readers[writer.name] == [total]
     return writer if alone else None
 
   def _absorbs(self, layer, total):
-    """Returns whether a reader of a stream can take off what this is shifted by."""
+    """Returns whether a layer that reads a stream can take its shift off again."""
     if layer.op == 'add':
       return layer.inputs[0] == total.name and layer.depth == total.depth and self._writer(layer) is not None
     return layer.op == 'batch_norm'
@@ -140,8 +129,7 @@ class _Fold:
   def _shift(self, total, norms):
     """Folds the batch normalisations that read a stream where they can be.
 
-    Returns:
-      How far the stream is shifted: list of arrays [channels], one for each branch of `total`.
+    Returns how far the stream is shifted: list of arrays [channels], one for each branch of `total`.
     """
     members = (self.network.members(total.units, total.depth, branch) for branch in self.branches(total))
     shifts = [np.zeros(len(units)) for units in members]
@@ -162,10 +150,7 @@ class _Fold:
     return shifts
 
   def _scaled_readers(self, norm):
-    """Returns the weighted layers that read a batch normalisation's rectified result.
-
-    None if other layers do too.
-    """
+    """Returns the weighted layers that read a rectified norm; None if others do too."""
     (rectifier, *others), found = self.graph.readers[norm.name], []
     if others or rectifier.op != 'relu' or rectifier.depth != norm.depth:
       return None
@@ -186,12 +171,12 @@ class _Fold:
       for above in self.branches(reader):
         below, rows = self.reads(reader, norm, above)
         if below == branch:
-          (name,) = self.names(reader, above, reader.variables[:1])
-          self.values[name] *= scale[rows][:, None]
+          weights = next(iter(self.network.names(reader, above).values()))
+          self.values[weights] *= scale[rows][:, None]
 
   def smaller_graph(self):
     """Returns the graph without what no branch keeps, and with the biases."""
-    kept = {layer.name for layer, b in self.network.built if self.names(layer, b, ['mu'])[0] in self.values}
+    kept = {layer.name for layer, b in self.network.built if f'{self.network.prefix(layer, b)}/mu' in self.values}
     gone = {n.name: n.inputs[0] for n in self.graph.layers if n.op == 'batch_norm' and n.name not in kept}
     layers = [
       dataclasses.replace(

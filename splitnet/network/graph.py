@@ -1,10 +1,9 @@
-"""A network as one list of layers, with the units that each reads and writes.
+"""A network as one list of layers, each with the units that it reads and writes.
 
-All else walks this list. A set of units (channels, features or classes) has an assignment of its units to groups, and
-a layer stands at a depth of the tree, which has a number of branches. Every layer knows its input and its output
-assignment; everything else follows: the regularisers are a sum over layers, hardening slices each kernel by the two
-assignments, and computing, counting, folding, drawing and placing walk the same list. No function names a layer or a
-depth.
+A set of units (channels, features or classes) has an assignment of its units to groups, and a layer stands at a depth
+of the tree, which has a number of branches. Every layer knows its input and its output assignment; everything else
+follows: the regularisers are a sum over layers, hardening slices each kernel by the two assignments, and computing,
+counting, folding, drawing and placing walk the same list. No function names a layer or a depth.
 
 Source of trees and groups: Kim et al., SplitNet (ICML 2017), and the released code.
 """
@@ -25,84 +24,59 @@ OPS = ('image', *WEIGHTED, *KEEPS_UNITS)
 
 @dataclasses.dataclass(frozen=True)
 class Units:
-  """One set of units that layers write and read.
+  """One set of units that layers write and read."""
 
-  Attributes:
-    name: of its assignment, such as 'split_p2'.
-    size: how many units.
-    groups: how many groups its assignment has; 1: nothing divides it.
-    depth: the depth whose layers its assignment serves unmerged; layers below see it merged.
-  """
-
-  name: str
+  name: str  # of its assignment, such as 'split_p2'
   size: int
-  groups: int
-  depth: str
+  groups: int  # of its assignment; 1: nothing divides it
+  depth: str  # whose layers its assignment serves unmerged; layers below see it merged
+
+  @property
+  def alpha(self):
+    """The name of the variable [groups, units] whose softmax assigns units to groups."""
+    return f'group/{self.name}/alpha'
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-  """One layer.
+  """One layer; those whose names begin alike, up to the first '/', are a block."""
 
-  Attributes:
-    name: as in the released checkpoints, such as 'unit_2_0/conv_1'; layers whose names begin alike, up to the first
-      '/', are a block.
-    op: one of OPS.
-    inputs: names of the layers that it reads; `add` reads two, `image` none, all others one.
-    units: those that it writes.
-    depth: where in the tree it stands.
-    size: height (= width) of the output, pixels.
-    kernel, stride, padding: of a convolution's or pool's window.
-    bias: whether a convolution or a linear layer adds biases.
-    counted: what the paper's tables count of it: 'all', 'weights' (no biases) or 'none'.
-    scaled: whether a batch normalisation learns its scale.
-    dropout: whether training drops values: of a relu what it writes, of a linear layer what it reads.
-  """
-
-  name: str
-  op: str
-  inputs: tuple[str, ...]
-  units: Units
+  name: str  # as in the released checkpoints, such as 'unit_2_0/conv_1'
+  op: str  # one of OPS
+  inputs: tuple[str, ...]  # the layers that it reads: two of `add`, none of `image`, else one
+  units: Units  # that it writes
   depth: str
-  size: int = 1
-  kernel: int = 1
+  size: int = 1  # height (= width) of the output, pixels
+  kernel: int = 1  # height (= width) of a convolution's or pool's window
   stride: int = 1
   padding: str = 'SAME'
-  bias: bool = False
-  counted: str = 'none'
-  scaled: bool = True
-  dropout: bool = False
+  bias: bool = False  # whether a convolution or a linear layer adds biases
+  counted: str = 'none'  # what the paper's tables count of it: 'all', 'weights' (no biases) or 'none'
+  scaled: bool = True  # whether a batch normalisation learns its scale
+  dropout: bool = False  # whether training drops what a relu writes, or a linear layer reads
 
   @property
   def block(self):
-    """The first part of its name, which it shares with layers that belong together."""
+    """What its name shares with those of the layers that belong together."""
     return self.name.split('/')[0]
 
   @property
   def weights(self):
     """The name of its weights in the dense network; None if it has none."""
-    suffix = {'conv': '/kernel', 'linear': '/weights'}.get(self.op)
-    return suffix and self.name + suffix
+    return f'{self.name}/{self.variables[0]}' if self.op in WEIGHTED else None
 
   @property
   def variables(self):
     """The last parts of its variables' names, in the order in which they are made."""
-    biases = ('biases',) if self.bias else ()
-    return {'conv': ('kernel', *biases), 'linear': ('weights', *biases)}.get(
-      self.op, ('beta', 'gamma', 'mu', 'sigma') if self.op == 'batch_norm' else ()
-    )
+    if self.op == 'batch_norm':
+      return ('beta', 'gamma', 'mu', 'sigma')
+    own = {'conv': ('kernel',), 'linear': ('weights',)}.get(self.op, ())
+    return (*own, 'biases') if self.bias else own
 
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-  """All layers of a network, bottom up, and the branches of each depth.
-
-  It checks itself when it is made.
-
-  Attributes:
-    name: of the network, such as 'WRN-16-8'.
-    depths: dict from depth to how many branches the tree has there, from the root (one branch) upwards.
-    layers: tuple of Layer. The first is the image, the last one writes the classes.
+  """All layers, in an order in which they can be computed, and their branches.
 
   Raises:
     ValueError: if inputs do not come before; an edge leaves its depth for another than the next; more than one layer is
@@ -110,9 +84,9 @@ class Graph:
     UserError: if the groups fall going up the tree, or there are more of them than units.
   """
 
-  name: str
-  depths: dict[str, int]
-  layers: tuple[Layer, ...]
+  name: str  # of the network, such as 'WRN-16-8'
+  depths: dict[str, int]  # how many branches each has, from the root (one) upwards
+  layers: tuple[Layer, ...]  # the first is the image, the last one writes the classes
 
   def __post_init__(self):
     _check(self)
@@ -140,12 +114,12 @@ class Graph:
 
   @functools.cached_property
   def weighted(self):
-    """Convolutions and linear layers, bottom up (the order of the released losses)."""
+    """The convolutions and linear layers, bottom up (the released losses' order)."""
     return [layer for layer in self.layers if layer.op in WEIGHTED]
 
   @functools.cached_property
   def split_layers(self):
-    """Those of the weighted layers that stand where the tree has branches."""
+    """The weighted layers that stand where the tree has branches."""
     return [layer for layer in self.weighted if self.branches(layer) > 1]
 
   @functools.cached_property
@@ -155,7 +129,7 @@ class Graph:
 
   @functools.cached_property
   def borders(self):
-    """Dict from depth to the layer below that it reads; None for the first depth."""
+    """Dict from depth to the layer below that its branches read; None for the first."""
     borders = dict.fromkeys(self.depths)
     for layer in self.layers:
       for name in layer.inputs:
@@ -175,11 +149,8 @@ class Graph:
 
   @property
   def split(self):
-    """The paper's name of the split: groups of the last three depths or more, '2-2-2'."""
-    counts = list(self.depths.values())[1:]
-    while len(counts) > 3 and counts[0] == 1:
-      counts.pop(0)
-    return '-'.join(map(str, counts))
+    """The paper's name of the split, the groups of the last depths, such as '2-2-2'."""
+    return split_name(list(self.depths.values())[1:])
 
   def source(self, layer):
     """Returns the layer that a layer reads (the first of them)."""
@@ -190,7 +161,7 @@ class Graph:
     return self.source(layer).units
 
   def output(self, depth):
-    """Returns the layer that the depth above reads; at the last depth the last one."""
+    """Returns the layer at a depth that the depth above reads; at the last the last."""
     return next((layer for layer in self.borders.values() if layer and layer.depth == depth), self.layers[-1])
 
   def branches(self, layer):
@@ -198,20 +169,20 @@ class Graph:
     return self.depths[layer.depth]
 
   def cut(self, layer):
-    """Returns between how many groups hardening drops a layer's weights; 1: none."""
+    """Returns between how many groups a layer's weights are dropped; 1: none."""
     return min(self.branches(layer), self.read(layer).groups, layer.units.groups)
 
   def merges(self, layer, units):
-    """Returns the numbers of groups through which a layer sees units of its own.
+    """Returns through which numbers of groups a layer sees units beside it.
 
-    They are those of the units, merged to its branches, merged to its `cut`.
+    They are the units' own, its branches, and its cut.
     """
     return [units.groups, min(units.groups, self.branches(layer)), self.cut(layer)]
 
   # As plain data.
 
   def to_dict(self):
-    """Returns the graph as a dict that JSON can hold; `from_dict` reads it."""
+    """Returns the graph as a dict that JSON can hold."""
     fields = [f for f in dataclasses.fields(Layer) if f.name not in ('units', 'inputs')]
     layers = []
     for layer in self.layers:
@@ -222,11 +193,7 @@ class Graph:
 
   @classmethod
   def from_dict(cls, content):
-    """Reads what `to_dict` wrote.
-
-    Raises:
-      KeyError, TypeError, ValueError: if it is no such dict.
-    """
+    """Reads what `to_dict` wrote; KeyError, TypeError or ValueError if it did not."""
     units = {each['name']: Units(**each) for each in content['units']}
     layers = (
       Layer(**{**each, 'inputs': tuple(each['inputs']), 'units': units[each['units']]}) for each in content['layers']
@@ -234,72 +201,73 @@ class Graph:
     return cls(content['name'], dict(content['depths']), tuple(layers))
 
 
+def split_name(counts):
+  """Returns the paper's name of a split: the groups of the last three depths or more."""
+  while len(counts) > 3 and counts[0] == 1:
+    counts = counts[1:]
+  return '-'.join(map(str, counts))
+
+
 def _check(graph):
-  """Checks a graph; raises what Graph's docstring says."""
+  """Raises what Graph's docstring says."""
   order, seen, crossing = list(graph.depths), {}, {}
   for below, above in itertools.pairwise(order):
     if graph.depths[above] < graph.depths[below]:
       raise UserError(
-        f'the tree has {graph.depths[below]} branches at {below} but only {graph.depths[above]} above it, at '
-        f'{above}: groups must not fall from one depth to the next'
+        f'the tree has {graph.depths[below]} branches at {below} but only {graph.depths[above]} above it, at {above}: '
+        'groups must not fall from one depth to the next'
       )
+
+  def require(holds, reason):
+    if not holds:
+      raise ValueError(f"layer '{layer.name}' ({layer.op} at {layer.depth}) {reason}")
+
   for layer in graph.layers:
-    if layer.name in seen or layer.op not in OPS or layer.depth not in graph.depths:
-      raise ValueError(f"layer '{layer.name}' has a name that was there before, or an unknown op or depth")
-    if len(layer.inputs) != {'image': 0, 'add': 2}.get(layer.op, 1) or (layer.op == 'image') != (not seen):
-      raise ValueError(f"layer '{layer.name}' ({layer.op}) reads {len(layer.inputs)} layers")
-    if graph.units[layer.units.name] != layer.units:
-      raise ValueError(f"there are two sets of units of the name '{layer.units.name}'")
+    require(layer.name not in seen, 'has a name that was there before')
+    require(layer.op in OPS and layer.depth in order, 'has an unknown op or depth')
+    require(seen.keys() >= set(layer.inputs), f'reads what does not come before it, of {layer.inputs}')
+    require(len(layer.inputs) == {'image': 0, 'add': 2}.get(layer.op, 1), f'reads {len(layer.inputs)} layers')
+    require((layer.op == 'image') == (not seen), 'stands first or is an image, and not both')
+    require(graph.units[layer.units.name] == layer.units, f"writes one of two sets of units '{layer.units.name}'")
     if layer.units.groups > layer.units.size:
       raise UserError(
         f'{layer.units.groups} groups were asked for at {layer.units.depth}, but {layer.name} has only '
         f'{layer.units.size} units to divide'
       )
-    for name in layer.inputs:
-      if name not in seen:
-        raise ValueError(f"layer '{layer.name}' reads '{name}', which does not come before it")
-      source = seen[name]
+    sources = [seen[name] for name in layer.inputs]
+    for source in sources:
       if source.depth != layer.depth:
-        if order.index(layer.depth) != order.index(source.depth) + 1:
-          raise ValueError(f"layer '{layer.name}' at {layer.depth} reads '{name}' at {source.depth}")
-        if crossing.setdefault(layer.depth, source) is not source:
-          raise ValueError(f"'{crossing[layer.depth].name}' and '{name}' cross the border to {layer.depth}")
-      if layer.op in KEEPS_UNITS and source.units != layer.units:
-        raise ValueError(f"layer '{layer.name}' ({layer.op}) reads other units than it writes")
+        require(order.index(layer.depth) == order.index(source.depth) + 1, f"reads '{source.name}' at {source.depth}")
+        other = crossing.setdefault(layer.depth, source)
+        require(other is source, f"reads '{source.name}', but '{other.name}' and '{source.name}' cross the border")
+      require(layer.op not in KEEPS_UNITS or source.units == layer.units, 'reads other units than it writes')
     if layer.op == 'lrn' and layer.units.groups > 1:
       raise UserError(
         f"'{layer.name}' normalises over neighbouring channels, which {layer.units.groups} groups would part: it can "
         'stand only below the layers that are split'
       )
-    if layer.op == 'linear' and seen[layer.inputs[0]].op != 'mean':
-      raise ValueError(f"linear layer '{layer.name}' does not read a mean")
-    if layer.dropout and layer.op not in ('relu', 'linear'):
-      raise ValueError(f"layer '{layer.name}' ({layer.op}) cannot drop values")
+    require(layer.op != 'linear' or sources[0].op == 'mean', 'does not read a mean')
+    require(not layer.dropout or layer.op in ('relu', 'linear'), 'cannot drop values')
     seen[layer.name] = layer
-  last = graph.layers[-1]
-  classes = last.op == 'linear' and last.depth == order[-1] and last.units.groups == graph.branches(last)
-  if not classes or graph.depths[order[0]] != 1:
-    raise ValueError(f"the last layer, '{last.name}', does not write the classes of a tree with one root")
+  layer = graph.layers[-1]
+  classes = layer.op == 'linear' and layer.depth == order[-1] and layer.units.groups == graph.branches(layer)
+  require(classes and graph.depths[order[0]] == 1, 'is the last, but not the classes of a tree with one root')
   for layer in graph.layers[:-1]:
-    if not graph.readers[layer.name]:
-      raise ValueError(f"no layer reads '{layer.name}'")
+    require(graph.readers[layer.name], 'is read by no other')
 
 
 class Builder:
   """Writes a graph as one writes a Keras functional model.
 
-  Each method adds a layer and returns it.
-  Layers stand at the builder's `depth`, which is the first one until `at` changes it.
+  Each method adds a layer and returns it. Layers stand at the builder's `depth`, which is the first one until `at`
+  changes it.
   """
 
   def __init__(self, name, depths, image_size, branch_input='group'):
     """Adds the image.
 
-    Args:
-      name, depths: of the Graph.
-      image_size: height and width, pixels.
-      branch_input: if the tree branches, a child reads its own group of its parent's units ('group', the released
-        code) or all of them ('all', the paper's counts for CIFAR-100).
+    With branch_input 'group', the released code's, a child of a tree reads its own group of its parent's units; with
+    'all', as the paper counts for CIFAR-100, all of them.
     """
     self.name, self.depths, self.layers = name, dict(depths), []
     self.depth = next(iter(self.depths))
@@ -313,15 +281,15 @@ class Builder:
   # Units.
 
   def shared(self, name, size):
-    """Returns Units that nothing divides."""
+    """Returns units that nothing divides."""
     return Units(name, size, 1, next(iter(self.depths)))
 
   def inner(self, name, size):
-    """Returns Units that only layers at the present depth write and read."""
+    """Returns units that only layers at the present depth write and read."""
     return Units(name, size, self.depths[self.depth], self.depth)
 
   def border(self, name, size, above):
-    """Returns Units that one depth writes and the next, `above`, reads."""
+    """Returns units that one depth writes and the next, `above`, reads."""
     order = list(self.depths)
     groups = self.depths[above]
     if self.branch_input == 'all' and above != order[-1]:  # the last layer is split on both sides in any case
@@ -338,8 +306,8 @@ class Builder:
     size = -(-x.size // stride) if padding == 'SAME' else (x.size - kernel) // stride + 1
     if size < 1:
       raise UserError(
-        f'images of {self.image.size} x {self.image.size} pixels are too small for {self.name}: '
-        f'{name} reads {x.size} x {x.size} with a window of {kernel}'
+        f'images of {self.image.size} x {self.image.size} pixels are too small for {self.name}: {name} reads '
+        f'{x.size} x {x.size} with a window of {kernel}'
       )
     return self._add(name, op, [x], units, size, kernel=kernel, stride=stride, padding=padding, **keywords)
 
@@ -384,12 +352,9 @@ class Builder:
 
 
 def members(units, groups_of_units, branch, branches):
-  """Returns the units that one branch holds, ordered by their finest group.
+  """Returns the units that one branch holds, by their finest group: int array.
 
-  Args:
-    units: a Units.
-    groups_of_units: int array [units.size], each unit's hard group in [0, units.groups).
-    branch, branches: which branch, of how many at the depth of the layer that asks.
+  `groups_of_units` is an int array [units.size] of hard groups in [0, units.groups).
   """
   if units.groups >= branches:
     chosen = utils.parents(units.groups, branches)[groups_of_units] == branch
@@ -399,55 +364,41 @@ def members(units, groups_of_units, branch, branches):
   return order[chosen[order]]
 
 
-def hard_groups_of(graph, alphas):
-  """Returns the hard groups of all units of a graph (Algorithm 1 of the paper).
+def hard_groups_of(graph, values):
+  """Returns the hard groups of all units (Algorithm 1 of the paper).
 
-  Args:
-    graph: a Graph.
-    alphas: dict from the names of the units that are divided to arrays [groups, units].
-
-  Returns:
-    A dict from the name of each Units to an int array [size].
-
-  Raises:
-    UserError: if a group is empty.
+  They are a dict from units name to int array; a group may be empty. `values` hold the assignments that are learned, by
+  variable name.
   """
-  groups = {
-    name: np.zeros(units.size, np.int64) if units.groups == 1 else utils.hard_groups(alphas[name])
+  return {
+    name: np.zeros(units.size, np.int64) if units.groups == 1 else utils.hard_groups(values[units.alpha])
     for name, units in graph.units.items()
   }
-  check_groups(graph, groups)
-  return groups
 
 
 def check_groups(graph, groups):
-  """Checks that no group is empty: a branch without channels cannot be built.
-
-  Raises:
-    UserError: if one is.
-  """
+  """Raises UserError if a group has no unit: no branch can be without channels."""
   for name, units in graph.units.items():
     sizes = utils.group_sizes(groups[name], units.groups)
     if sizes.min() == 0:
       writer = next(layer.name for layer in graph.layers if layer.units == units)
       raise UserError(
-        f'assignment {name} ({units.size} units, first at {writer}) leaves group {int(np.argmin(sizes))} of '
-        f'{units.groups} empty (sizes {sizes.tolist()}): raise --gamma3, which balances the groups, or ask for fewer '
-        'groups, and group again'
+        f'assignment {name} ({units.size} units, first at {writer}) leaves group {np.argmin(sizes)} of {units.groups} '
+        f'empty (sizes {sizes.tolist()}): raise --gamma3, which balances the groups, or ask for fewer groups, and '
+        'group again'
       )
 
 
 class Tree:
-  """A graph with its branches: one at every depth (dense), or by hard groups.
+  """A graph with one branch at every depth (dense), or divided by hard groups.
 
   Attributes:
-    graph: the Graph.
     groups: None, or the hard groups that it is divided by: dict from units name to int array.
     depths: dict from depth to how many branches there are.
   """
 
   def __init__(self, graph: Graph, groups=None):
-    """Checks the groups; raises UserError if one is empty."""
+    """Raises UserError if a group is empty."""
     if groups is not None:
       check_groups(graph, groups)
     self.graph, self.groups = graph, groups
@@ -466,14 +417,18 @@ class Tree:
     """Returns what the names of a layer's variables in a branch begin with."""
     return layer.name if self.branches(layer) == 1 else f'branch_{branch}/{layer.name}'
 
+  def names(self, layer, branch):
+    """Returns the full names of a layer's variables in a branch, by their last parts."""
+    return {variable: f'{self.prefix(layer, branch)}/{variable}' for variable in layer.variables}
+
   def members(self, units, depth, branch):
-    """Returns the units that a branch holds, by their numbers in the dense network."""
+    """Returns the units, as numbered in the dense network, that a branch holds."""
     if self.groups is None:
       return np.arange(units.size)
     return members(units, self.groups[units.name], branch, self.depths[depth])
 
   def reads(self, depth, branch):
-    """Returns what a branch reads of the depth below: (its parent, slice of channels)."""
+    """Returns what a branch reads of the depth below: (parent, slice of channels)."""
     if self.groups is None:
       return 0, slice(None)
     source = self.graph.borders[depth]

@@ -20,43 +20,17 @@ START_CONFIDENCE = 0.75  # probability of its own group with which a unit starts
 # CIFAR-100's superclasses in an order in which neighbours are alike, animals first, so that groups of whole
 # superclasses are runs of it. Its own taxonomy has only the one level.
 SUPERCLASS_ORDER = [
-  'aquatic_mammals',
-  'fish',
-  'reptiles',
-  'non-insect_invertebrates',
-  'insects',
-  'small_mammals',
-  'medium_mammals',
-  'large_carnivores',
-  'large_omnivores_and_herbivores',
-  'people',
-  'trees',
-  'flowers',
-  'fruit_and_vegetables',
-  'large_natural_outdoor_scenes',
-  'large_man-made_outdoor_things',
-  'vehicles_1',
-  'vehicles_2',
-  'household_electrical_devices',
-  'household_furniture',
-  'food_containers',
-]
-
-
-def even_sizes(units, groups):
-  """Divides `units` into `groups` sizes that differ by at most one: list of ints."""
-  return [len(part) for part in np.array_split(np.arange(units), groups)]
+  'aquatic_mammals', 'fish', 'reptiles', 'non-insect_invertebrates', 'insects', 'small_mammals', 'medium_mammals',
+  'large_carnivores', 'large_omnivores_and_herbivores', 'people', 'trees', 'flowers', 'fruit_and_vegetables',
+  'large_natural_outdoor_scenes', 'large_man-made_outdoor_things', 'vehicles_1', 'vehicles_2',
+  'household_electrical_devices', 'household_furniture', 'food_containers',
+]  # fmt: skip
 
 
 def semantic(names, groups):
-  """Groups classes by whole superclasses, as evenly as these allow (column S).
+  """Groups classes by whole superclasses, evenly (Table 1's column S).
 
-  Args:
-    names: a ClassNames.
-    groups: number of groups.
-
-  Raises:
-    UserError: where there are more groups than superclasses.
+  Raises UserError if there are more groups than superclasses; `names` is a ClassNames.
   """
   if groups > len(names.coarse):
     raise UserError(
@@ -66,27 +40,20 @@ def semantic(names, groups):
   position = {name: i for i, name in enumerate(SUPERCLASS_ORDER)}
   order = sorted(range(len(names.coarse)), key=lambda i: position.get(names.coarse[i], i))
   group_of_superclass = np.empty(len(order), np.int64)
-  group_of_superclass[order] = np.repeat(np.arange(groups), even_sizes(len(order), groups))
+  group_of_superclass[order] = utils.parents(len(order), groups)
   return group_of_superclass[names.fine_to_coarse]
 
 
 def random(classes, groups, seed):
   """Groups classes at random, even sizes (column R): int array [classes]."""
-  return np.random.default_rng(seed).permutation(np.repeat(np.arange(groups), even_sizes(classes, groups)))
+  return np.random.default_rng(seed).permutation(utils.parents(classes, groups))
 
 
 def clustering(graph, values, seed=0):
-  """Groups classes by spectral clustering of a network's last weights (column C).
+  """Groups classes by spectral clustering of a trained network's last weights.
 
-  The tree is followed from its root, so that classes that part last are the most alike.
-
-  Args:
-    graph: the Graph.
-    values: dict from the dense network's variable names to arrays.
-    seed: of the clustering.
-
-  Returns:
-    int array [classes].
+  This is column C; sizes are even. The tree is followed from its root, so that classes that part last are the most
+  alike. `values` are the dense network's arrays by variable name; returns an int array [classes].
   """
   weights = values[graph.layers[-1].weights]  # [features, classes]
   points = weights - weights.mean(1, keepdims=True)
@@ -102,8 +69,8 @@ def clustering(graph, values, seed=0):
 
 
 def _divide(points, depths, seed):
-  """Clusters points down the tree to groups of even size: int array [points]."""
-  leaf_sizes = np.array(even_sizes(len(points), depths[-1]))
+  """Clusters points evenly down the tree: int array [points], groups at the logits."""
+  leaf_sizes = utils.merge_sizes(len(points), depths[-1])
   groups, count = np.zeros(len(points), np.int64), 1
   for depth, branches in enumerate(depths):
     parent = utils.parents(branches, count)
@@ -118,14 +85,9 @@ def _divide(points, depths, seed):
 
 
 def balanced_clusters(points, sizes, seed=0):
-  """k-means with clusters of given sizes.
+  """Runs k-means with clusters of given sizes: int array [points].
 
-  Args:
-    points: [points, dimensions]; sizes: ints, their sum is the number of points.
-    seed: of the start.
-
-  Returns:
-    int array [points].
+  Points are [points, dimensions], sizes ints whose sum is the number of points.
   """
   if len(sizes) == 1:
     return np.zeros(len(points), np.int64)
@@ -142,19 +104,11 @@ def balanced_clusters(points, sizes, seed=0):
 
 
 def read_file(path, names, graph):
-  """Reads a user's grouping: JSON, a list of groups of class names.
+  """Reads a user's grouping: JSON, a list of groups of class names, nested.
 
-  It is nested if the tree branches more than once.
   For 1-2-2 or 2-2-2: [["apple", ...], ["bed", ...]]; for 2-4-4: [[["apple", ...], ["bed", ...]], [[...], [...]]].
-
-  Args:
-    path: of the file; names: a ClassNames; graph: the Graph.
-
-  Returns:
-    int array [classes].
-
-  Raises:
-    UserError: where the file is not such a tree, or a class is missing, unknown or in two groups.
+  Returns an int array [classes]; raises UserError if the file is not such a tree, or a class is missing, unknown or in
+  two groups. `names` is a ClassNames.
   """
   try:
     with open(path) as f:
@@ -167,8 +121,7 @@ def read_file(path, names, graph):
     raise UserError(f"the grouping '{path}' is not JSON ({e})") from e
   # The numbers of branches where there are more of them than before, from the root.
   counts = sorted(set(graph.depths.values()) - {1})
-  leaves = [tree]
-  below = 1
+  leaves, below = [tree], 1
   for count in counts:
     expected = utils.merge_sizes(count, below)
     if any(not isinstance(node, list) or len(node) != size for node, size in zip(leaves, expected)):
@@ -192,47 +145,29 @@ def read_file(path, names, graph):
 
 
 def even_features(graph, class_groups):
-  """Groups all units: the classes as given, every other set of units evenly.
+  """Groups all units: the classes as given, every other set of units divided evenly.
 
-  Args:
-    graph: the Graph; class_groups: int array [classes].
-
-  Returns:
-    Dict from units name to int array.
+  Returns a dict from units name to int array.
   """
-  groups = {
-    units.name: np.repeat(np.arange(units.groups), even_sizes(units.size, units.groups))
-    for units in graph.units.values()
-  }
+  groups = {name: utils.parents(units.size, units.groups) for name, units in graph.units.items()}
   groups[graph.classes.name] = np.asarray(class_groups, np.int64)
   return groups
 
 
 def even_groups(graph, seed=0):
-  """Groups all units of an untrained network: features evenly, classes at random.
+  """Returns groups of all units of an untrained network, None if nothing is divided.
 
-  Args:
-    graph: the Graph; seed: of the classes' groups.
-
-  Returns:
-    Dict from units name to int array; None for a network that nothing divides.
+  Features are divided evenly, classes at random: dict from units name to int array.
   """
   classes = graph.classes
   return even_features(graph, random(classes.size, classes.groups, seed)) if classes.groups > 1 else None
 
 
 def carried_down(graph, values, class_groups):
-  """Groups all units by a dense network's weights, down from groups of its classes.
+  """Groups all units by a trained dense network's weights, from the classes down.
 
   From the last layer down, each set of units goes to the groups that take most of its squared weight, with even sizes.
-
-  Args:
-    graph: the Graph.
-    values: dict from the dense network's variable names to arrays.
-    class_groups: int array [classes].
-
-  Returns:
-    Dict from units name to int array.
+  `values` are the dense network's arrays by variable name; returns a dict from units name to int array.
   """
   groups = {graph.classes.name: np.asarray(class_groups, np.int64)}
   for reader in reversed(graph.weighted):  # whatever reads units stands above them, so its outputs are known
@@ -251,21 +186,15 @@ def carried_down(graph, values, class_groups):
       for g in range(units.groups):
         share[:, g] += squares[:, target == g].mean(1)
     share /= share.sum(1, keepdims=True)
-    slots = np.repeat(np.arange(units.groups), even_sizes(units.size, units.groups))
+    slots = utils.parents(units.size, units.groups)
     groups[units.name] = slots[linear_sum_assignment(share[:, slots], maximize=True)[1]]
   return {name: groups.get(name, np.zeros(units.size, np.int64)) for name, units in graph.units.items()}
 
 
 def spectral_start(graph, values, seed=0):
-  """Returns assignments to start from, by the structure of a dense network's weights.
+  """Returns the alphas, by units name, that a trained dense network suggests.
 
-  Args:
-    graph: the Graph.
-    values: dict from the dense network's variable names to arrays.
-    seed: of the clustering.
-
-  Returns:
-    Dict from assignment name to alpha [groups, units], of confidence START_CONFIDENCE.
+  They are the structure of its weights (`values`, by variable name), carried down level by level.
   """
   alphas = {}
   for name, groups in carried_down(graph, values, clustering(graph, values, seed)).items():
@@ -277,14 +206,9 @@ def spectral_start(graph, values, seed=0):
 
 
 def moved(graph, before, after):
-  """Returns which share of the classes and of the features has changed its group.
+  """Returns the shares of classes and of features that changed their group.
 
-  Args:
-    graph: the Graph.
-    before, after: dicts from units name to int array.
-
-  Returns:
-    Shares of all those units of the graph that are in several groups.
+  Both are dicts from units name to int array; only units that are in several groups count.
   """
   changed = {name: before[name] != after[name] for name, units in graph.units.items() if units.groups > 1}
   classes = changed.pop(graph.classes.name)

@@ -7,34 +7,22 @@ import numpy as np
 import utils
 from splitnet.network import network as networks
 from splitnet.network.graph import Tree, hard_groups_of
-from splitnet.network.variables import alpha_name
 
 
 def present_groups(network):
-  """Returns the hard groups that a grouping network is at now, by units name.
-
-  Raises:
-    UserError: if a group is empty.
-  """
-  divided = [units for units in network.graph.units.values() if units.groups > 1]
-  return hard_groups_of(network.graph, {units.name: network.weights[alpha_name(units)].numpy() for units in divided})
+  """Returns the hard groups that a grouping network's assignments are at now."""
+  return hard_groups_of(network.graph, network.weights)
 
 
 def harden(network, **keywords):
   """Splits a grouping network by the most probable group of each unit.
 
-  The result computes what the grouping network computes with its between-group weights set to zero: weights are
-  sliced, nothing is drawn anew.
+  The result computes what the grouping network computes with its between-group weights set to zero: weights are sliced,
+  nothing is drawn anew. Raises UserError if a group is empty.
 
   Args:
     network: a Network with assignments.
     **keywords: of network.create (dtype, place).
-
-  Returns:
-    A Network that is a tree of branches.
-
-  Raises:
-    UserError: if a group is empty.
   """
   groups = present_groups(network)
   values = {name: variable.numpy() for name, variable in network.weights.items()}
@@ -42,31 +30,24 @@ def harden(network, **keywords):
 
 
 def split_values(graph, groups, values):
-  """Slices a dense network's weights into those of the tree: dict from name to array.
+  """Slices a dense network's weights into those of the tree.
 
   Args:
-    graph: the Graph.
     groups: hard groups by units name.
-    values: dict from the dense network's variable names to arrays.
+    values: dict from the dense network's variable names to arrays; the result has the tree's.
   """
   tree, parts = Tree(graph, groups), {}
   for layer, branch in tree.built:
-    for variable in layer.variables:
-      value = values[f'{layer.name}/{variable}']
+    for variable, name in tree.names(layer, branch).items():
+      value = values[f'{layer.name}/{variable}'][..., tree.members(layer.units, layer.depth, branch)]
       if variable in ('kernel', 'weights'):
         value = value[..., tree.members(graph.read(layer), layer.depth, branch), :]
-      parts[f'{tree.prefix(layer, branch)}/{variable}'] = value[
-        ..., tree.members(layer.units, layer.depth, branch)
-      ]
+      parts[name] = value
   return parts
 
 
 def kept_weights(graph, layer, groups):
-  """Returns which weights of a layer hardening keeps: bool array [in, out].
-
-  Args:
-    graph: the Graph; layer: one of its convolutions or linear layers; groups: hard groups by units name.
-  """
+  """Returns which weights of a weighted layer hardening keeps: bool array [in, out]."""
   rows, columns = (
     utils.parents_along(graph.merges(layer, units))[groups[units.name]] for units in (graph.read(layer), layer.units)
   )
@@ -79,17 +60,10 @@ Dropped = collections.namedtuple('Dropped', 'share largest layer unit')
 
 
 def dropped_weights(graph, groups, values):
-  """Returns how much of a grouping network's weights hardening drops.
+  """Returns how much of a grouping network's weights hardening drops: a Dropped.
 
-  It is near nothing once grouping has converged.
-  One unit can matter: the batch normalisation behind it scales it up where its own group's weights are small.
-
-  Args:
-    graph: the Graph; groups: hard groups by units name.
-    values: dict from the dense network's variable names to arrays.
-
-  Returns:
-    A Dropped.
+  That is near nothing once grouping has converged. One unit can matter: the batch normalisation behind it scales it up
+  if its own group's weights are small. `values` are the dense network's arrays by variable name.
   """
   dropped, total, largest = 0.0, 0.0, (0.0, '', 0)
   for layer in graph.weighted:
@@ -105,10 +79,7 @@ def dropped_weights(graph, groups, values):
 
 
 def describe_dropped(dropped):
-  """Returns a Dropped in words.
-
-  Percentages have two digits and no exponent, which %g would give to 100.
-  """
+  """Returns a Dropped in words."""
   share, largest = (
     np.format_float_positional(100 * value, precision=2, unique=False, fractional=False, trim='-')
     for value in (dropped.share, dropped.largest)

@@ -20,23 +20,13 @@ CHANNEL_MULTIPLE = 16
 
 @dataclasses.dataclass
 class Call:
-  """One call of a network.
+  """One call of a network."""
 
-  Attributes:
-    images: what the image layer gives; None in a part without it.
-    dtype: in which the convolutions compute.
-    training: whether batch normalisations use the batch's statistics, and update the moving averages.
-    dropout: the Dropout.
-    share: None, or the part of a batch that this replica computes: `batch`, how many images all replicas have, and
-      `sum(values)`, over all replicas.
-    channel_multiple: convolutions write channels of zeros up to a multiple of it.
-  """
-
-  images: tf.Tensor | None
-  dtype: tf.DType
-  training: bool
+  images: tf.Tensor | None  # what the image layer gives; None in a part without it
+  dtype: tf.DType  # in which the convolutions compute
+  training: bool  # by the batch's statistics, which update the moving averages
   dropout: Dropout
-  share: object = None
+  share: object = None  # None, or what a replica computes: `batch`, the images of all; `sum(values)` over all
   channel_multiple: int = dataclasses.field(default_factory=lambda: CHANNEL_MULTIPLE)
 
 
@@ -89,7 +79,7 @@ def _conv(layer, x, own, call):
 def _batch_norm(x, own, call, factor):
   """Normalises by the batch's own variance, without Bessel's correction.
 
-  The moving averages have a decay of 0.9. The result is multiplied by `factor`, which costs nothing here. Without
+  The moving averages decay by BATCH_NORM_DECAY. The result is multiplied by `factor`, which costs nothing here. Without
   variables it is folded away in this branch.
   """
   if not own:
@@ -123,13 +113,8 @@ def _batch_norm(x, own, call, factor):
 def _shared_batch_norm(x, scale, offset, shift, share):
   """Normalises a replica's share by the mean and the variance of the whole batch.
 
-  Args:
-    x: [images of the share, height, width, channels]; scale, offset: [channels].
-    shift: [channels], about the mean and the same on every replica: sums of differences from it lose no digits.
-    share: as in Call.
-
-  Returns:
-    (normalised x, mean, biased variance).
+  `shift`, [channels], is about the mean and the same on every replica: sums of differences from it lose no digits.
+  Returns (normalised x, mean, biased variance).
   """
   difference = tf.cast(x, tf.float32) - shift
   sums = share.sum(tf.stack([tf.reduce_sum(difference, (0, 1, 2)), tf.reduce_sum(tf.square(difference), (0, 1, 2))]))
@@ -143,7 +128,7 @@ def _shared_batch_norm(x, scale, offset, shift, share):
 
 
 def lengthened(value, by):
-  """Appends zeros to some axes of a tensor or array; by: dict from axis to how many."""
+  """Puts zeros at the end of some axes; by: dict from axis to how many."""
   if not any(by.values()):
     return value
   rank = len(value.shape)
@@ -154,7 +139,7 @@ def lengthened(value, by):
 
 
 def padded(x):
-  """Appends channels of zeros to images up to CHANNEL_MULTIPLE; none to features."""
+  """Puts zeros beside images' channels up to CHANNEL_MULTIPLE; not to features."""
   return lengthened(x, {-1: -x.shape[-1] % CHANNEL_MULTIPLE}) if len(x.shape) == 4 else x
 
 
@@ -164,7 +149,7 @@ def shortened(x, channels):
 
 
 def divided(x, runs):
-  """Divides x's channels: dict from key to tensor, for a dict from key to slice."""
+  """Divides x into runs of its channels: dict; runs: dict from a key to a slice."""
   if all(run == slice(None) for run in runs.values()):
     return dict.fromkeys(runs, x)
   ends = [0, *(run.stop for run in runs.values())]

@@ -1,7 +1,4 @@
-"""The network of any graph: dense, grouping, or a tree of branches.
-
-One class for all: a dense network is a tree with one branch, and a grouping network a dense one with assignments.
-"""
+"""The network of any graph: dense, grouping (dense, with assignments), or a tree."""
 
 import contextlib
 
@@ -18,7 +15,7 @@ class Network(Tree):
   """A graph, its weights, and where they are; computes logits.
 
   Attributes:
-    graph, groups, depths: of the Tree.
+    graph, groups, depths: of the Tree; a dense network is a tree with one branch.
     weights: dict from variable name to tf.Variable, or, once folded, to array. Names are those of the released
       checkpoints; a branch's begin with 'branch_<i>/'. Assignments are 'group/<units>/alpha', [groups, units].
     dtype: in which the convolutions compute, tf.float32 or tf.bfloat16; variables are float32 either way.
@@ -28,7 +25,6 @@ class Network(Tree):
   """
 
   def __init__(self, graph, weights, groups=None, dtype=tf.float32, devices=None, nodes=None):
-    """Takes the attributes; `nodes` only for a part."""
     super().__init__(graph, groups)
     self.weights, self.dtype, self.devices = weights, dtype, devices
     self.with_assignments = any(name.startswith('group/') for name in weights)
@@ -40,20 +36,19 @@ class Network(Tree):
     self._scaling = {_scaling(graph, layer) for layer in graph.layers if layer.op == 'relu' and layer.dropout}
 
   def leaf_classes(self):
-    """Returns the classes of the computed leaves' logits, side by side: int array."""
+    """Returns the classes of the computed leaves' logits side by side, maybe none."""
     depth = self.graph.layers[-1].depth
     classes = [self.members(self.graph.classes, depth, branch) for branch in self.nodes[depth]]
     return np.concatenate(classes) if classes else np.zeros(0, np.int64)
 
-  @property
-  def has_leaves(self):
-    """Whether it computes logits."""
-    return bool(self.nodes[self.graph.layers[-1].depth])
-
   # Computing.
 
   def __call__(self, images, training=False, dropout_seed=None, keep_prob=1.0, share=None):
-    """Computes the logits of a batch of images.
+    """Computes the logits of a batch of images: [batch, classes], float32.
+
+    A part of a tree that lacks the image is called with what the branch wrote that its lowest ones read, or with what
+    its only lowest one reads of that. It returns its leaves' logits side by side, or, if it has none, what its highest
+    branch writes.
 
     Args:
       images: prepared images [batch, height, width, 3], float.
@@ -62,13 +57,6 @@ class Network(Tree):
       keep_prob: probability of keeping a value where the graph says that values are dropped in training.
       share: the part of a batch that the images are (see layers.Call): while training, batch normalisation and
         dropout then act as on the whole of it. None: they are all of it.
-
-    Returns:
-      Logits [batch, classes], float32, in the order of the labels.
-
-    A part of a tree that lacks the image is called with what the branch wrote that its lowest ones read, or with what
-    its only lowest one reads of that. It returns its leaves' logits side by side, or, if it has none, what its highest
-    branch writes.
     """
     if training and not self.trained:
       raise ValueError('a folded network cannot be trained')
@@ -99,8 +87,8 @@ class Network(Tree):
     return tf.device(device) if device else contextlib.nullcontext()
 
   def _compute(self, layer, branch, tensors, call):
-    prefix = self.prefix(layer, branch) + '/'
-    own = {name: self.weights[prefix + name] for name in layer.variables if prefix + name in self.weights}
+    names = self.names(layer, branch).items()
+    own = {variable: self.weights[name] for variable, name in names if name in self.weights}
     inputs = [tensors[name, branch] for name in layer.inputs]
     factor = call.dropout.factor if layer.name in self._scaling else 1.0
     return layers.compute(layer, inputs, own, self._written(layer, branch), call, factor)
@@ -110,7 +98,7 @@ class Network(Tree):
     return len(self.members(layer.units, layer.depth, branch))
 
   def _read(self, depth, tensors, given):
-    """Returns what branches read of the depth below: dict from (layer, branch)."""
+    """Returns what the computed branches of a depth read, by layer and branch."""
     source = self.graph.borders[depth]
     if source is None:
       return {}
@@ -134,7 +122,7 @@ class Network(Tree):
   # Parts.
 
   def part(self, nodes, copied=False):
-    """Returns the same network with some branches, and their weights, only.
+    """Returns a network that computes some branches only, with their weights alone.
 
     Args:
       nodes: dict from depth to a list of branches, all above one branch; not placed.
@@ -143,7 +131,7 @@ class Network(Tree):
     nodes = {depth: list(nodes.get(depth, [])) for depth in self.depths}
     weights = {}
     for layer, branch in self.built:
-      for name in [f'{self.prefix(layer, branch)}/{variable}' for variable in layer.variables]:
+      for name in self.names(layer, branch).values():
         if branch in nodes[layer.depth] and name in self.weights:
           value = self.weights[name]
           copy = copied and isinstance(value, tf.Variable)
@@ -160,7 +148,7 @@ class Network(Tree):
 
   @property
   def input_spec(self):
-    """The tf.TensorSpec of what the one lowest branch of a part reads."""
+    """What a part whose lowest depth is one branch reads: tf.TensorSpec."""
     depth = next(depth for depth, branches in self.nodes.items() if branches)
     below, branch = self.graph.borders[depth], self.nodes[depth][0]
     spec = self.output_spec(below.depth, self.reads(depth, branch)[0])
@@ -175,22 +163,22 @@ class Network(Tree):
 
   @property
   def decayed(self):
-    """The variables that weight decay applies to: kernels and weights, no biases."""
+    """The variables that weight decay applies to: weights, no biases."""
     return [v for name, v in self.weights.items() if name.endswith(('/kernel', '/weights'))]
 
   def soft_assignments(self):
-    """Returns the soft assignments: dict from units name to tensor [groups, units]."""
+    """Returns the assignments that are learned: units name to tensor [groups, units]."""
     learned = [units for units in self.graph.units.values() if units.groups > 1]
     soft = {}
     for groups in {units.groups for units in learned}:  # one softmax for all with as many groups
       some = [units for units in learned if units.groups == groups]
-      alphas = tf.concat([self.weights[variables.alpha_name(units)] for units in some], 1)
+      alphas = tf.concat([self.weights[units.alpha] for units in some], 1)
       parts = tf.split(tf.nn.softmax(alphas, axis=0), [units.size for units in some], 1)
       soft.update(zip([units.name for units in some], parts))
     return {units.name: soft[units.name] for units in learned}
 
   def split_layers(self):
-    """Returns the utils.SplitLayer that the regularisers sum over, in released order."""
+    """Returns what the regularisers sum over, utils.SplitLayer, in the released order."""
     graph, soft, merged = self.graph, self.soft_assignments(), {}
 
     def at(units, layer):
@@ -214,7 +202,7 @@ class Network(Tree):
 
 
 def _scaling(graph, rectifier):
-  """Returns the name of the layer that multiplies by dropout's factor.
+  """Returns the layer that multiplies by dropout's factor, by name.
 
   That is the batch normalisation that only the rectifier reads, or the rectifier itself.
   """
@@ -223,19 +211,14 @@ def _scaling(graph, rectifier):
 
 
 def create(graph, groups=None, with_assignments=False, dtype=tf.float32, seed=0, values=None, place=None):
-  """Makes a network and its variables.
+  """Makes a network and its variables; raises UserError if a group is empty.
 
   Args:
-    graph: the Graph.
     groups: hard groups by units name; the network is then the tree of branches, else it is dense.
     with_assignments: whether the dense network also has assignments to learn (the grouping stage).
     dtype: in which the convolutions compute.
-    seed: of the initial values.
     values: None, or the initial values by variable name.
     place: None, or a function from a Tree to the device names of its branches, dict from depth to list.
-
-  Raises:
-    UserError: if a group is empty.
   """
   tree = Tree(graph, groups)
   devices = place(tree) if place else None

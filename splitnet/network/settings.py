@@ -1,4 +1,4 @@
-"""What flags say of a network: the settings that all networks have, the notation of groups, who knows which flag.
+"""What flags say of a network: its settings, groups, and who knows which flag.
 
 A network is a subclass of Settings, whose fields are its flags and whose `graph()` is its Graph. A dict from name to
 subclass, which the programs hold, is handed to what must find one by its name.
@@ -10,40 +10,35 @@ import re
 from typing import ClassVar
 
 from splitnet.common.errors import UserError
-from splitnet.network.graph import Builder
+from splitnet.network.graph import Builder, split_name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(abc.ABC):
-  """What a network looks like; stored beside every checkpoint. Names of fields are the flags'.
+  """What a network looks like; stored beside every checkpoint, named as the flags.
 
-  A subclass adds its fields, among them ngroups4 and further ones if it has more than three depths.
-
-  Attributes:
-    network: name of the network, as --network has it.
-    split_depths: names of the depths at which it may be split, three or more, bottom up; the last writes the classes.
-    num_classes: how many it tells apart.
-    ngroups1, ngroups2, ngroups3: groups at the last depth, at the one below it and so on, never more than above.
-    branch_input: 'group': if the tree branches, a child reads its own group of its parent's channels (released
-      code); 'all': it reads all of them (the paper's counts for CIFAR-100).
-    image_size: height and width of the images, pixels.
+  A subclass adds its fields, among them ngroups4 and further ones if it has more than three depths. No depth has more
+  groups than that above it.
   """
 
-  network: ClassVar[str]
-  split_depths: ClassVar[tuple[str, ...]]
+  network: ClassVar[str]  # name of the network, as --network has it
+  split_depths: ClassVar[tuple[str, ...]]  # that may be split, three or more, bottom up; the last has the classes
 
   num_classes: int = 1000
-  ngroups1: int = 2
-  ngroups2: int = 2
-  ngroups3: int = 2
+  ngroups1: int = 2  # groups at the last depth
+  ngroups2: int = 2  # at the one below it
+  ngroups3: int = 2  # at the one below that
+  # A branch reads its own group of its parent's channels (released code), or 'all' (the paper's counts for CIFAR-100).
   branch_input: str = 'group'
-  image_size: int = 224
+  image_size: int = 224  # height and width of the images, pixels
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       if field.type in (int, 'int') and value < 1:
         raise UserError(f'--{field.name} is {value}; it must be at least 1')
+      if field.type in (float, 'float') and value <= 0:
+        raise UserError(f'--{field.name} is {value:g}; it must be above 0')
     counts = self.counts
     for i in range(len(counts) - 1, 0, -1):
       lower, upper = counts[i - 1 : i + 1]
@@ -66,8 +61,7 @@ class Settings(abc.ABC):
   def graph(self):
     """Returns the Graph of the network.
 
-    Raises:
-      UserError: if the images are too small for it, or a depth has fewer units than groups.
+    Raises UserError if the images are too small for it, or a depth has fewer units than groups.
     """
 
   @property
@@ -78,17 +72,13 @@ class Settings(abc.ABC):
   @property
   def split(self):
     """The paper's name of the split, the groups of the last three depths or more, such as '2-2-2'."""
-    counts = self.counts
-    while len(counts) > 3 and counts[0] == 1:
-      counts.pop(0)
-    return '-'.join(map(str, counts))
+    return split_name(self.counts)
 
   @classmethod
   def of_split(cls, split, **settings):
-    """Returns the settings of a split by its name, such as '2-4-8', with further settings.
+    """Returns the settings of a split by its name, such as '2-4-8', and further ones.
 
-    Raises:
-      UserError: if the network has no such split, or the settings contradict each other.
+    Raises UserError if the network has no such split, or the settings contradict each other.
     """
     return cls(**group_fields(cls, split), **settings)
 
@@ -101,18 +91,15 @@ class Settings(abc.ABC):
     return {'network': self.network, **dataclasses.asdict(self)}
 
   def builder(self, name):
-    """Returns a Builder of the network's graph; below the split depths it has a depth 'trunk'."""
+    """Returns a Builder of the graph; below the split depths it has a depth 'trunk'."""
     return Builder(name, {'trunk': 1, **dict(zip(self.split_depths, self.counts))}, self.image_size, self.branch_input)
 
 
 def group_fields(kind, split):
-  """Returns the fields that a split stands for, of all depths of a network: dict from field name to int.
+  """Returns the fields that a split stands for: dict from field name to int.
 
-  Args:
-    kind: the subclass of Settings; split: the groups of its last depths, such as '2-4-8'. The others are not split.
-
-  Raises:
-    UserError: if it is no split, or names more depths than the network has.
+  `kind` is the subclass of Settings, `split` the groups of its last depths, such as '2-4-8'; the others are not split.
+  Raises UserError if it is no split, or names more depths than the network has.
   """
   counts = [int(part) for part in split.split('-')] if re.fullmatch(r'\d{1,9}(-\d{1,9}){2,}', split) else [0]
   if min(counts) < 1:
@@ -130,14 +117,7 @@ def group_fields(kind, split):
 
 
 def find(networks, name):
-  """Returns the network of a name.
-
-  Args:
-    networks: dict from name to subclass of Settings.
-
-  Raises:
-    UserError: if there is none.
-  """
+  """Returns the network of a name, or raises UserError."""
   if name not in networks:
     *others, last = networks
     raise UserError(f"--network is '{name}'; it must be {', '.join(others)} or {last}")
@@ -145,10 +125,10 @@ def find(networks, name):
 
 
 def from_dict(networks, content):
-  """Returns the Settings that `to_dict` wrote; a version before wrote no name: those are of the first network.
+  """Returns the Settings that `to_dict` wrote.
 
-  Raises:
-    UserError: if there is no network of that name, or it has no such settings.
+  A version before wrote no name: those are of the first of `networks`, a dict from name to subclass of Settings. Raises
+  UserError if there is no network of that name, or it has no such settings.
   """
   content = dict(content)
   kind = find(networks, content.pop('network', next(iter(networks))))
@@ -160,16 +140,15 @@ def from_dict(networks, content):
 
 
 def resolve(networks, asked, stored=None, source='', way_out=''):
-  """Returns the Settings of a network: what a checkpoint says, what flags ask for, and the defaults, in that order.
+  """Returns the Settings that a checkpoint says, flags ask for, and the defaults.
+
+  Raises UserError if a flag contradicts the checkpoint or another flag, or the network does not have it.
 
   Args:
     networks: dict from name to subclass of Settings; the first one is the default.
     asked: dict from the names of flags that were given to their values; beside the fields 'network' and 'groups'.
     stored: None, or what the checkpoint fixes, with some of the keys of `to_dict`.
     source, way_out: that checkpoint, and what else can be done, for the error's sentence.
-
-  Raises:
-    UserError: if a flag contradicts the checkpoint or another flag, or the network does not have it.
   """
   default = next(iter(networks))
   stored = {'network': default, **stored} if stored else {}

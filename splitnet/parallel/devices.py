@@ -14,13 +14,12 @@ from splitnet.common.errors import UserError
 def configure(gpu_fraction=1.0, num_logical_devices=1, log_device_placement=False):
   """Sets how TensorFlow uses the devices; does not start them, so it comes first.
 
+  Raises UserError if TensorFlow has started its devices already.
+
   Args:
     gpu_fraction: share of each GPU's memory to take, in (0, 1]; 1 grows as needed.
     num_logical_devices: cut the first GPU, or the CPU if there is none, into this many logical devices.
     log_device_placement: log on which device every operation runs.
-
-  Raises:
-    UserError: if TensorFlow has started its devices already.
   """
   tf.debugging.set_log_device_placement(log_device_placement)
   gpus = tf.config.get_visible_devices('GPU')
@@ -46,18 +45,14 @@ def configure(gpu_fraction=1.0, num_logical_devices=1, log_device_placement=Fals
 
 def names():
   """Returns all (logical) GPUs, else all (logical) CPUs: ['/GPU:0', '/GPU:1']."""
-  for kind in ('GPU', 'CPU'):
-    count = len(tf.config.list_logical_devices(kind))
-    if count:
-      return [f'/{kind}:{i}' for i in range(count)]
-  return ['/CPU:0']
+  kind = 'GPU' if tf.config.list_logical_devices('GPU') else 'CPU'
+  return [f'/{kind}:{i}' for i in range(len(tf.config.list_logical_devices(kind)))]
 
 
 def parse(text):
   """Returns the devices in a comma-separated flag; `names` if it is empty.
 
-  Raises:
-    UserError: if one does not exist.
+  Raises UserError if one does not exist.
   """
   if not text:
     return names()
@@ -87,12 +82,8 @@ def precision_note(precision, training):
   """Returns a sentence if convolutions are slower in bfloat16 here, '' otherwise.
 
   They are on CPUs without units for it. Which ones these are is measured, not looked up: some have instructions for
-  bfloat16 and are slower with them, and if TensorFlow has no kernels of its own for it the gradients take many times as
-  long.
-
-  Args:
-    precision: 'float32' or 'bfloat16'.
-    training: whether gradients are computed, too.
+  bfloat16 and are slower with them, and if TensorFlow has no kernels of its own for it the gradients, which training
+  computes, take many times as long.
   """
   if precision != 'bfloat16' or gpu_name():
     return ''
@@ -108,9 +99,7 @@ def precision_note(precision, training):
 def convolution_seconds(dtype, training):
   """Times a convolution of 0.6 GFLOPs on the default device; least of five, seconds.
 
-  Args:
-    dtype: tf.float32 or tf.bfloat16.
-    training: with its gradients, three times the FLOPs.
+  With its gradients, for training, it has three times the FLOPs.
   """
   x, kernel = tf.ones([32, 16, 16, 64], dtype), tf.ones([3, 3, 64, 64], dtype)
   seconds = []
@@ -132,10 +121,7 @@ def use_xla(choice, count=1):
 
   XLA fuses what lies between the convolutions, which a GPU waits for; on CPUs its convolutions are slower than
   TensorFlow's own (benchmarks.speed --only baseline,xla: a step takes 1.6 times as long in float32, more in bfloat16).
-
-  Args:
-    choice: True, False or 'auto'.
-    count: how many devices compute together.
+  `count` devices compute together.
   """
   return count == 1 and bool(tf.config.get_visible_devices('GPU')) if choice == 'auto' else choice
 
@@ -145,11 +131,8 @@ def check_xla():
   """Compiles and runs something small with XLA on the default device.
 
   It is what a residual block and its gradient have: XLA makes other calls of cuDNN out of them than TensorFlow does,
-  which not every cuDNN has.
-
-  Raises:
-    UserError: if that fails. On GPUs XLA needs more of CUDA than TensorFlow itself: ptxas and libdevice, the
-      mathematical functions, which TensorFlow's package does not bring.
+  which not every cuDNN has. Raises UserError if that fails: on GPUs XLA needs more of CUDA than TensorFlow itself,
+  ptxas and libdevice (the mathematical functions), which TensorFlow's package does not bring.
   """
 
   def probe(x, kernel):
@@ -175,10 +158,7 @@ def check_xla():
 def compile_with_xla(choice, count=1):
   """Returns `use_xla` once XLA is known to work.
 
-  If 'auto' was chosen and it does not work, that is printed, and the answer is False.
-
-  Raises:
-    UserError: if True was chosen and XLA does not work.
+  If it does not, that is printed for 'auto', and the answer is False; for True it is a UserError.
   """
   wanted = use_xla(choice, count)
   if wanted:

@@ -25,12 +25,7 @@ Speed = collections.namedtuple('Speed', 'images_per_second latency parts')
 
 
 class DeviceError(Exception):
-  """A device failed, or did not answer in time.
-
-  Attributes:
-    device: its name.
-    reason: the exception that it raised; None if it did not answer.
-  """
+  """A device failed, or did not answer in time: its name, and its exception or None."""
 
   def __init__(self, device, reason=None):
     super().__init__(f'{device}: {"no answer" if reason is None else reason}')
@@ -47,7 +42,6 @@ class DeviceQueues:
     """Starts the threads.
 
     Args:
-      device_names: a list.
       in_flight: calls that each device computes at once.
       time_limit: seconds that a device with calls may take until it returns the next one; None: any time.
     """
@@ -77,8 +71,7 @@ class DeviceQueues:
   def next_result(self):
     """Waits for the next call to return: (its key, its result).
 
-    Raises:
-      DeviceError: if the call raised an exception, or a device exceeds its time limit.
+    Raises DeviceError if the call raised an exception, or a device exceeds its time limit.
     """
     timeout, slowest = None, None
     if self._time_limit is not None:
@@ -122,7 +115,8 @@ class PartProgram:
         return own(prepare(x) if part.source is None else x)
 
     self.part, self.function = part, compute.get_concrete_function()
-    self.classes = own.leaf_classes() if own.has_leaves else None
+    classes = own.leaf_classes()
+    self.classes = classes if classes.size else None
 
   def __call__(self, x):
     """Returns the part's output: logits as NumPy array, features as tensor."""
@@ -144,18 +138,15 @@ class BranchExecutor:
                jit_compile=False, time_limit=None):  # fmt: skip
     """Places the parts, and sends the devices their weights.
 
+    Raises DeviceError if a device fails or does not answer.
+
     Args:
       network: a Network that was built without devices.
-      device_names: a list.
       image_spec: tf.TensorSpec of a batch of raw images.
       prepare: function from a batch of raw images to what the network reads (whitening); runs on the devices.
       trunk: 'replicate' or 'first', see placement.py.
       in_flight: batches that a device has been given at any time.
-      jit_compile: compile with XLA.
       time_limit: seconds that a device may take to answer; None: any time.
-
-    Raises:
-      DeviceError: if a device fails or does not answer.
     """
     self.parts = placement.parts(network.depths, counting.node_flops(network), device_names, trunk)
     self.devices = list(dict.fromkeys(part.device for part in self.parts))
@@ -172,14 +163,8 @@ class BranchExecutor:
   def run(self, batches):
     """Computes the logits of batches, several at once.
 
-    Args:
-      batches: iterable of (key, raw images [batch, ...]).
-
-    Yields:
-      (key, logits float32 [batch, classes]), in the order in which they are done.
-
-    Raises:
-      DeviceError: if a device fails or does not answer. The batches that were not yielded are lost.
+    Batches are (key, raw images [batch, ...]). Yields (key, logits float32 [batch, classes]) in the order in which they
+    are done. Raises DeviceError if a device fails or does not answer; the batches that were not yielded are lost.
     """
     batches, logits = iter(batches), {}  # by the key of a batch that has begun, by part
     answers = sum(program.classes is not None for program in self.programs)
@@ -230,21 +215,17 @@ def latency(executor, images, repeats=3):
 def predict(network, images, prepare, batch_size, max_batches=0, device_names=None, workers=None, **options):
   """Runs a network over images once.
 
+  Returns (logits float32 [images, classes], a Speed, whose latency is that of the first batch). Raises UserError if a
+  worker is lost, unless `workers` goes on without it.
+
   Args:
     network: a Network that was built without devices.
     images: array of raw images [images, ...].
     prepare: function from a batch of raw images to what the network reads.
-    batch_size: images per batch.
     max_batches: 0 for all.
     device_names: of the devices for its branches; None: the first device of this machine.
     workers: the workers.Workers to compute on instead, or None.
     **options: of BranchExecutor: trunk, in_flight, jit_compile.
-
-  Returns:
-    (logits float32 [images, classes], a Speed, whose latency is that of the first batch).
-
-  Raises:
-    UserError: if a worker is lost, unless `workers` goes on without it.
   """
   count = -(-len(images) // batch_size)
   count = min(count, max_batches) if max_batches else count

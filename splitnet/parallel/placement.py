@@ -9,8 +9,6 @@ its leaves. Leaves are dealt to devices; what several leaves share is computed o
 import collections
 import functools
 
-import numpy as np
-
 import utils
 from splitnet.network import counting
 
@@ -27,56 +25,35 @@ MOST_VISITS = 100000  # leaves put on a device until the search for a better dea
 def paths(depths):
   """Returns the path from the root to each leaf: lists of (depth, branch), by leaf.
 
-  Args:
-    depths: ordered dict from depth name to number of branches, trunk first.
+  `depths` is a dict from depth name to number of branches, trunk first.
   """
-  names = list(depths)
-  branch = np.arange(depths[names[-1]])
-  result = [[(names[-1], int(b))] for b in branch]
-  for above, below in zip(names[::-1], names[-2::-1]):
-    branch = utils.parents(depths[above], depths[below])[branch]
-    for path, b in zip(result, branch):
-      path.insert(0, (below, int(b)))
-  return result
-
-
-def loads(depths, costs, deal_of_leaves):
-  """Returns each device's cost, from the images to its logits: list of numbers.
-
-  With trunk 'replicate' that is what the device computes. With 'first' the device waits for what another one computes
-  of it, so its logits are there after as much, and the same deal is best.
-
-  Args:
-    depths: as for `paths`.
-    costs: dict from node to number.
-    deal_of_leaves: list of each leaf's device, ints from 0.
-  """
-  nodes = [set() for _ in range(max(deal_of_leaves) + 1)]
-  for path, device in zip(paths(depths), deal_of_leaves):
-    nodes[device].update(path)
-  return [sum(costs[node] for node in on_device) for on_device in nodes]
+  counts = list(depths.values())
+  branches = [utils.parents_along(counts[i:][::-1]).tolist() for i in range(len(counts))]  # by depth: each leaf's
+  return [list(zip(depths, path)) for path in zip(*branches)]
 
 
 def deal(depths, costs, devices):
   """Deals the leaves to devices so that the busiest one has the lowest load.
 
-  Of deals with the same load the best is the one that keeps subtrees together. Every device gets a leaf if there are
-  enough of them. The search starts from the best deal in which each device has consecutive leaves, and goes through all
-  others; in trees of dozens of leaves it stops early, with the best so far.
+  A device's load is the cost of what it computes; if it waits for what another one computes of that (trunk 'first'),
+  its logits are there after as much, so the same deal is best. Of deals with the same load the best is the one that
+  keeps subtrees together. Every device gets a leaf if there are enough of them. The search starts from the best deal in
+  which each device has consecutive leaves, and goes through all others; in trees of dozens of leaves it stops early,
+  with the best so far.
 
   Args:
-    depths, costs: as for `loads`.
-    devices: how many there are.
+    depths: as for `paths`; costs: dict from node to number; devices: how many there are.
 
   Returns:
     List of each leaf's device, ints from 0; the first leaf is on device 0.
   """
   leaves = [frozenset(path) for path in paths(depths)]
   devices, visits = min(devices, len(leaves)), 0
-  best = _consecutive(leaves, costs, devices)
+  sizes = cut(leaves, devices, lambda row: sum(costs[node] for node in frozenset().union(*row)))
+  best = [device for device, size in enumerate(sizes) for _ in range(size)]
   nodes = [{node for leaf, d in zip(leaves, best) if d == device for node in leaf} for device in range(devices)]
   # What is minimised: the highest load; then how many nodes the devices have, all together.
-  least = max(loads(depths, costs, best)), sum(map(len, nodes))
+  least = max(sum(costs[node] for node in on_device) for on_device in nodes), sum(map(len, nodes))
 
   def search(start, load, nodes):
     """Tries all deals that begin with `start`; load, nodes: of each device so far."""
@@ -102,34 +79,33 @@ def deal(depths, costs, devices):
   return best
 
 
-def _consecutive(leaves, costs, devices):
-  """Returns the best deal of consecutive leaves (sets of nodes) to each device."""
+def cut(pieces, parts, cost):
+  """Returns how many of a row of pieces each of consecutive parts takes.
+
+  No part is empty, and the costliest costs as little as possible; of several best cuts it is the one with the earliest
+  borders. `cost` is a function of a list of pieces. Raises ValueError if there are more parts than pieces, or none.
+  """
+  if not 1 <= parts <= len(pieces):
+    raise ValueError(f'cannot cut {len(pieces)} pieces into {parts} parts')
 
   @functools.cache
-  def best(first, count):
-    """Deals leaves[first:] to `count` devices: (highest load, leaves per device)."""
-    ends = [len(leaves)] if count == 1 else range(first + 1, len(leaves) - count + 2)
-    candidates = []
-    for end in ends:
-      load = sum(costs[node] for node in frozenset().union(*leaves[first:end]))
-      others, sizes = best(end, count - 1) if count > 1 else (0, ())
-      candidates.append((max(load, others), (end - first, *sizes)))
-    return min(candidates)
+  def best(first, parts):
+    """Returns (the highest cost, the sizes) of pieces[first:] in so many parts."""
+    if parts == 1:
+      return cost(pieces[first:]), (len(pieces) - first,)
+    found = []
+    for size in range(1, len(pieces) - first - parts + 2):
+      highest, sizes = best(first + size, parts - 1)
+      found.append((max(cost(pieces[first : first + size]), highest), (size, *sizes)))
+    return min(found)
 
-  return [device for device, size in enumerate(best(0, devices)[1]) for _ in range(size)]
+  return best(0, parts)[1]
 
 
 def place(depths, costs, devices):
-  """Returns the device of every node if each is computed once, by depth and branch.
+  """Returns the device of every node if each is computed once: lists by depth.
 
-  A node is on the device of its first leaf, so the trunk is on the first device.
-
-  Args:
-    depths, costs: as for `loads`.
-    devices: list of device names.
-
-  Returns:
-    Dict from depth to a list of device names.
+  A node is on the device of its first leaf, so the trunk is on the first of the devices.
   """
   owners = {}
   for path, device in zip(paths(depths), deal(depths, costs, len(devices))):
@@ -139,26 +115,18 @@ def place(depths, costs, devices):
 
 
 def placer(devices):
-  """Returns the function that `place`s a graph.Tree on devices, or None without devices."""
+  """Returns the function that `place`s a Tree on devices, or None without devices."""
   if not devices:
     return None
   return lambda tree: place(tree.depths, counting.node_flops(tree), devices)
 
 
 def parts(depths, costs, devices, trunk):
-  """Cuts the tree into what its devices compute.
+  """Cuts the tree into what its devices compute: list of Part, sources first.
 
   With 'replicate' each device has one part, from the images to its leaves. With 'first' a node whose leaves are on
   several devices is (with the nodes below it, as far as it is their only child) a part that ends there, so that nobody
   waits for what is above it; each of these devices has a part that reads it.
-
-  Args:
-    depths, costs: as for `loads`.
-    devices: list of device names.
-    trunk: one of TRUNKS.
-
-  Returns:
-    List of Part; a part's source is in a part before it.
   """
   leaves = paths(depths)
   on, children = collections.defaultdict(list), collections.defaultdict(list)  # by node: devices, nodes above it
@@ -201,5 +169,5 @@ def parts(depths, costs, devices, trunk):
 
 
 def part_load(part, costs):
-  """Returns what a part costs; costs: dict from node to number."""
+  """Returns what a part costs."""
   return sum(costs[depth, branch] for depth, branches in part.nodes.items() for branch in branches)

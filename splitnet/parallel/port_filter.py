@@ -25,14 +25,12 @@ ALL_BYTES, NO_BYTES = 0xFFFFFFFF, 0
 def restrict(port, host):
   """Drops all that comes to a listening port of this process for other addresses.
 
-  Connections that were made before are restricted, too.
+  Connections that were made before are restricted, too. Raises OSError if the system has no such filters, or nothing
+  listens on the port.
 
   Args:
     port: of a server of this process.
     host: an IPv4 address of this machine.
-
-  Raises:
-    OSError: if the system has no such filters, or nothing listens on the port.
   """
   if not sys.platform.startswith('linux'):
     raise OSError('only Linux can filter a socket')

@@ -34,8 +34,7 @@ def parse_flags(argv):
 def free_port(host, port):
   """Returns the IPv4 address of a host and a free port there: `port` unless it is 0.
 
-  Raises:
-    UserError: if this machine has no such address, or the port is in use.
+  Raises UserError if this machine has no such address, or the port is in use.
   """
   try:
     address = socket.gethostbyname(host)

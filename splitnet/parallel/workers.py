@@ -30,8 +30,7 @@ Worker = collections.namedtuple('Worker', 'task address devices')
 def parse_addresses(text):
   """Parses 'host:port,host:port': a list of text.
 
-  Raises:
-    UserError: if there is none, one is no address, or one is there twice.
+  Raises UserError if there is none, one is no address, or one is there twice.
   """
   addresses = [address.strip() for address in text.split(',') if address.strip()]
   if not addresses:
@@ -48,14 +47,8 @@ def parse_addresses(text):
 def unreachable(addresses, timeout):
   """Returns the addresses at which no gRPC server answers, with the reason.
 
-  A process that is stopped or hangs still has connections accepted by its kernel, so its answer is waited for.
-
-  Args:
-    addresses: list of 'host:port'.
-    timeout: seconds that all of them together may take.
-
-  Returns:
-    Dict from address to a reason, text; None for no answer in time.
+  A process that is stopped or hangs still has connections accepted by its kernel, so its answer is waited for, at most
+  `timeout` seconds for all of them. Returns a dict from 'host:port' to a text, None for no answer in time.
   """
   states, reasons = queue.SimpleQueue(), dict.fromkeys(addresses)
   waiting = set(addresses)
@@ -90,13 +83,12 @@ class Workers:
   def __init__(self, addresses, timeout, retry=False):
     """Connects to workers; before anything else of the program runs on a device.
 
+    Raises UserError if one does not answer, or with `retry` none.
+
     Args:
       addresses: list of 'host:port'.
       timeout: seconds within which a worker has to answer.
       retry: go on without those that do not, as long as one remains.
-
-    Raises:
-      UserError: if one does not answer, or with `retry` none.
     """
     self._timeout, self._retry = timeout, retry
     self._workers = [Worker(task, address, []) for task, address in enumerate(addresses)]
@@ -155,10 +147,8 @@ class Workers:
     """Drops the worker, or the workers, that a DeviceError comes from.
 
     When a worker dies TensorFlow ends the calls of others too, and a worker may be waiting for another one's features,
-    so all are asked whether they are there.
-
-    Raises:
-      UserError: which worker it was. If the others go on without it, a note on stderr says so instead.
+    so all are asked whether they are there. Raises UserError, which says which worker it was; if the others go on
+    without it, a note on stderr says so instead.
     """
     reasons = unreachable([worker.address for worker in self._workers], (1 - CALL_SHARE) * self._timeout)
     if not reasons:

@@ -13,8 +13,7 @@ INSTRUCTIONS = {'avx2': 'AVX2', 'avx512f': 'AVX-512', 'avx512_bf16': 'AVX-512 BF
 
 
 def describe_machine():
-  """Returns which hardware this is: dict of 'cpu' (with its vector instructions), 'cores', 'gpu' (or None),
-  'tensorflow'."""
+  """Returns the hardware: dict of 'cpu', 'cores', 'gpu' (or None), 'tensorflow'."""
   try:
     with open('/proc/cpuinfo') as f:
       lines = (line.partition(':') for line in f)
@@ -29,7 +28,7 @@ def describe_machine():
 
 
 def peak_memory():
-  """Returns the most memory that this process has held so far, bytes: dict of 'host' and, if there is one, 'GPU'."""
+  """Returns the most bytes this process has held: 'host' and, if there is one, 'GPU'."""
   try:
     with open('/proc/self/status') as f:
       host = next(1024 * int(line.split()[1]) for line in f if line.startswith('VmHWM'))

@@ -1,18 +1,13 @@
 """Measures logits (accuracy, confusion) and groups (agreement with superclasses)."""
 
 import numpy as np
+from scipy import special
 
 import utils
 
 
 def measure(logits, labels, names, groups):
-  """Returns what logits say about a classifier.
-
-  Args:
-    logits: float array [images, classes].
-    labels: int array [images].
-    names: a ClassNames, with superclasses.
-    groups: the group of each class, int array [classes]; None for a network without groups.
+  """Returns what logits [images, classes] say about a classifier and its groups.
 
   Returns:
     A dict that JSON can hold: 'images' (how many), 'accuracy', 'top5_accuracy', 'cross_entropy', 'superclass_accuracy'
@@ -20,14 +15,9 @@ def measure(logits, labels, names, groups):
     without images), 'superclass_of_class' (by name), 'confusion' ([true][predicted]), and with groups 'errors',
     'errors_across_groups', 'groups' (a list of class names per group), 'agreement'.
   """
-  classes = logits.shape[1]
-  predicted = logits.argmax(1)
+  classes, predicted = logits.shape[1], logits.argmax(1)
   right = predicted == labels
   own = np.take_along_axis(logits, labels[:, None], 1)
-  shifted = logits - logits.max(1, keepdims=True)
-  log_probability = np.take_along_axis(shifted, labels[:, None], 1)[:, 0] - np.log(np.exp(shifted).sum(1))
-  confusion = np.zeros((classes, classes), np.int64)
-  np.add.at(confusion, (labels, predicted), 1)
   coarse = names.fine_to_coarse
 
   def accuracy_of(chosen):
@@ -38,12 +28,12 @@ def measure(logits, labels, names, groups):
     'accuracy': float(right.mean()),
     # Ties count against the network, so that constant logits are not right five times in a hundred by their order.
     'top5_accuracy': float(((logits >= own).sum(1) <= 5).mean()),
-    'cross_entropy': float(-log_probability.mean()),
+    'cross_entropy': float((special.logsumexp(logits, 1) - own[:, 0]).mean()),
     'superclass_accuracy': float((coarse[predicted] == coarse[labels]).mean()),
     'class_accuracy': {name: accuracy_of(labels == i) for i, name in enumerate(names.fine)},
     'accuracy_within_superclass': {name: accuracy_of(coarse[labels] == i) for i, name in enumerate(names.coarse)},
     'superclass_of_class': {name: names.coarse[c] for name, c in zip(names.fine, coarse)},
-    'confusion': confusion.tolist(),
+    'confusion': np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes).tolist(),
   }
   if groups is not None:
     result['errors'] = int((~right).sum())
@@ -54,13 +44,7 @@ def measure(logits, labels, names, groups):
 
 
 def random_agreement(sizes, superclasses, draws=1000, seed=0):
-  """Returns the agreement of random groups with superclasses: (mean, deviation).
-
-  Args:
-    sizes: the number of classes in each group, list of int.
-    superclasses: the superclass of each class, int array [sum(sizes)].
-    draws: how many random groupings; seed: of their choice.
-  """
+  """Returns the agreement of random groups of these sizes: (mean, deviation)."""
   groups = np.repeat(np.arange(len(sizes)), sizes)
   generator = np.random.default_rng(seed)
   values = [utils.superclass_agreement(generator.permutation(groups), superclasses) for _ in range(draws)]

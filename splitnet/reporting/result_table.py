@@ -9,28 +9,13 @@ from splitnet.parallel import placement
 
 
 def describe_part(part, costs, device):
-  """Returns what a device computes: a dict that JSON can hold.
-
-  Args:
-    part: a placement.Part.
-    costs: FLOPs of each node, dict from (depth, branch) to number.
-    device: its name for the user.
-  """
-  return {
-    'device': device,
-    'branches': part.nodes,
-    'reads': part.source and list(part.source),
-    'flops': placement.part_load(part, costs),
-  }
+  """Returns what a device computes: a dict that JSON can hold."""
+  reads = part.source and list(part.source)
+  return {'device': device, 'branches': part.nodes, 'reads': reads, 'flops': placement.part_load(part, costs)}
 
 
 def result_text(result, names):
-  """Returns the result of eval.py, a dict, as text of many lines.
-
-  Args:
-    result: what eval.py writes.
-    names: a ClassNames, with superclasses.
-  """
+  """Returns the result of eval.py, a dict, as text of many lines."""
   rows = [
     ('checkpoint', result['checkpoint']),
     ('network', result['network_text']),

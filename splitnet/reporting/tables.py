@@ -1,10 +1,8 @@
-"""Writes tables as text: Markdown or CSV.
-
-A table is a header and rows, all of them lists of text.
-"""
+"""Writes tables as text, Markdown or CSV; a table is a header and rows, all of them lists of text."""
 
 import csv
 import io
+import statistics
 
 
 def markdown(header, rows):
@@ -20,3 +18,16 @@ def csv_text(header, rows):
   text = io.StringIO()
   csv.writer(text, lineterminator='\n').writerows([header, *rows])
   return text.getvalue()
+
+
+def number_text(value, form):
+  """Returns a number as text; '' for None."""
+  return '' if value is None else format(value, form)
+
+
+def mean_text(values, form):
+  """Returns mean ± deviation of the sample; one number alone; '' if one is missing."""
+  if not values or None in values:
+    return ''
+  mean = format(statistics.fmean(values), form)
+  return f'{mean} ± {statistics.stdev(values):{form}}' if len(values) > 1 else mean

@@ -1,9 +1,9 @@
-"""Times several things in interleaved rounds: each once, then each again.
+"""Times several things in interleaved rounds, so that other load of the machine slows all of them alike.
 
-Other load of the machine then slows all of them alike. Compare what was timed within a round (the median over rounds of
-their ratio), or the means over all rounds.
+Compare what was timed within a round (the median over rounds of their ratio), or the means over all rounds.
 """
 
+import statistics
 import sys
 
 
@@ -11,13 +11,9 @@ def interleaved(timers, rounds, show=None):
   """Calls each function once per round; yields all results so far after each round.
 
   Args:
-    timers: dict from a row's name to a function without arguments that does the work once and returns its result, such
-      as its seconds.
+    timers: dict from a row's name to a function that does the work once and returns its result, such as its seconds.
     rounds: how many.
     show: called as show(round from 1, rounds, name, result) after each call; None: nothing is shown.
-
-  Yields:
-    Dict from a row's name to the list of its results; the same object in each round.
   """
   results = {name: [] for name in timers}
   for number in range(1, rounds + 1):
@@ -34,7 +30,5 @@ def show_seconds(number, rounds, name, seconds):
 
 
 def median(values):
-  """Returns the median of numbers, or None if there are none."""
-  values = sorted(values)
-  middle = len(values) // 2
-  return (values[middle] + values[~middle]) / 2 if values else None
+  """Returns the median of a list of numbers, or None if there are none."""
+  return statistics.median(values) if values else None

@@ -1,4 +1,4 @@
-"""Checkpoints that describe themselves: a folder holds the configuration that made it, and its checkpoints.
+"""Checkpoints that describe themselves: each folder has its configuration.
 
   DIR/config.json        mode, network (its settings and its graph), hard groups of a split network, data, settings
   DIR/ckpt-STEP.*        the last checkpoints, weights and optimiser
@@ -22,13 +22,11 @@ import re
 import numpy as np
 import tensorflow as tf
 
-import utils
 from splitnet.common.errors import UserError
 from splitnet.common.files import write_json
 from splitnet.network import hardening
 from splitnet.network import network as networks
-from splitnet.network.graph import Graph, check_groups
-from splitnet.network.variables import alpha_name
+from splitnet.network.graph import Graph, check_groups, hard_groups_of
 
 CONFIG = 'config.json'
 LOCK = 'lock'  # held by the process that trains
@@ -55,8 +53,7 @@ def _unwritable(folder, error):
 def locked(folder):
   """Makes a run's folder and keeps it for this process as long as the context lasts.
 
-  Raises:
-    UserError: if another process has it, or it cannot be written.
+  Raises UserError if another process has it, or it cannot be written.
   """
   try:
     os.makedirs(folder, exist_ok=True)
@@ -76,12 +73,8 @@ def locked(folder):
 def describe(mode, network_settings, network, data, settings):
   """Returns the configuration to store beside a network's checkpoints, for JSON.
 
-  Args:
-    mode: 'baseline', 'group' or 'split'.
-    network_settings: dict of what the network was asked to be.
-    network: a Network.
-    data: dict that says which data the network was trained on.
-    settings: dict of flags.
+  `network_settings` say what the network was asked to be, `data` which data it was trained on; `settings` are the
+  flags.
   """
   groups = network.groups and {name: [int(g) for g in groups] for name, groups in network.groups.items()}
   return {
@@ -97,11 +90,7 @@ def describe(mode, network_settings, network, data, settings):
 def read_configuration(folder, older):
   """Reads the configuration stored in a folder: a dict, or None if there is none.
 
-  Args:
-    folder: the folder; older: see above.
-
-  Raises:
-    UserError: if it is damaged.
+  Raises UserError if it is damaged.
   """
   path = os.path.join(folder, CONFIG)
   if not os.path.exists(path):
@@ -140,11 +129,7 @@ def latest(folder):
 def find(path):
   """Returns the checkpoint prefix that a user's path stands for.
 
-  Args:
-    path: a folder, a prefix, or a checkpoint's .index file.
-
-  Raises:
-    UserError: if there is no checkpoint.
+  The path is a folder, a prefix, or a checkpoint's .index file. Raises UserError if there is no checkpoint.
   """
   if os.path.isdir(path):
     prefix = latest(path)
@@ -168,30 +153,16 @@ def exists(path):
 def digest(path):
   """Identifies what a checkpoint holds, wherever it lies: 16 hexadecimal digits.
 
-  They are a checksum of its index, which has a checksum of every variable.
-
-  Args:
-    path: what `find` takes.
-
-  Raises:
-    UserError: if there is no checkpoint.
+  They are a checksum of its index, which has a checksum of every variable. Raises UserError if there is no checkpoint.
   """
   with open(find(path) + '.index', 'rb') as f:
     return hashlib.sha256(f.read()).hexdigest()[:16]
 
 
 def read(path, older):
-  """Reads a checkpoint of train.py or of the released code.
+  """Reads a checkpoint of train.py or of the released code: a Stored.
 
-  Args:
-    path: what `find` takes.
-    older: see above.
-
-  Returns:
-    A Stored.
-
-  Raises:
-    UserError: if there is none, or it cannot be read.
+  The path is what `find` takes. Raises UserError if there is none, or it cannot be read.
   """
   prefix = find(path)
   try:
@@ -215,15 +186,10 @@ def read(path, older):
 
 
 def assign(variables, values, source):
-  """Sets variables by name from arrays.
+  """Sets variables by name from arrays; what is not asked for is left alone.
 
-  Args:
-    variables: dict from name to tf.Variable.
-    values: dict from name to array; what is not asked for is left alone.
-    source: where the values come from, for the error's text.
-
-  Raises:
-    UserError: if a variable is missing or has another shape; nothing has been assigned then.
+  Raises UserError, which names the source, if a variable is missing or has another shape; nothing has been assigned
+  then.
   """
   for name, variable in variables.items():
     if name not in values:
@@ -238,27 +204,20 @@ def assign(variables, values, source):
 
 
 def load_network(stored, harden=False, **keywords):
-  """Builds the network that a checkpoint holds, for evaluation.
+  """Builds the network that a checkpoint holds, split by its hard groups if any.
 
-  It is split by its hard groups if it has any.
+  Raises UserError if there is nothing to harden, a group is empty, or the checkpoint holds another network's variables.
 
   Args:
     stored: a Stored.
     harden: whether to split a grouping network by its present assignments first.
     **keywords: of network.create (dtype, place).
-
-  Raises:
-    UserError: if there is nothing to harden, a group is empty, or the checkpoint holds another network's variables.
   """
-  if not harden:
-    network = networks.create(stored.graph, stored.groups, **keywords)
-    assign(network.weights, stored.values, f"the checkpoint '{stored.path}'")
-    return network
-  if stored.groups is not None or not has_assignments(stored):
+  if harden and (stored.groups is not None or not has_assignments(stored)):
     raise UserError(f"--harden: '{stored.path}' is a {stored.mode} checkpoint; only a grouping one can be hardened")
-  network = networks.create(stored.graph, with_assignments=True)
+  network = networks.create(stored.graph, stored.groups, harden, **({} if harden else keywords))
   assign(network.weights, stored.values, f"the checkpoint '{stored.path}'")
-  return hardening.harden(network, **keywords)
+  return hardening.harden(network, **keywords) if harden else network
 
 
 def has_assignments(stored):
@@ -269,36 +228,22 @@ def has_assignments(stored):
 def unit_groups(stored):
   """Returns the hard groups of a checkpoint's units, stored or present ones.
 
-  They are a dict from units name to int array; None for a dense network.
-
-  A group of a grouping checkpoint may be empty.
+  They are a dict from units name to int array, None for a dense network; those of a grouping checkpoint may be empty.
   """
   if stored.groups is not None or not has_assignments(stored):
     return stored.groups
-  units = stored.graph.units.values()
-  alphas = {u.name: stored.values[alpha_name(u)] if u.groups > 1 else np.zeros([1, u.size]) for u in units}
-  return {name: utils.hard_groups(alpha) for name, alpha in alphas.items()}
+  return hard_groups_of(stored.graph, stored.values)
 
 
 def check_classes(stored, names, data_dir):
-  """Checks that a checkpoint's network has as many classes as the data.
-
-  Args:
-    stored: a Stored; names: the data's ClassNames; data_dir: its folder.
-
-  Raises:
-    UserError: if it has not.
-  """
+  """Raises UserError if a checkpoint's network has not as many classes as the data."""
   classes = stored.graph.classes.size
   if classes != len(names.fine):
     raise UserError(f"'{stored.path}' has {classes} classes, but the data in '{data_dir}' has {len(names.fine)}")
 
 
 def class_groups(stored):
-  """Returns the hard group of each class in a checkpoint.
-
-  That is an int array [classes], or None for a dense network.
-  """
+  """Returns the hard group of each class in a checkpoint, None for a dense network."""
   groups = unit_groups(stored)
   return groups and groups[stored.graph.classes.name]
 
@@ -307,13 +252,12 @@ class Saver:
   """Writes and restores a training run's checkpoints in its folder."""
 
   def __init__(self, folder, configuration, max_to_keep, writes=True, **state):
-    """Opens a folder.
+    """Opens a folder, which is made if missing.
 
     Args:
-      folder: made if missing.
       configuration: dict from `describe`.
       max_to_keep: how many of the last checkpoints to keep.
-      writes: False where another process writes, with which this one shares the folder.
+      writes: False if another process writes, with which this one shares the folder.
       **state: what a checkpoint holds: dicts of variables and variables.
     """
     self._folder, self._writes = folder, writes
@@ -355,10 +299,7 @@ class Saver:
     return self._last.save(checkpoint_number=step) if self._writes else None
 
   def save_best(self, step):
-    """Writes the checkpoint that is best so far.
-
-    The one before is removed after it is whole.
-    """
+    """Writes the checkpoint that is best so far; the one before goes once it is whole."""
     return self._best.save(checkpoint_number=step) if self._writes else None
 
   @property

@@ -14,29 +14,17 @@ from splitnet.training import checkpoints
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-  """What a run is asked to start from; the names are those of train.py's flags.
+  """What a run is asked to start from, named as train.py's flags."""
 
-  Attributes:
-    mode: 'baseline', 'group' or 'split'.
-    network: what was asked for of the network, a dict by flag.
-    basemodel: folder or checkpoint whose weights the network gets; see `read_basemodel`.
-    assignment_start: 'noise' or 'spectral', where the assignments of `group` start.
-    grouping: of `split`: 'learned' (the basemodel is hardened), 'semantic', 'clustering', 'random' or a file.
-    grouping_start: of a grouping that is not learned: 'scratch' or 'basemodel', the weights of a baseline.
-    teacher: folder or checkpoint to distil from.
-    precision: in which the convolutions compute.
-    seed: of initial values and groupings.
-  """
-
-  mode: str
-  network: dict = dataclasses.field(default_factory=dict)
-  basemodel: str | None = None
-  assignment_start: str = 'noise'
-  grouping: str = 'learned'
-  grouping_start: str = 'scratch'
-  teacher: str | None = None
-  precision: str = 'float32'
-  seed: int = 0
+  mode: str  # 'baseline', 'group' or 'split'
+  network: dict = dataclasses.field(default_factory=dict)  # what was asked for of the network, by flag
+  basemodel: str | None = None  # folder or checkpoint whose weights the network gets; see `read_basemodel`
+  assignment_start: str = 'noise'  # 'noise' or 'spectral', where the assignments of `group` start
+  grouping: str = 'learned'  # of `split`: harden the basemodel; or semantic, clustering, random, a file
+  grouping_start: str = 'scratch'  # of a grouping that is not learned; 'basemodel': the weights of a baseline
+  teacher: str | None = None  # folder or checkpoint to distil from
+  precision: str = 'float32'  # in which the convolutions compute
+  seed: int = 0  # of initial values and groupings
 
   def __post_init__(self):
     if self.grouping_start == 'basemodel' and self.grouping == 'learned':
@@ -51,10 +39,7 @@ class Start:
 
   @property
   def trained(self):
-    """Whether the weights are a basemodel's.
-
-    --grouping clustering may take only its classes.
-    """
+    """Whether the weights are a basemodel's; 'clustering' may take only its classes."""
     return bool(self.basemodel) and (self.grouping == 'learned' or self.grouping_start == 'basemodel')
 
   @property
@@ -66,11 +51,7 @@ class Start:
 def read_basemodel(start, older):
   """Reads the basemodel that a run starts from: a checkpoints.Stored, or None.
 
-  Args:
-    start: a Start; older: as checkpoints has it.
-
-  Raises:
-    UserError: if one is needed and none is given, or it is not of a kind that this stage can start from.
+  Raises UserError if one is needed and none is given, or it is not of a kind that this stage can start from.
   """
   if not start.basemodel:
     needs = [
@@ -100,16 +81,9 @@ def read_basemodel(start, older):
 def choose_network(start, networks, base=None, before=None, train_dir=''):
   """Returns the Settings of the network.
 
-  What the run to resume says comes first, then the basemodel, what is asked for, and the defaults.
-
-  Args:
-    start: a Start.
-    networks: dict from name to subclass of Settings.
-    base: the basemodel, a checkpoints.Stored, or None.
-    before: the stored configuration of the run to resume, or None; train_dir: its folder.
-
-  Raises:
-    UserError: if what is asked for contradicts the run or the basemodel.
+  What the run to resume says (`before`, its stored configuration) comes first, then the basemodel (a
+  checkpoints.Stored), what is asked for, and the defaults. Raises UserError if what is asked for contradicts the run or
+  the basemodel. `networks` is a dict from name to subclass of Settings.
   """
   if before:
     fixed, source, way_out = before['network'], f"the run in '{train_dir}'", 'give another --train_dir'
@@ -126,16 +100,14 @@ def choose_network(start, networks, base=None, before=None, train_dir=''):
 def build_network(start, graph, base=None, names=None, devices=None, before=None):
   """Builds the network of a stage, with the basemodel's weights and its groups.
 
+  Raises UserError if there is nothing to group, a group is empty, or the basemodel holds other variables than its
+  configuration says.
+
   Args:
-    start, graph: a Start and the Graph.
     base: the basemodel, a checkpoints.Stored, or None.
     names: the ClassNames of the data; only for --grouping semantic or a file.
     devices: the devices for the branches, or None.
     before: the stored configuration of the run to resume, whose weights come from its own checkpoint, or None.
-
-  Raises:
-    UserError: if there is nothing to group, a group is empty, or the basemodel holds other variables than its
-      configuration says.
   """
   if start.mode == 'group' and graph.classes.groups == 1:
     raise UserError('--ngroups1 is 1, so there is nothing to group: give at least 2, or train with --mode baseline')
@@ -153,20 +125,17 @@ def build_network(start, graph, base=None, names=None, devices=None, before=None
     return build(groups=grouping.even_features(graph, classes), seed=start.seed)
   network = build(seed=start.seed)
   if base:
-    has_assignments = any(name.startswith('group/') for name in base.values)
-    wanted = {n: v for n, v in network.weights.items() if has_assignments or not n.startswith('group/')}
+    assigned = checkpoints.has_assignments(base)
+    wanted = {n: v for n, v in network.weights.items() if assigned or not n.startswith('group/')}
     checkpoints.assign(wanted, base.values, f"the basemodel '{base.path}'")
   if start.assignment_start == 'spectral':
     for name, alpha in grouping.spectral_start(graph, base.values, start.seed).items():
-      network.weights[f'group/{name}/alpha'].assign_add(alpha)
+      network.weights[graph.units[name].alpha].assign_add(alpha)
   return network
 
 
 def group_classes(start, graph, base, names):
-  """Groups the classes as --grouping says, if it is not learned.
-
-  The arguments are those of `build_network`; returns an int array [classes].
-  """
+  """Groups the classes as --grouping says, if not learned: int array [classes]."""
   if start.grouping == 'semantic':
     return grouping.semantic(names, graph.classes.groups)
   if start.grouping == 'random':
@@ -179,11 +148,7 @@ def group_classes(start, graph, base, names):
 def load_teacher(start, graph, older):
   """Loads the network to distil from, or None.
 
-  Args:
-    start, graph: a Start and the network's Graph; older: as checkpoints has it.
-
-  Raises:
-    UserError: if it is not there or has other classes.
+  Raises UserError if it is not there or has other classes than the graph.
   """
   if not start.teacher:
     return None

@@ -1,4 +1,4 @@
-"""What a training run reports: train.log, metrics.jsonl, TensorBoard, and pictures of the weights ordered by group.
+"""What a training run reports: train.log, metrics.jsonl, TensorBoard, pictures.
 
 metrics.jsonl is what programs read: one JSON object per line, each with 'step' and 'kind'. After a resume the lines of
 a step may stand there twice; the later one counts.
@@ -14,7 +14,6 @@ import json
 import os
 import sys
 
-import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
@@ -28,15 +27,10 @@ METRICS = 'metrics.jsonl'
 
 
 def read_metrics(folder, kind=None):
-  """Yields the objects in the metrics.jsonl of a run's folder, in order.
+  """Yields the objects in the metrics.jsonl of a run's folder, in order, if any.
 
-  There are none if there is no such file.
-
-  Args:
-    folder: the run's; kind: only those of this kind; None: all.
-
-  Raises:
-    UserError: if a line is damaged, other than the last of a run that was killed while it wrote.
+  They are of one kind, or all. Raises UserError if a line is damaged, other than the last of a run that was killed
+  while it wrote.
   """
   path = os.path.join(folder, METRICS)
   if not os.path.exists(path):
@@ -64,9 +58,6 @@ def size_table(counts):
   """Returns a network's parameters and FLOPs layer by layer, and in all: text.
 
   The totals are those of the paper's tables, and with everything.
-
-  Args:
-    counts: list of counting.LayerCount.
   """
   lines = [f'{"layer":<28} {"parameters":>12} {"FLOPs per image":>18}']
   for count in counts:
@@ -81,22 +72,18 @@ def size_table(counts):
 
 
 def hardened_now(network):
-  """Tells what the present assignments would harden into.
+  """Returns what the present assignments would harden into, and a line that says it.
 
-  Args:
-    network: a Network with assignments.
-
-  Returns:
-    (the metrics of kind 'groups', a line of text: counts beside the dense ones, and what is lost).
+  The first are the metrics of kind 'groups'; the line has the counts beside the dense ones, and what is lost.
   """
   try:
-    groups = hardening.present_groups(network)
+    tree = Tree(network.graph, hardening.present_groups(network))
   except UserError as e:
     return {'error': str(e)}, f'cannot be hardened now: {e}'
-  parameters, flops = counting.total(counting.counts(Tree(network.graph, groups)))
+  parameters, flops = counting.total(counting.counts(tree))
   dense_parameters, dense_flops = counting.total(counting.counts(network))
   values = {name: variable.numpy() for name, variable in network.weights.items()}
-  dropped = hardening.dropped_weights(network.graph, groups, values)
+  dropped = hardening.dropped_weights(network.graph, tree.groups, values)
   metrics = dict(
     hardened_parameters=parameters, parameters=dense_parameters, hardened_flops=flops, flops=dense_flops,
     dropped=dropped._asdict(),
@@ -112,8 +99,8 @@ def assignment_states(network):
   """Returns dict from assignment name to (mean confidence, group sizes int array)."""
   states = {}
   for name, q in network.soft_assignments().items():
-    q = q.numpy()
-    states[name] = (float(np.mean(q.max(0))), utils.group_sizes(utils.hard_groups(q), len(q)))
+    sizes = utils.group_sizes(utils.hard_groups(q), len(q))
+    states[name] = (float(utils.confidence(q)), sizes)
   return states
 
 
@@ -153,12 +140,7 @@ class Log:
     self._writer.flush()
 
   def train(self, step, terms, rate, speed, network):
-    """Reports the steps since the last line.
-
-    Args:
-      step: int; terms: dict of means of the objective's terms; rate: learning rate; speed: images/s.
-      network: a Network.
-    """
+    """Reports the steps since the last line: means of the objective's terms, images/s."""
     text = (
       f'step {step}: loss {terms["total"]:.4f}, cross-entropy {terms["cross_entropy"]:.4f}, accuracy '
       f'{terms["accuracy"]:.4f}, lr {rate:.3g}, {speed:.0f} images/s'
@@ -192,10 +174,7 @@ class Log:
     self._scalars(step, {'val/accuracy': accuracy, 'val/cross_entropy': cross_entropy})
 
   def groups(self, step, network):
-    """Reports the groups of a network with assignments.
-
-    That is histograms, pictures, and what the assignments would harden into now.
-    """
+    """Reports the groups of a network with assignments, and what hardening gives now."""
     if not network.with_assignments:
       return
     images = plots.ordered_weights(network)

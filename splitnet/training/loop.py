@@ -1,4 +1,4 @@
-"""The training loop: steps, validations, checkpoints, and what is reported of them."""
+"""The training loop: steps, validations, checkpoints, and the reports of them."""
 
 import dataclasses
 import os
@@ -15,37 +15,22 @@ from splitnet.training import checkpoints, log
 
 @dataclasses.dataclass(frozen=True)
 class LoopSettings:
-  """How long a run trains, and what is kept and reported of it.
-
-  The names are those of train.py's flags.
-
-  Attributes:
-    train_dir: the run's folder.
-    max_steps, batch_size, seed: steps in all, images per step, and the seed of shuffling.
-    display, val_interval, checkpoint_interval, group_summary_interval: steps between log lines, validations,
-      checkpoints, and reports of the groups.
-    val_iter: batches per validation; 0: all.
-    max_to_keep: how many of the last checkpoints to keep.
-    stop_when_converged: stop when every assignment's mean confidence is at least this; 0: never.
-    patience: stop after this many validations without a better accuracy; 0: never.
-    train_split: 'train', or 'train_val': then the validation images choose nothing, and best is the last validation.
-    validate_first: whether to validate before the first step, which tells what a basemodel is worth here.
-  """
+  """How long a run trains, and what is kept of it; named as train.py's flags."""
 
   train_dir: str
   max_steps: int
   batch_size: int
-  seed: int = 0
-  display: int = 100
-  val_interval: int = 1000
-  checkpoint_interval: int = 5000
-  group_summary_interval: int = 5000
-  val_iter: int = 0
-  max_to_keep: int = 2
-  stop_when_converged: float = 0.0
-  patience: int = 0
-  train_split: str = 'train'
-  validate_first: bool = False
+  seed: int = 0  # of shuffling
+  display: int = 100  # steps between log lines
+  val_interval: int = 1000  # steps between validations
+  checkpoint_interval: int = 5000  # steps between checkpoints
+  group_summary_interval: int = 5000  # steps between reports of the groups
+  val_iter: int = 0  # batches per validation; 0: all
+  max_to_keep: int = 2  # how many of the last checkpoints to keep
+  stop_when_converged: float = 0.0  # stop when every assignment's mean confidence is at least this; 0: never
+  patience: int = 0  # stop after this many validations without a better accuracy; 0: never
+  train_split: str = 'train'  # with 'train_val' the validation images choose nothing, and best is the last validation
+  validate_first: bool = False  # validate before the first step, which tells what a basemodel is worth here
 
   def __post_init__(self):
     if self.patience and self.train_split == 'train_val':
@@ -60,12 +45,11 @@ class Loop:
   def __init__(self, settings, train_step, replicas, configuration):
     """Opens the run's folder, and restores its last checkpoint if there is one.
 
+    Raises UserError if the folder cannot be written or the checkpoint cannot be restored.
+
     Args:
       settings, train_step, replicas: a LoopSettings, a TrainStep and the Replicas that it was made for.
       configuration: dict from checkpoints.describe.
-
-    Raises:
-      UserError: if the folder cannot be written or the checkpoint cannot be restored.
     """
     self._settings, self._train_step, self._replicas = settings, train_step, replicas
     self._network = train_step.network
@@ -93,14 +77,8 @@ class Loop:
   def train(self, images, validation):
     """Trains until max_steps, or until a setting stops it earlier.
 
-    Args:
-      images, validation: the Images to train on and to validate on.
-
-    Returns:
-      (last step, best validation accuracy).
-
-    Raises:
-      UserError: if a loss or a weight is not finite.
+    Returns (last step, best validation accuracy); raises UserError if a loss or a weight is not finite. Both arguments
+    are Images.
     """
     self._validation = validation
     if self._resumed:
@@ -123,10 +101,7 @@ class Loop:
     return self._step, best
 
   def _take_steps(self, images, reason):
-    """Takes the steps that are left, none if there is a reason to stop.
-
-    Returns the reason; None at max_steps.
-    """
+    """Takes the steps that are left, until there is a reason to stop; returns it."""
     settings, network = self._settings, self._network
     iterator = iter(batches.training_batches(images, settings.batch_size, settings.seed, self._step))
     intervals = [settings.display, settings.val_interval, settings.checkpoint_interval]
@@ -182,10 +157,7 @@ class Loop:
   # What stops a run before max_steps: None, or the reason in words.
 
   def _catch_up(self):
-    """Does what an interrupt prevented at the step that is resumed.
-
-    Returns the reason if the run had stopped.
-    """
+    """Does what an interrupt prevented at the step that is resumed; returns as above."""
     reason = None
     if not self._step:
       return reason

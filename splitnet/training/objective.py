@@ -1,4 +1,4 @@
-"""What training minimises, and how: the objective of each stage and gradient descent with momentum."""
+"""What training minimises: each stage's objective; and gradient descent."""
 
 import dataclasses
 
@@ -9,35 +9,23 @@ import utils
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-  """The weights of the objective's terms, named as train.py's flags.
+  """The weights of the objective's terms, named as train.py's flags."""
 
-  gamma1 weighs the overlap, which the paper's gamma2 does.
-
-  Attributes:
-    l2_weight: of the weight decay, half the sum of squares.
-    gamma1, gamma2, gamma3: of the overlap, the weight split and the balance.
-    weighted_group_loss: weigh the layers' weight splits by their size (see utils.regularisers).
-    label_smoothing: share of the target that is spread over all classes.
-    distill_weight, distill_temperature: share of the distillation, and by which both networks' logits are divided.
-  """
-
-  l2_weight: float = 0.0005
-  gamma1: float = 1.0
-  gamma2: float = 1.0
-  gamma3: float = 10.0
-  weighted_group_loss: bool = True
-  label_smoothing: float = 0.0
-  distill_weight: float = 0.5
-  distill_temperature: float = 4.0
+  l2_weight: float = 0.0005  # of the weight decay, half the sum of squares
+  gamma1: float = 1.0  # of the overlap (the paper's gamma2)
+  gamma2: float = 1.0  # of the weight split
+  gamma3: float = 10.0  # of the balance
+  weighted_group_loss: bool = True  # weigh the layers' weight splits by their size (see utils.regularisers)
+  label_smoothing: float = 0.0  # share of the target that is spread over all classes
+  distill_weight: float = 0.5  # share of the distillation
+  distill_temperature: float = 4.0  # by which both networks' logits are divided
 
 
 def cross_entropy(logits, labels, label_smoothing=0.0):
   """Computes the cross-entropy of each image: [batch].
 
-  Args:
-    logits: [batch, classes]; labels: int [batch].
-    label_smoothing: s in [0, 1): the target is 1 - s + s / classes for the label and s / classes for each other class.
-      Source: Szegedy et al., Rethinking the Inception Architecture (2016), section 7.
+  Logits are [batch, classes]. With label_smoothing s in [0, 1) the target is 1 - s + s / classes for the label and
+  s / classes for each other class. Source: Szegedy et al., Rethinking the Inception Architecture (2016), section 7.
   """
   if not label_smoothing:
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
@@ -50,33 +38,23 @@ def cross_entropy(logits, labels, label_smoothing=0.0):
 def distillation(logits, teacher_logits, temperature):
   """Computes T^2 KL(teacher || student), mean over the batch: scalar.
 
-  The class probabilities are those at temperature T.
-
-  Args:
-    logits, teacher_logits: [batch, classes]; both are divided by the temperature.
-    temperature: T > 0. T^2 keeps the gradient's size when T changes.
-
-  Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network (2015), section 2.
+  The class probabilities are those at temperature T; T^2 keeps the gradient's size when T changes. Both logits are
+  [batch, classes]. Source: Hinton, Vinyals and Dean, Distilling the Knowledge in a Neural Network (2015), section 2.
   """
   teacher, student = (tf.nn.log_softmax(x / temperature) for x in (teacher_logits, logits))
   return temperature**2 * tf.reduce_mean(tf.reduce_sum(tf.exp(teacher) * (teacher - student), -1))
 
 
 def objective(network, logits, labels, weights, teacher_logits=None):
-  """Computes the loss and its terms.
+  """Computes the loss and its terms: dict of scalars.
 
-  Source: paper, section 3.2; weights and normalisation of the released code.
+  They are 'cross_entropy', 'l2' (half the sum of squares), 'total', of a network with assignments what
+  utils.regularisers gives, and with a teacher's logits of the same images 'distillation': it counts distill_weight, and
+  the cross-entropy the rest. Source: paper, section 3.2; weights and normalisation of the released code.
 
   Args:
-    network: a Network; with assignments, the three regularisers are added.
-    logits: [batch, classes]; labels: int [batch].
+    logits, teacher_logits: [batch, classes]; labels: int [batch].
     weights: an Objective.
-    teacher_logits: None, or a teacher's logits [batch, classes] of the same images: then the cross-entropy counts
-      1 - distill_weight, and `distillation` counts distill_weight.
-
-  Returns:
-    A dict of scalars: 'cross_entropy', 'l2' (half the sum of squares), 'total', what utils.regularisers gives, and
-    with a teacher 'distillation'.
   """
   terms = {
     'cross_entropy': tf.reduce_mean(cross_entropy(logits, labels, weights.label_smoothing)),
@@ -104,19 +82,12 @@ def _half_square(variable):
 class Momentum:
   """Gradient descent with momentum as TensorFlow 1 has it.
 
-  slot = momentum slot + gradient; v -= rate slot.
-
-  (Keras's keeps the learning rate inside the slot, which differs after every change of the rate.)
+  slot = momentum slot + gradient; v -= rate slot. (Keras's keeps the learning rate inside the slot, which differs after
+  every change of the rate.)
   """
 
   def __init__(self, variables, momentum, scales=None):
-    """Makes the slots.
-
-    Args:
-      variables: dict from name to trainable variable.
-      momentum: number in [0, 1).
-      scales: dict from name to a factor of that variable's learning rate; 1 where it is missing.
-    """
+    """Makes the slots; scales: factors of variables' learning rates, 1 if missing."""
     self._variables, self._momentum, self._scales = variables, momentum, scales or {}
     self.slots = {}
     for name, v in variables.items():

@@ -1,4 +1,4 @@
-"""Training on several devices: copies of the network (replicas), each of which takes its share of every batch.
+"""Training on several devices: replicas, each with its share of every batch.
 
 In one process the replicas are on its GPUs (tf.distribute.MirroredStrategy); on several hosts TF_CONFIG names the
 workers, and each has a replica on every GPU of its own (tf.distribute.MultiWorkerMirroredStrategy). A step is that of
@@ -27,14 +27,13 @@ LOST = (
 )  # fmt: skip
 
 
+@dataclasses.dataclass(frozen=True)
 class Share:
-  """One replica's part of a batch.
+  """One replica's part of a batch: `count` of its images, from `first` on."""
 
-  It has images `first` to `first + count - 1` of `batch`; ints or int32 scalars.
-  """
-
-  def __init__(self, first, count, batch):
-    self.first, self.count, self.batch = first, count, batch
+  first: int | tf.Tensor
+  count: int | tf.Tensor
+  batch: int | tf.Tensor
 
   @property
   def weight(self):
@@ -46,10 +45,7 @@ class Share:
     return whole[self.first : self.first + self.count]
 
   def sum(self, values):
-    """Sums a structure of tensors over all replicas; differentiable.
-
-    Every replica must call it alike.
-    """
+    """Sums a structure of tensors over all replicas; all call it; differentiable."""
     return tf.distribute.get_replica_context().all_reduce(tf.distribute.ReduceOp.SUM, values)
 
 
@@ -76,10 +72,7 @@ class Replicas:
     return self._strategy.scope() if self._strategy else contextlib.nullcontext()
 
   def run(self, function, *arguments):
-    """Calls a function once per replica, in a tf.function.
-
-    Returns what it returns, which must be alike on all.
-    """
+    """Calls a function once per replica, in a tf.function; all must return the same."""
     results = self._strategy.run(function, arguments)
     return tf.nest.map_structure(lambda result: self._strategy.experimental_local_results(result)[0], results)
 
@@ -87,8 +80,6 @@ class Replicas:
     """Returns this replica's Share of a batch of so many images, None if all.
 
     Called in `run`; shares may differ by one image.
-
-    Shares may differ by one image.
     """
     if self._strategy is None:
       return None
@@ -105,21 +96,13 @@ class Replicas:
     return self._strategy.reduce(tf.distribute.ReduceOp.SUM, tf.constant(rows), axis=None).numpy()
 
   def of_chief(self, value):
-    """Returns the chief's value of a number that may differ between workers.
-
-    A time is one.
-    """
+    """Returns the chief's value of a number, such as a time, that may differ."""
     return float(self.gather([value])[0, 0])
 
   def must_agree(self, what, *contents):
-    """Waits for all workers, and checks that contents are the same on each.
+    """Waits for all workers, and raises UserError if contents are not alike on each.
 
-    Args:
-      what: the contents, for the sentence.
-      *contents: bytes or arrays.
-
-    Raises:
-      UserError: on every worker, if they are not.
+    They are bytes or arrays; `what` stands for them in the sentence.
     """
     if not self.workers:
       return
@@ -163,10 +146,7 @@ def _number(job, task, jobs):
 def read_cluster(text):
   """Reads the workers in TF_CONFIG: (addresses, number of this one).
 
-  That is ([], 0) if it is empty or names one only.
-
-  Raises:
-    UserError: if it is no such JSON.
+  That is ([], 0) if it is empty or names one only. Raises UserError if it is no such JSON.
   """
   if not text:
     return [], 0
@@ -198,10 +178,7 @@ def read_cluster(text):
 def on_devices(names, count):
   """Makes replicas on the first `count` of some devices, 0 for all.
 
-  Nothing is distributed if that is one.
-
-  Raises:
-    UserError: if there are not so many.
+  Nothing is distributed if that is one. Raises UserError if there are not so many.
   """
   if count > len(names):
     raise UserError(
@@ -219,12 +196,8 @@ def on_devices(names, count):
 def on_hosts(workers, worker):
   """Makes replicas on all GPUs of several hosts, or on CPUs if a host has none.
 
-  Waits until all are there.
-
-  To be called before TensorFlow has initialised its devices.
-
-  Raises:
-    UserError: if this worker's port is taken.
+  Waits until all are there. To be called before TensorFlow has initialised its devices. Raises UserError if this
+  worker's port is taken.
   """
   others = ', '.join(address for i, address in enumerate(workers) if i != worker)
   print(f'worker {worker} ({workers[worker]}): waiting for {others}', flush=True)
@@ -243,23 +216,14 @@ def on_hosts(workers, worker):
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-  """What a run computes on; the names are those of train.py's flags.
+  """What a run computes on; the names are those of train.py's flags."""
 
-  Attributes:
-    num_replicas: devices that share each batch; 0: all GPUs, or all parts of the CPU.
-    devices: names of the devices for the branches instead, separated by commas, or None.
-    num_logical_devices: parts into which the one CPU or GPU is cut.
-    gpu_fraction: share of each GPU's memory to take, in (0, 1].
-    log_device_placement: log where every operation runs.
-    jit_compile: compile the step with XLA: True, False or 'auto'.
-  """
-
-  num_replicas: int = 0
-  devices: str | None = None
-  num_logical_devices: int = 1
-  gpu_fraction: float = 1.0
-  log_device_placement: bool = False
-  jit_compile: bool | str = 'auto'
+  num_replicas: int = 0  # devices that share each batch; 0: all GPUs, or all parts of the CPU
+  devices: str | None = None  # for the branches instead, names separated by commas
+  num_logical_devices: int = 1  # parts into which the one CPU or GPU is cut
+  gpu_fraction: float = 1.0  # share of each GPU's memory to take, in (0, 1]
+  log_device_placement: bool = False  # log where every operation runs
+  jit_compile: bool | str = 'auto'  # compile the step with XLA: True, False or 'auto'
 
   def __post_init__(self):
     if self.devices is not None and self.num_replicas > 1:
@@ -270,18 +234,10 @@ class Machine:
 
 
 def set_up(machine, batch_size):
-  """Sets up the devices of a run.
+  """Sets up the devices of a run; waits for the other workers that TF_CONFIG names.
 
-  Waits for the other workers if TF_CONFIG in the environment names some.
-
-  Args:
-    machine: a Machine; batch_size: images per step.
-
-  Returns:
-    (the Replicas; the devices for the branches, a list of names or None; whether to compile the step with XLA).
-
-  Raises:
-    UserError: if the settings or TF_CONFIG ask for what cannot be.
+  Returns (the Replicas; the devices for the branches, a list of names or None; whether to compile the step with XLA).
+  Raises UserError if the settings or TF_CONFIG ask for what cannot be.
   """
   workers, worker = read_cluster(os.environ.get('TF_CONFIG'))
   placed = None

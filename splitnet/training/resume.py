@@ -1,4 +1,4 @@
-"""The run to resume: finding it, and checking that it is resumed with the settings that it was started with."""
+"""The run to resume: finding it, and checking that it had the same settings."""
 
 from splitnet.common.errors import UserError
 from splitnet.training import checkpoints
@@ -16,11 +16,7 @@ CHECKPOINTS = ('basemodel', 'teacher')  # known by their content, so that a run 
 def stored_run(train_dir, mode, older):
   """Returns the stored configuration of the run to resume, or None.
 
-  Args:
-    train_dir: the run's folder; mode: the stage that is asked for; older: as checkpoints has it.
-
-  Raises:
-    UserError: if the folder holds a run of another stage, or checkpoints of something else.
+  Raises UserError if the folder holds a run of another stage, or checkpoints of something else.
   """
   before = checkpoints.read_configuration(train_dir, older)
   if checkpoints.latest(train_dir) is None:
@@ -38,15 +34,9 @@ def stored_run(train_dir, mode, older):
 def identify_checkpoints(basemodel, teacher, before):
   """Returns which checkpoints a run depends on, by path and content.
 
-  A resumed run does not need its basemodel any more, so one that has changed or is gone is stored as it was.
-
-  Args:
-    basemodel, teacher: the paths that are asked for, or None.
-    before: the stored configuration of the run to resume, or None.
-
-  Returns:
-    (dict of 'basemodel', 'basemodel_digest', 'teacher' and 'teacher_digest'; the sentence or None, since whoever made
-    a basemodel anew may expect to start from it).
+  A resumed run does not need its basemodel any more, so one that has changed or is gone is stored as it was. `before`
+  is the stored configuration of the run to resume, or None. Returns (dict of 'basemodel', 'basemodel_digest', 'teacher'
+  and 'teacher_digest'; the sentence or None, since whoever made a basemodel anew may expect to start from it).
   """
   old, changed = before['settings'] if before else {}, None
   paths, digests = {'basemodel': basemodel, 'teacher': teacher}, {}
@@ -66,15 +56,10 @@ def identify_checkpoints(basemodel, teacher, before):
 
 
 def check_settings(configuration, before, train_dir, default):
-  """Compares a run's configuration with that of the run to resume.
+  """Raises UserError if the run to resume was started with other settings than now.
 
-  Args:
-    configuration, before: what checkpoints.describe gives now, and what is stored beside the run's checkpoints.
-    train_dir: its folder.
-    default: function from a flag's name to its default, for flags that are younger than the run.
-
-  Raises:
-    UserError: if it was started with other settings than now.
+  `configuration` and `before` are what checkpoints.describe gives now, and what is stored beside the run's checkpoints;
+  `default` gives a flag's default, for flags that are younger than the run.
   """
   for section in ('network', 'settings', 'data'):
     old, new = before[section], configuration[section]

@@ -8,26 +8,16 @@ import tensorflow as tf
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """The schedules of a run, in epochs; the names are those of train.py's flags.
+  """The schedules of a run, in epochs; named as train.py's flags."""
 
-  Attributes:
-    steps_per_epoch: batches in an epoch, need not be whole.
-    max_steps: steps in all.
-    initial_lr: learning rate at the start.
-    lr_schedule: 'step' (released code) drops it at lr_step_epoch; 'cosine' lets it fall to 0 along half a cosine.
-    lr_warmup_epoch: epochs over which it first rises linearly from 0.
-    lr_step_epoch: rising epochs after which 'step' multiplies it by lr_decay.
-    gamma2_ramp_epoch: epochs over which the weight of the split rises from 0.
-  """
-
-  steps_per_epoch: float
+  steps_per_epoch: float  # batches in an epoch, need not be whole
   max_steps: int = 120000
-  initial_lr: float = 0.1
-  lr_schedule: str = 'step'
-  lr_warmup_epoch: float = 0.0
-  lr_step_epoch: tuple = ()
+  initial_lr: float = 0.1  # learning rate at the start
+  lr_schedule: str = 'step'  # 'step' (released code) drops it; with 'cosine' it falls to 0 along half a cosine
+  lr_warmup_epoch: float = 0.0  # over which it first rises linearly from 0
+  lr_step_epoch: tuple = ()  # rising epochs after which 'step' multiplies it by lr_decay
   lr_decay: float = 0.1
-  gamma2_ramp_epoch: float = 0.0
+  gamma2_ramp_epoch: float = 0.0  # over which the weight of the split rises from 0
 
   def learning_rate(self, step):
     """Returns the learning rate of a step (int tensor): float32 scalar."""

@@ -1,4 +1,4 @@
-"""A training step and a validation of one stage, compiled; on one device or on several."""
+"""A training step and a validation of one stage, compiled."""
 
 import dataclasses
 import functools
@@ -15,47 +15,30 @@ from splitnet.training.schedule import Schedule
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
-  """How a step is taken; the names are those of train.py's flags.
-
-  Attributes:
-    batch_size: images per step.
-    momentum: of the gradient descent.
-    finetune: multiply the gradients of the split layers' weights by 10.
-    assignment_lr_scale: factor of the assignments' learning rate.
-    dropout_keep_prob: probability of keeping an input of a split layer.
-    seed: of augmentation and dropout.
-    jit_compile: compile the step with XLA: True, False or 'auto'.
-  """
+  """How a step is taken; the names are those of train.py's flags."""
 
   batch_size: int
   momentum: float = 0.9
-  finetune: bool = False
-  assignment_lr_scale: float = 1.0
-  dropout_keep_prob: float = 1.0
-  seed: int = 0
-  jit_compile: bool | str = 'auto'
+  finetune: bool = False  # multiply the gradients of the split layers' weights by 10
+  assignment_lr_scale: float = 1.0  # factor of the assignments' learning rate
+  dropout_keep_prob: float = 1.0  # probability of keeping an input of a split layer
+  seed: int = 0  # of augmentation and dropout
+  jit_compile: bool | str = 'auto'  # compile the step with XLA: True, False or 'auto'
 
 
 def learning_rate_scales(network, assignment_lr_scale, finetune):
   """Returns the factors of the learning rate by variable name, 1 if missing."""
   scales = {name: assignment_lr_scale for name in network.trained if name.startswith('group/')}
-  if finetune:
-    split = {layer.name for layer in network.graph.layers if network.graph.branches(layer) > 1}
-    for name in network.trained:
-      layer = name.split('/', 1)[1] if name.startswith('branch_') else name
-      if layer.rsplit('/', 1)[0] in split:
-        scales[name] = 10.0
+  for layer, branch in network.built if finetune else ():
+    if network.graph.branches(layer) > 1:
+      scales.update({name: 10.0 for name in network.names(layer, branch).values() if name in network.trained})
   return scales
 
 
 class TrainStep:
-  """One stage's network and optimiser, with its compiled steps.
+  """One stage's network and optimiser (a Momentum), with its compiled steps.
 
-  Attributes:
-    network: a Network.
-    optimizer: its Momentum.
-    objective, schedule: an Objective and a Schedule.
-    step: tf.Variable, int64 []: how many steps have been taken.
+  `step`, an int64 variable, counts the steps that have been taken.
   """
 
   def __init__(self, network, dataset, objective, schedule, settings, replicas=None, teacher=None):
@@ -78,17 +61,15 @@ class TrainStep:
     self.step = tf.Variable(0, dtype=tf.int64, trainable=False)
     if self._replicas.count > 1:
       self._step = functools.partial(self._replicas.run, self._train_step)
-      self._count = functools.partial(self._replicas.run, self._count_correct)
+      count = functools.partial(self._replicas.run, self._count_correct)
     else:
       compiled = devices.compile_with_xla(settings.jit_compile)
       self._step = tf.function(self._train_step, jit_compile=compiled)
-      self._count = self._count_correct
+      count = self._count_correct
+    self._correct = tf.function(count, reduce_retracing=True)
 
   def _train_step(self, images, labels, step):
-    """Takes one step on a batch, or on this replica's share of it.
-
-    Returns the terms of the whole batch.
-    """
+    """Takes one step on a batch, or this replica's share; returns the whole's terms."""
     step, seed = tf.cast(step, tf.int32), self._settings.seed
     share = self._replicas.share(images.shape[0])
     if share:
@@ -120,10 +101,7 @@ class TrainStep:
 
   @tf.function
   def train(self, iterator, count):
-    """Takes `count` steps (int scalar) on the batches of an iterator.
-
-    Returns each term's mean over them, a dict.
-    """
+    """Takes `count` steps (int scalar) on an iterator's batches; returns terms' means."""
     names = ['cross_entropy', 'l2', 'total', 'accuracy']
     if self.network.with_assignments:
       names += ['overlap', 'weight_split', 'uniform']
@@ -137,10 +115,6 @@ class TrainStep:
       sums = {name: sums[name] + terms[name] for name in names}
     return {name: value / tf.cast(count, tf.float32) for name, value in sums.items()}
 
-  @tf.function(reduce_retracing=True)
-  def _correct(self, images, labels):
-    return self._count(images, labels)
-
   def _count_correct(self, images, labels):
     share = self._replicas.share(tf.shape(images)[0])
     if share:
@@ -153,11 +127,7 @@ class TrainStep:
     return right, tf.reduce_sum(loss)
 
   def validate(self, images, limit=0):
-    """Returns (accuracy, cross-entropy) on images, with moving averages.
-
-    Args:
-      images: an Images; limit: only so many batches of it; 0: all.
-    """
+    """Returns (accuracy, cross-entropy) on Images, or on its first `limit` batches."""
     right, loss, seen = 0, 0.0, 0
     for i, (pixels, labels) in enumerate(batches.evaluation_batches(images, self._settings.batch_size)):
       if limit and i == limit:
@@ -174,11 +144,8 @@ class TrainStep:
 def make_step(network, dataset, settings, steps_per_epoch, replicas=None, teacher=None):
   """Makes the TrainStep of a network from settings named as train.py's flags.
 
-  Args:
-    network, dataset, replicas, teacher: of the TrainStep.
-    settings: dict with 'batch_size' and others of the fields of Objective, Schedule and StepSettings; 'lr_step_epoch'
-      is a text.
-    steps_per_epoch: number; batches in an epoch.
+  These are a dict with 'batch_size' and others of the fields of Objective, Schedule and StepSettings; 'lr_step_epoch'
+  is a text. The other arguments are TrainStep's; steps_per_epoch need not be whole.
   """
   drops = tuple(parse_epochs(settings.get('lr_step_epoch') or ''))
   schedule = take(Schedule, settings, steps_per_epoch=steps_per_epoch, lr_step_epoch=drops)

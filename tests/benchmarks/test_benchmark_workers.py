@@ -10,6 +10,8 @@ from helpers import PROJECT as ROOT
 
 from benchmarks import workers
 
+pytestmark = pytest.mark.slow
+
 ROWS = {row.name: row for row in workers.ROWS}
 
 

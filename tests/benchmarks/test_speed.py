@@ -46,6 +46,7 @@ def tables_of(text):
 # --- the program --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_program_measures_and_its_tables_say_so(tmp_path):
   path = str(tmp_path / 'new' / 'results.json')
   rows = 'keras,pipeline,baseline,ceiling'  # in whatever order they are asked for
@@ -76,6 +77,7 @@ def test_the_program_measures_and_its_tables_say_so(tmp_path):
   assert float(found['Ceiling'][0]['GFLOP/s']) > 0
 
 
+@pytest.mark.slow
 def test_a_row_that_fails_says_why_and_the_others_are_measured(monkeypatch, capsys):
   monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '-1')
   broken = speed.Row('baseline', 'dense', 'training', dict(mode='baseline', precision='float99'))
@@ -90,6 +92,7 @@ def test_a_row_that_fails_says_why_and_the_others_are_measured(monkeypatch, caps
   assert 'nothing could be measured: failed: ' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_help_names_the_rows():
   code, out, _ = program('--help')
   assert code == 0
@@ -180,6 +183,7 @@ def few_images(monkeypatch):
   monkeypatch.setattr(workloads, 'EVALUATION_IMAGES', 20)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', ['group', 'split'])
 def test_training_trains(few_images, mode):
   workload = workloads.Training(CONFIG, mode, 6, 'bfloat16')
@@ -196,7 +200,7 @@ def test_training_trains(few_images, mode):
 @pytest.mark.parametrize('split', ['1-1-4', '2-2-2', '2-4-4'])
 def test_uneven_groups_are_odd_and_none_is_empty(split):
   config = resnet_split.Config(k=8, **dict(zip(('ngroups3', 'ngroups2', 'ngroups1'), map(int, split.split('-')))))
-  graph = resnet_split.wide_resnet(config)
+  graph = config.graph()
   even, uneven = workloads.groups_of(graph), workloads.groups_of(graph, uneven=True)
   for name, units in graph.units.items():
     sizes = [np.bincount(groups[name], minlength=units.groups) for groups in (even, uneven)]
@@ -223,6 +227,7 @@ def test_evaluation_goes_eval_pys_way(few_images, monkeypatch):
   assert collections.Counter(calls) == {(4, 2): 1, (1, 2): 1, (4, 1): 1, (1, 1): 1}
 
 
+@pytest.mark.slow
 def test_the_ceiling_measures_the_networks_shapes():
   workload = workloads.Ceiling(CONFIG, 2, 'bfloat16')
   found = workload.measure(0.001)

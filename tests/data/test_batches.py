@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from splitnet.data.batches import Images, evaluation_batches, training_batches
+from splitnet.data.batches import WHOLE, Images, Part, evaluation_batches, training_batches
 
 
 def numbered(size):
@@ -22,6 +22,7 @@ def labels_of(data, batch_size, seed, count, first_step=0):
 # --- training batches -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('size, batch_size', [(30, 10), (30, 7), (30, 30), (7, 5)])
 def test_every_epoch_is_a_permutation(size, batch_size):
   epochs = 4
@@ -65,3 +66,32 @@ def test_evaluation_batches_are_in_order_and_the_last_is_smaller():
   assert [len(labels) for _, labels in batches] == [10, 10, 3]
   np.testing.assert_array_equal(np.concatenate([labels for _, labels in batches]), np.arange(23))
   np.testing.assert_array_equal(np.concatenate([images for images, _ in batches])[:, 3, 4, 1], np.arange(23))
+
+
+# --- workers and digests ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('batch_size, replicas', [(10, 3), (4, 7), (1, 2)])
+def test_the_parts_of_all_workers_are_the_batch(batch_size, replicas):
+  rows = [Part(i, i + 1, replicas).rows(batch_size) for i in range(replicas)]
+  assert [first for first, _ in rows] == [0, *(last for _, last in rows[:-1])] and rows[-1][1] == batch_size
+  assert max(last - first for first, last in rows) - min(last - first for first, last in rows) <= 1
+  assert WHOLE.rows(batch_size) == (0, batch_size)
+
+
+def test_a_worker_gets_its_images_and_all_labels():
+  data, part = numbered(17), Part(1, 3, 4)
+  begin, end = part.rows(5)
+  whole = training_batches(data, 5, 1, 2).take(5)
+  for (images, labels, step), other in zip(data.training_batches(5, 1, 2, part), whole):
+    np.testing.assert_array_equal(images, other[0][begin:end])
+    np.testing.assert_array_equal(labels, other[1])
+    assert int(step) == int(other[2])
+  for (images, labels), other in zip(data.evaluation_batches(5, part), evaluation_batches(data, 5)):
+    np.testing.assert_array_equal(images, other[0][slice(*part.rows(len(labels)))])
+    np.testing.assert_array_equal(labels, other[1])
+
+
+def test_a_digest_tells_images_and_labels():
+  digests = {numbered(5).digest(), numbered(6).digest(), Images(numbered(5).images, np.arange(5)[::-1]).digest()}
+  assert len(digests) == 3 and numbered(5).digest() in digests

@@ -162,6 +162,7 @@ for case in (AlexNet, '2-3-3'), (ResNet18, '1-3-3', 'all'):
 """
 
 
+@pytest.mark.slow
 def test_placed_on_three_devices_it_computes_the_same():
   done = subprocess.run([sys.executable, '-c', ON_DEVICES.format(project=PROJECT)], capture_output=True, text=True)
   assert done.returncode == 0, done.stderr

@@ -20,7 +20,7 @@ SPLITS = {'1-1-4': (4, 1, 1), '2-2-2': (2, 2, 2), '2-4-4': (4, 4, 2), '2-3-5': (
 def graph_of(split, k=1, branch_input='group'):
   ngroups1, ngroups2, ngroups3 = SPLITS[split]
   config = resnet_split.Config(k=k, ngroups1=ngroups1, ngroups2=ngroups2, ngroups3=ngroups3, branch_input=branch_input)
-  return config, resnet_split.wide_resnet(config)
+  return config, config.graph()
 
 
 @pytest.fixture(scope='module')
@@ -71,7 +71,7 @@ def planted_weights(split):
   """Last weights [64, 100] whose classes lie along the tree of a split; the leaf of each class."""
   config, graph = graph_of(split)
   generator = np.random.default_rng(1)
-  leaves = generator.permutation(np.repeat(np.arange(config.ngroups1), grouping.even_sizes(100, config.ngroups1)))
+  leaves = generator.permutation(utils.parents(100, config.ngroups1))
   depths = list(graph.depths.values())
   weights = 0.3 * generator.normal(size=(64, 100))
   for depth in range(1, len(depths)):
@@ -117,7 +117,7 @@ def test_spectral_start_finds_the_groups_of_a_network_that_is_split_already(spli
   config, graph = graph_of(split)
   generator = np.random.default_rng(3)
   truth = {
-    name: generator.permutation(np.repeat(np.arange(u.groups), grouping.even_sizes(u.size, u.groups)))
+    name: generator.permutation(utils.parents(u.size, u.groups))
     for name, u in graph.units.items()
   }
   values = {name: v.numpy() for name, v in networks.build(config).weights.items()}
@@ -188,7 +188,7 @@ def test_split_from_scratch_builds_the_groups_that_were_asked_for(kind, names, t
   path = tmp_path / 'mine.json'
   path.write_text(json.dumps([names.fine[:50], names.fine[50:]]))
   start = initialize.Start('split', grouping=str(path) if kind == 'file' else kind)
-  network = initialize.build_network(start, resnet_split.wide_resnet(resnet_split.Config(k=1)), None, names)
+  network = initialize.build_network(start, resnet_split.Config(k=1).graph(), None, names)
   expected = {
     'semantic': grouping.semantic(names, 2), 'random': grouping.random(100, 2, 0), 'file': np.repeat([0, 1], 50),
   }[kind]  # fmt: skip

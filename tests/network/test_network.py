@@ -23,7 +23,6 @@ from networks import (
 )
 
 import utils
-from resnet_split import wide_resnet
 from splitnet.common.errors import UserError
 from splitnet.network import counting, dropout, folding, hardening, layers
 from splitnet.network import graph as graphs
@@ -37,7 +36,7 @@ def test_counts_are_what_the_graph_computes(split, branch_input, monkeypatch):
   """Multiply-adds read off the traced convolutions and products, whatever the code believes its layers to be."""
   monkeypatch.setattr(layers, 'CHANNEL_MULTIPLE', 1)  # those with the zeros beside odd groups are not counted
   config = config_of(split, branch_input=branch_input)
-  network = build(config, groups=None if split == '1-1-1' else random_groups(wide_resnet(config)))
+  network = build(config, groups=None if split == '1-1-1' else random_groups(config.graph()))
   traced = tf.function(network).get_concrete_function(tf.TensorSpec([1, 32, 32, 3]))
   flops = 0
   for op in traced.graph.get_operations():
@@ -160,11 +159,11 @@ def shuffling_ops(network):
 @pytest.mark.parametrize('split, branch_input', [('1-1-4', 'group'), ('1-2-2', 'all'), ('2-3-5', 'group')])
 def test_a_split_network_only_reorders_its_logits(split, branch_input):
   config = config_of(split, branch_input=branch_input)
-  found = shuffling_ops(build(config, groups=random_groups(wide_resnet(config))))
+  found = shuffling_ops(build(config, groups=random_groups(config.graph())))
   assert len(found) == 1 and found[0].op.startswith('Gather'), [node.op for node in found]
   shape = found[0].attr['_output_shapes'].list.shape[0]
   assert [d.size for d in shape.dim] == [4, config.num_classes]
-  assert shuffling_ops(build(config, groups=even_groups(wide_resnet(config)))) == []
+  assert shuffling_ops(build(config, groups=even_groups(config.graph()))) == []
 
 
 def test_logits_are_in_the_order_of_the_labels():
@@ -193,8 +192,7 @@ def saturate(network):
 @pytest.mark.parametrize('split', SPLITS)
 def test_the_weight_split_sees_exactly_what_hardening_drops(split, branch_input):
   network = saturate(grouping(config_of(split, branch_input=branch_input)))
-  alphas = {name: network.weights['group/%s/alpha' % name] for name in network.soft_assignments()}
-  groups = graphs.hard_groups_of(network.graph, alphas)
+  groups = graphs.hard_groups_of(network.graph, network.weights)
   with tf.GradientTape() as tape:
     terms = utils.regularisers(network.split_layers())['weight_split_terms']
     total = tf.add_n(list(terms.values()))
@@ -257,6 +255,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_logits_do_not_depend_on_the_placement():
   # In a program of its own: the CPU must be divided into logical devices before TensorFlow first uses it.
   here = os.path.join(ROOT, 'tests')
@@ -288,7 +287,7 @@ def trained_once(network):
 @pytest.mark.parametrize('split, branch_input', [('2-2-2', 'group'), ('1-2-2', 'all'), ('2-3-5', 'group')])
 def test_channels_of_zeros_change_nothing_but_rounding(split, branch_input, monkeypatch):
   config = config_of(split, branch_input=branch_input)
-  groups = random_groups(wide_resnet(config))
+  groups = random_groups(config.graph())
   widths = {}
 
   def computed(multiple):
@@ -462,7 +461,7 @@ def test_initial_values():
 def test_a_split_network_has_no_assignments_to_learn():
   config = config_of('2-2-2')
   with pytest.raises(ValueError, match='nothing to assign'):
-    build(config, groups=even_groups(wide_resnet(config)), with_assignments=True)
+    build(config, groups=even_groups(config.graph()), with_assignments=True)
 
 
 # --- parts ---------------------------------------------------------------------------------------------------------
@@ -471,7 +470,7 @@ def test_a_split_network_has_no_assignments_to_learn():
 @pytest.mark.parametrize('folds', [False, True])
 @pytest.mark.parametrize('split, branch_input', [('2-4-4', 'group'), ('2-3-5', 'all'), ('1-1-4', 'group')])
 def test_parts_one_after_the_other_give_the_whole_networks_logits(split, branch_input, folds):
-  graph = wide_resnet(config_of(split, branch_input=branch_input))
+  graph = config_of(split, branch_input=branch_input).graph()
   tree = hardening.harden(scramble(create(graph, with_assignments=True)))
   tree = folding.folded(tree) if folds else tree
   images = np.random.RandomState(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
@@ -495,7 +494,7 @@ def test_parts_one_after_the_other_give_the_whole_networks_logits(split, branch_
 
 
 def test_a_part_reads_what_its_branch_reads_or_all_that_the_branch_below_wrote():
-  graph = wide_resnet(config_of('2-2-2'))
+  graph = config_of('2-2-2').graph()
   tree = hardening.harden(scramble(create(graph, with_assignments=True)))
   images = np.random.RandomState(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
   trunk = tree.part({'trunk': [0]})(images)

@@ -3,7 +3,6 @@
 import pytest
 from made_runs import rows_of
 
-import resnet_split
 from paper import counts, published, recipes, tables
 
 # Convolutions and the last layer with its bias, 2 FLOPs per multiply-add, groups of even size, k = 8.
@@ -72,5 +71,5 @@ def test_the_program_prints_counts(capsys):
 
 @pytest.mark.parametrize('split', list(published.SPLITS))
 def test_split_depths_are_the_networks(split):
-  graph = resnet_split.wide_resnet(recipes.Experiment(k=1).config(split))
+  graph = recipes.Experiment(k=1).config(split).graph()
   assert str(len(graph.split_layers)) == published.SPLITS[split][1]

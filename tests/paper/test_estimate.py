@@ -31,6 +31,7 @@ def test_a_real_checkpoint_of_the_papers_width_is_small_enough_to_move(tmp_path,
   assert sizes['checkpoint'] == pytest.approx(4 * (everything + trained), rel=0.001) and sizes['checkpoint'] < 100e6
 
 
+@pytest.mark.slow
 def test_a_stage_is_measured_in_a_process_of_its_own(tmp_path):
   settings = estimate.step_settings(make_runs(tmp_path, '--recipe', 'better', '--k', 1)['group-2-2-2'])
   before = set(os.listdir('.'))

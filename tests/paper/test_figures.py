@@ -83,7 +83,7 @@ STEPS = [0, 5, 10, 100]  # 100 after 10: ordered as numbers
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
   """(folder of a run whose weights between the final groups vanish, the values by step, the final groups)."""
-  graph, rng = resnet_split.wide_resnet(CONFIG), np.random.default_rng(0)
+  graph, rng = CONFIG.graph(), np.random.default_rng(0)
   final, first = (
     {name: rng.permutation(np.arange(units.size) % units.groups) for name, units in graph.units.items()} for _ in 'ab'
   )
@@ -156,7 +156,7 @@ def test_figure_3_draws_chosen_layers_and_few_moments(run, tmp_path, capsys):
   ],
 )
 def test_one_representative_layer_a_depth(config, layers):
-  graph = resnet_split.wide_resnet(resnet_split.Config(**config))
+  graph = resnet_split.Config(**config).graph()
   assert [layer.name for layer in figures.representative_layers(graph)] == layers
 
 
@@ -170,7 +170,7 @@ def test_figure_3_refuses_with_a_sentence(run, tmp_path, capsys):
   def answer(*arguments):
     return helpers.call(figures, ['3', *arguments, '--output', tmp_path / 'a.png'], capsys)
 
-  graph = resnet_split.wide_resnet(CONFIG)
+  graph = CONFIG.graph()
   groups = {name: np.arange(units.size) % units.groups for name, units in graph.units.items()}
   one = save(tmp_path / 'one', 'group', {30: {}})
   assert_sentence(answer('--run', one), 'only the checkpoint of step 30', '--max_to_keep 100')
@@ -189,6 +189,7 @@ def test_figure_3_refuses_with_a_sentence(run, tmp_path, capsys):
 MORE = ['--batch_size', '20', '--display', '1']
 
 
+@pytest.mark.slow
 def test_figure_4_trains_what_is_missing_and_counts_the_classes(data, tmp_path, capsys):
   baseline = save(tmp_path / 'baseline', 'baseline', {3: {}}, CONFIG.dense())
   out = str(tmp_path / 'out')
@@ -242,6 +243,7 @@ def test_figure_4_prints_what_exists_with_empty_groups(tmp_path, capsys):
   assert code == 1 and 'ngroups1 3' in err and 'has 2: use one --out for each' in err
 
 
+@pytest.mark.slow
 def test_figure_4_refuses_with_a_sentence(data, tmp_path, capsys):
   out = tmp_path / 'out'
 
@@ -279,7 +281,7 @@ def test_figure_5_counts_classes_of_superclasses(data, tmp_path, capsys):
 
 
 def test_figure_5_takes_split_networks(data, tmp_path, capsys):
-  graph, rng = resnet_split.wide_resnet(CONFIG), np.random.default_rng(1)
+  graph, rng = CONFIG.graph(), np.random.default_rng(1)
   groups = {name: rng.permutation(np.arange(units.size) % units.groups) for name, units in graph.units.items()}
   folder, path = save(tmp_path / 'run', 'split', {1: {}}, groups=groups), str(tmp_path / 'a.png')
   flags = figures.make_parser().parse_args(['5', '--checkpoint', folder, '--data_dir', data, '--output', path])

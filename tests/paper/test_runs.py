@@ -71,6 +71,7 @@ def in_this_process(steps=None):
   return call
 
 
+@pytest.mark.slow
 def test_a_folder_of_runs_goes_on_where_it_was_moved_to_the_same_weights(tmp_path, data, monkeypatch, capsys):
   def run(out):
     arguments = ['all', '--recipe', 'paper', '--k', 1, '--data_dir', data, '--out', out, '--only', '1-1-4/splitnet']

@@ -18,6 +18,7 @@ import resnet_split
 from paper import partition, published, table5
 from splitnet.common.errors import UserError
 from splitnet.network import counting
+from splitnet.parallel import placement
 from splitnet.reporting.tables import markdown
 
 
@@ -82,12 +83,13 @@ def partitioned():
 
 
 def graph_of(units):
-  return resnet_split.wide_resnet(resnet_split.Config(k=1, num_residual_units=units, num_classes=20))
+  return resnet_split.Config(k=1, num_residual_units=units, num_classes=20).graph()
 
 
 CASES = list(itertools.product((1, 2), (1, 2, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('spread', ['horizontal', 'vertical'])
 @pytest.mark.parametrize('units, count', CASES)
 def test_partitions_compute_the_dense_logits(partitioned, spread, units, count):
@@ -173,7 +175,7 @@ def test_the_balanced_cut_is_the_best_of_all(seed):
   rng = np.random.RandomState(seed)
   costs = rng.randint(1, 30, size=rng.randint(1, 9)).tolist()
   for parts in range(1, len(costs) + 1):
-    sizes = partition.balanced_cut(costs, parts)
+    sizes = placement.cut(costs, parts, sum)
     assert len(sizes) == parts and sum(sizes) == len(costs) and min(sizes) >= 1
     borders = [0, *itertools.accumulate(sizes)]
     cuts = [(0, *cut, len(costs)) for cut in itertools.combinations(range(1, len(costs)), parts - 1)]
@@ -185,9 +187,9 @@ def test_the_balanced_cut_is_the_best_of_all(seed):
 def test_what_cannot_be_partitioned():
   for costs, parts in (([1, 2], 3), ([1, 2], 0)):
     with pytest.raises(ValueError, match='cannot cut 2 pieces into %d parts' % parts):
-      partition.balanced_cut(costs, parts)
+      placement.cut(costs, parts, sum)
   config = resnet_split.Config(k=1, num_residual_units=1, num_classes=20)
-  groups = {name: np.arange(u.size) * u.groups // u.size for name, u in resnet_split.wide_resnet(config).units.items()}
+  groups = {name: np.arange(u.size) * u.groups // u.size for name, u in config.graph().units.items()}
   with pytest.raises(ValueError, match='only a dense network'):
     partition.horizontal(networks.build(config, groups=groups), ['/CPU:0'])
 
@@ -359,6 +361,7 @@ print(json.dumps([sorted({op.device[-1] for op in step.graph.get_operations() if
 """
 
 
+@pytest.mark.slow
 def test_the_program_times_every_row_on_its_devices(tmp_path):
   path = str(tmp_path / 'table5.json')
   arguments = ['--k', '1', '--images', '200', '--batch_size', '60', '--repeats', '2', '--output', path]

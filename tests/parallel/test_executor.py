@@ -134,6 +134,7 @@ devices = ['/CPU:%d' % i for i in range(3)]
 cpu = tf.config.list_physical_devices('CPU')[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 3)
 import cifar100, resnet_split, networks as t
+from splitnet.network import hardening
 from splitnet.parallel import executor, placement
 images = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8)
 found = []

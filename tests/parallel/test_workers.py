@@ -13,6 +13,8 @@ import pytest
 from splitnet.common.errors import UserError
 from splitnet.parallel import port_filter, worker, workers
 
+pytestmark = pytest.mark.slow
+
 TIMEOUT = 600  # seconds that a test's workers have to answer; nothing waits for it if all is well
 SILENCE = 45  # the same in the test of one that does not answer, which takes that long
 

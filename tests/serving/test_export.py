@@ -116,6 +116,7 @@ def manifest(folder):
     return json.load(f)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [*TREES, 'split', 'hardened', 'baseline'])
 def test_a_process_without_this_project_computes_the_same_logits(originals, exports, images, served, name):
   expected = originals[name](cifar100.whiten(images)).numpy()
@@ -359,6 +360,7 @@ def test_other_kinds_of_images_are_read(tmp_path, images):
   assert (infer.read_image(str(tmp_path / 'dot.png')) == images[0][0, 0]).all()
 
 
+@pytest.mark.slow
 def test_a_bad_image_is_told_and_the_others_are_done(originals, exports, images, pictures, tmp_path, capfd):
   bad = {'cut.png': open(os.path.join(pictures, '2.png'), 'rb').read()[:500], 'empty.jpg': b'', 'text.png': b'text'}
   for name, content in bad.items():

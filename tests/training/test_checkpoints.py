@@ -36,7 +36,7 @@ def images():
 def split_network():
   """A small split network whose every variable is random, and which no seed would build again."""
   rng = np.random.RandomState(1)
-  graph = resnet_split.wide_resnet(SMALL)
+  graph = SMALL.graph()
   groups = {name: rng.permutation(np.arange(units.size) % units.groups) for name, units in graph.units.items()}
   network = networks.build(SMALL, groups=groups)
   for v in network.weights.values():
@@ -297,7 +297,7 @@ def test_going_on_from_a_damaged_checkpoint_is_one_sentence(folder):
 
 def test_a_configuration_of_another_network_is_one_sentence(folder):
   config = dataclasses.replace(SMALL, num_residual_units=2)
-  graph = resnet_split.wide_resnet(config)
+  graph = config.graph()
   other = create(graph, {n: np.arange(u.size) % u.groups for n, u in graph.units.items()})
   write_json(str(folder / 'config.json'), checkpoints.describe('split', config.to_dict(), other, {}, {}))
   with pytest.raises(UserError, match='has no variable') as error:

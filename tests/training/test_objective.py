@@ -13,7 +13,7 @@ import tensorflow as tf
 import cifar100
 import resnet_split
 import train
-from resnet_split import read_older, wide_resnet
+from resnet_split import read_older
 from splitnet.network.network import create
 from splitnet.training import checkpoints, initialize, objective
 
@@ -96,6 +96,7 @@ def distilled(data, folder, runs, teacher, *more):
   return helpers.flags('split', data, str(folder), *more)
 
 
+@pytest.mark.slow
 def test_a_distilled_run_goes_on_after_it_and_its_teacher_were_moved(runs, data, tmp_path, capsys):
   home, away = tmp_path / 'home', tmp_path / 'away'
   shutil.copytree(runs['baseline'], home / 'teacher')
@@ -124,6 +125,7 @@ def test_a_distilled_run_goes_on_after_it_and_its_teacher_were_moved(runs, data,
   assert code == 1 and "no checkpoint '%s'" % (away / 'teacher') in err and err.count('\n') == 1
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_its_basemodel_was_moved_or_is_gone_but_not_from_another(runs, data, tmp_path, capsys):
   base, run = tmp_path / 'base', tmp_path / 'run'
   shutil.copytree(runs['group'], base)
@@ -148,7 +150,7 @@ def test_a_run_goes_on_where_its_basemodel_was_moved_or_is_gone_but_not_from_ano
 def test_every_checkpoint_of_the_same_classes_teaches(runs, data, stage):
   """A grouping checkpoint is the dense network that it is."""
   path = os.path.join(runs[stage], 'best')
-  teacher = initialize.load_teacher(initialize.Start('split', teacher=path), wide_resnet(CONFIG), read_older)
+  teacher = initialize.load_teacher(initialize.Start('split', teacher=path), CONFIG.graph(), read_older)
   images = cifar100.whiten(cifar100.load(data, 'val', 10).images)
   stored = helpers.read_checkpoint(path)
   network = create(stored.graph, stored.groups, with_assignments=stage == 'group')

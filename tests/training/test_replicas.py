@@ -23,6 +23,8 @@ from splitnet.common.errors import UserError
 from splitnet.parallel import devices
 from splitnet.training import replicas
 
+pytestmark = pytest.mark.slow
+
 RUNS = 'import json, sys, train; sys.exit(any(train.main(arguments) for arguments in json.loads(sys.argv[1])))'
 STEPS = 4
 SEVERAL = 3  # replicas, which do not divide the batch

@@ -17,6 +17,8 @@ import utils
 from splitnet.training import checkpoints
 from splitnet.training.step import TrainStep
 
+pytestmark = pytest.mark.slow
+
 
 def read(*path):
   with open(os.path.join(*path)) as f:

@@ -17,7 +17,7 @@ CONFIG = resnet_split.Config(k=1, num_residual_units=1, ngroups1=3, ngroups2=2, 
 
 def new_step(mode='group', steps_per_epoch=4.0, **settings):
   """A TrainStep of a small network."""
-  groups = networks.even_groups(resnet_split.wide_resnet(CONFIG)) if mode == 'split' else None
+  groups = networks.even_groups(CONFIG.graph()) if mode == 'split' else None
   network = networks.build(CONFIG, groups=groups, with_assignments=mode == 'group')
   return make_step(network, cifar100, dict(settings, batch_size=20), steps_per_epoch)
 
@@ -93,6 +93,7 @@ def test_momentum_is_that_of_tensorflow_1():
 # --- several steps per call, XLA ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_several_steps_per_call_are_the_same_steps(data):
   images = cifar100.load(data, 'train', 50)
   ends, means = [], []
@@ -109,6 +110,7 @@ def test_several_steps_per_call_are_the_same_steps(data):
     assert value == pytest.approx(means[1][name], rel=1e-5) and value == pytest.approx(means[2][name], rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('mode', ['baseline', 'group', 'split'])
 def test_compiled_with_xla_a_step_is_the_same(data, mode):
   images, ends = cifar100.load(data, 'train', 20), []
