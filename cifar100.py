@@ -6,13 +6,14 @@ each image and channel).
 """
 
 import functools
-import json
 import os
 
 import numpy as np
 import tensorflow as tf
 
+from splitnet.common import schema
 from splitnet.common.errors import UserError
+from splitnet.data import readers
 from splitnet.data.batches import ClassNames, Images
 from splitnet.data.dataset import DataSet
 
@@ -35,32 +36,38 @@ def open_dataset(settings):
     raise UserError(f'--image_size is {settings.image_size}, but images of CIFAR-100 have {IMAGE_SIZE} pixels a side')
   data_dir = settings.data_dir or DATA_DIR
   load_subset = functools.partial(load, data_dir)
-  return DataSet(load_names(data_dir), IMAGE_SIZE, load_subset, augment=augment, prepare=whiten)
+  return DataSet(load_names(data_dir), IMAGE_SIZE, load_subset, augment=augment, prepare=prepare)
+
+
+@schema.record
+class Names(readers.Names):
+  """What download_cifar100.py writes to names.json."""
+
+  source: schema.Text
+  seed: schema.Count
+  num_val_instance: schema.Count
+  images_per_class: schema.Count | None  # of data that download_cifar100.py did not write
+
+
+ADVICE = 'run download_cifar100.py --force'
 
 
 def _missing(data_dir):
-  return UserError(
+  return (
     f"there is no CIFAR-100 in '{data_dir}': run 'python download_cifar100.py' (or with --archive FILE, or "
     '--synthetic), or name the folder with --data_dir'
   )
 
 
-def _damaged(path, reason):
-  return UserError(f"'{path}' is damaged ({reason}): run download_cifar100.py --force")
-
-
 def load_names(data_dir):
-  """Reads the ClassNames of a folder; UserError if the file is missing or damaged."""
-  path = os.path.join(data_dir, 'names.json')
-  try:
-    with open(path) as f:
-      names = json.load(f)
-    source = {key: names[key] for key in ('source', 'seed', 'num_val_instance', 'images_per_class')}
-    return ClassNames(names['fine'], names['coarse'], np.array(names['fine_to_coarse']), source)
-  except OSError as e:
-    raise _missing(data_dir) from e
-  except (ValueError, KeyError, TypeError) as e:
-    raise _damaged(path, e) from e
+  """Reads the names of classes and superclasses in a folder: a ClassNames.
+
+  Raises:
+    UserError: the file is missing or damaged.
+  """
+  names = readers.read_names(os.path.join(data_dir, 'names.json'), Names, ADVICE, _missing(data_dir))
+  source = {key: names[key] for key in ('source', 'seed', 'num_val_instance', 'images_per_class')}
+  return ClassNames(names['fine'], names['coarse'], np.array(names['fine_to_coarse']), source)
 
 
 def load(data_dir, subset, limit=None):
@@ -68,14 +75,8 @@ def load(data_dir, subset, limit=None):
 
   Returns an Images; raises UserError if the file is missing or damaged, or holds fewer than `limit` images.
   """
-  path = os.path.join(data_dir, subset + '.npz')
-  try:
-    with np.load(path, allow_pickle=False) as archive:
-      images, labels = archive['images'], archive['labels'].astype(np.int32)
-  except FileNotFoundError as e:
-    raise _missing(data_dir) from e
-  except Exception as e:  # a damaged zip raises what it likes
-    raise _damaged(path, e) from e
+  path, classes = os.path.join(data_dir, subset + '.npz'), len(load_names(data_dir).fine)
+  images, labels = readers.read_subset(path, IMAGE_SIZE, classes, ADVICE, _missing(data_dir))
   if limit is not None and limit > len(images):
     raise UserError(f"{limit} images of '{path}' were asked for, but it holds only {len(images)}")
   return Images(images[:limit], labels[:limit])
@@ -120,3 +121,6 @@ def whiten(images):
   images = tf.cast(images, tf.float32)
   mean, variance = tf.nn.moments(images, (1, 2), keepdims=True)
   return (images - mean) * tf.math.rsqrt(tf.maximum(variance, 1.0 / IMAGE_SIZE**2))
+
+
+prepare = whiten  # what makes raw images what a network reads, by the name that every data set has for it

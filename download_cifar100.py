@@ -17,16 +17,15 @@ import contextlib
 import os
 import posixpath
 import sys
-import zipfile
-import zlib
 
 import numpy as np
 import six
 
+from splitnet.common import schema
 from splitnet.common.errors import UserError, program
-from splitnet.common.files import check_folder, read_json, whole_file, write_json
+from splitnet.common.files import check_folder, locked, remove_leftovers, whole_file, write_json
 from splitnet.common.flags import Parser, integer, switch
-from splitnet.data import safe_pickle, safe_tar, synthetic
+from splitnet.data import readers, safe_pickle, safe_tar, synthetic
 from splitnet.data.download import download, md5_of
 
 URL = 'https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz'
@@ -39,7 +38,19 @@ TRAIN_IMAGES, TEST_IMAGES = 50000, 10000
 MAX_IMAGES_PER_CLASS = 5000  # of synthetic images
 
 SUBSETS = ('train', 'val', 'train_val', 'test')
-PROVENANCE = ('source', 'seed', 'num_val_instance', 'images_per_class')
+
+
+@schema.record
+class Provenance(schema.TypedDict):
+  """What names.json says of the files beside it."""
+
+  source: schema.Text
+  seed: schema.Count
+  num_val_instance: schema.Count
+  images_per_class: schema.Count
+
+
+PROVENANCE = tuple(Provenance.__annotations__)
 
 
 def read_archive(path):
@@ -94,11 +105,10 @@ def _images(batch, member, count):
 
 def _labels(batch, member, key, count, classes):
   """Returns the labels under `key`, uint8 [count], each below `classes`."""
-  try:
-    labels = np.asarray(batch.get(key))
-  except ValueError:  # lists of unequal lengths
-    labels = np.empty(0)
-  if labels.shape != (count,) or labels.dtype.kind not in 'iu':
+  labels = batch.get(key)
+  if isinstance(labels, list):  # of texts or huge numbers, NumPy would make more than is there
+    labels = np.array(labels if all(type(label) is int and abs(label) < 1 << 31 for label in labels) else [])
+  if not isinstance(labels, np.ndarray) or labels.shape != (count,) or labels.dtype.kind not in 'iu':
     raise ValueError(f'{key} of {member} is not a list of {count} integers')
   if labels.min() < 0 or labels.max() >= classes:
     raise ValueError(f'{key} of {member} are {labels.min()} to {labels.max()} instead of 0 to {classes - 1}')
@@ -141,13 +151,10 @@ def write(data, data_dir, provenance):
 def is_done(data_dir, wanted):
   """Returns whether a folder holds it whole; UserError if it holds another data set."""
   names = os.path.join(data_dir, 'names.json')
-  if not os.path.exists(names):
+  if not os.path.lexists(names):
     return False
-  try:
-    stored = read_json(names)
-    stored = {key: stored[key] for key in PROVENANCE}
-  except (ValueError, KeyError, TypeError):
-    raise UserError(f'{names} is not of this program: pass --force to overwrite it, or another --data_dir') from None
+  stored = schema.read_json(names, Provenance, 'pass --force to overwrite it, or another --data_dir')
+  stored = {key: stored[key] for key in PROVENANCE}
   if stored != wanted:
     raise UserError(
       f'{data_dir} holds {describe(stored)}, and what is asked for is {describe(wanted)}: '
@@ -161,12 +168,12 @@ def is_done(data_dir, wanted):
 def _is_readable(path, count):
   """Returns whether a file holds a whole subset of `count` (None: any) images."""
   try:
-    with np.load(path, allow_pickle=False) as f:
-      images, labels, coarse = f['images'], f['labels'], f['coarse_labels']
-  except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):
+    arrays = readers.read_arrays(
+      path, {'images': ('u1', (32, 32, 3)), 'labels': ('iu', ()), 'coarse_labels': ('iu', ())}, ''
+    )
+  except UserError:
     return False
-  count = len(labels) if count is None else count
-  return images.shape == (count, 32, 32, 3) and labels.shape == coarse.shape == (count,)
+  return count in (None, len(arrays['labels']))
 
 
 def describe(provenance):
@@ -231,7 +238,7 @@ def get_data(flags, images_per_class):
   return read_archive(archive)
 
 
-@program('download_cifar100.py')
+@program('download_cifar100.py', lasting=True)
 def main(argv):
   """Brings --data_dir to what the flags ask for; UserError if that cannot be done."""
   flags = parse_flags(argv)
@@ -241,10 +248,14 @@ def main(argv):
       print(f'already done: {flags.data_dir} holds {describe(wanted)}')
       return
     check_folder('--data_dir', flags.data_dir)  # before the minutes that fetching takes
-    write(get_data(flags, wanted['images_per_class']), flags.data_dir, wanted)
+    taken = f"another process writes to --data_dir '{flags.data_dir}': wait for it, or give another"
+    with locked(flags.data_dir, taken):
+      if not flags.force and is_done(flags.data_dir, wanted):  # by the process that had it until now
+        print(f'already done: {flags.data_dir} holds {describe(wanted)}')
+        return
+      remove_leftovers(flags.data_dir, {'names.json', *(f'{subset}.npz' for subset in SUBSETS)})
+      write(get_data(flags, wanted['images_per_class']), flags.data_dir, wanted)
     print(f'wrote {describe(wanted)} to {flags.data_dir}')
-  except BrokenPipeError:  # whoever read the output has gone
-    raise
   except OSError as e:
     raise UserError(
       f'cannot write to --data_dir {flags.data_dir} ({e}): free some space, change its mode, or give another --data_dir'

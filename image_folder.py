@@ -13,12 +13,14 @@ import os
 
 import numpy as np
 
+from splitnet.common import schema
 from splitnet.common.errors import UserError
 from splitnet.common.files import write_json
 from splitnet.data import image_files
 from splitnet.data.batches import ClassNames
-from splitnet.data.images import Crops, ImageFiles, make_dataset
+from splitnet.data.images import Crops, ImageFiles, make_dataset, normalize
 
+prepare = normalize
 IMAGE_SIZE = 64  # pixels a side, unless something else is asked for
 SEED = 0  # of the division
 SHARE = 10  # one in so many images of a class goes to a subset that is drawn
@@ -141,29 +143,24 @@ def _divide(images, drawn):
 def _read_subsets(path):
   """Reads what was drawn: a dict from subset to list of files."""
   try:
-    with open(path, encoding='utf-8') as f:
-      content = json.load(f)
+    with schema.open_file(path) as f:
+      content = json.load(f)  # names of files need not be text, which schema.read_json demands
     content.pop('seed', None)
-    if not all(isinstance(file, str) for files in content.values() for file in files):
-      raise TypeError('it holds no lists of names')
+    if not all(isinstance(files, list) and all(isinstance(file, str) for file in files) for files in content.values()):
+      raise TypeError('it holds more than lists of names')
     return content
-  except (OSError, ValueError, TypeError, AttributeError) as e:
+  except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
     raise UserError(f"'{path}' is damaged ({e}): remove it, and the images are divided anew") from e
 
 
 def _class_names(data_dir, classes, source):
   """Returns the ClassNames, with superclasses if there is a file of them."""
   path = os.path.join(data_dir, 'superclasses.json')
-  if not os.path.exists(path):
+  if not os.path.lexists(path):
     return ClassNames(classes, None, None, source)
-  try:
-    with open(path, encoding='utf-8') as f:
-      content = json.load(f)
-    members = [(superclass, name) for superclass, names in content.items() for name in names]
-    if not all(isinstance(name, str) for _, name in members):
-      raise TypeError('its values are no lists of names')
-  except (OSError, ValueError, TypeError, AttributeError) as e:
-    raise UserError(f'\'{path}\' cannot be read ({e}): it must be such as {{"animal": ["cat", "dog"], ...}}') from e
+  advice = 'it must be such as {"animal": ["cat", "dog"], ...}'
+  content = schema.read_json(path, dict[schema.Text, list[schema.Text]], advice)
+  members = [(superclass, name) for superclass, names in content.items() for name in names]
   counts = {name: sum(member == name for _, member in members) for name in {*classes, *(name for _, name in members)}}
   for name, count in sorted(counts.items()):
     if name not in classes:

@@ -30,13 +30,15 @@ import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 import numpy as np
 from tqdm import tqdm
 
+from splitnet.common import schema
 from splitnet.common.errors import UserError, run_program
 from splitnet.common.files import check_folder, whole_file
 from splitnet.common.flags import Parser
-from splitnet.data import image_files
+from splitnet.data import image_files, safe_tar
 from splitnet.data.batches import ClassNames
-from splitnet.data.images import Crops, ImageFiles, make_dataset
+from splitnet.data.images import Crops, ImageFiles, make_dataset, normalize
 
+prepare = normalize
 IMAGE_SIZE = 224
 CLASSES = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'imagenet_classes.json')
 ID = re.compile(r'n\d{8}')
@@ -236,17 +238,13 @@ def read_devkit(path):
   truth, meta = 'ILSVRC2012_validation_ground_truth.txt', 'meta.mat'
   try:
     if os.path.isdir(path):
-      contents = {name: open(os.path.join(path, name), 'rb').read() for name in (truth, meta)}
+      contents = {name: schema.read_bytes(os.path.join(path, name), 1 << 26) for name in (truth, meta)}
     else:
-      with tarfile.open(path, 'r:*') as tar:
-        contents = {
-          os.path.basename(member.name): tar.extractfile(member).read()
-          for member in tar if member.isfile() and os.path.basename(member.name) in (truth, meta)
-        }  # fmt: skip
+      contents = safe_tar.read_members(path, None, (truth, meta), 'download it again')
     synsets = scipy.io.loadmat(io.BytesIO(contents[meta]), squeeze_me=True, struct_as_record=True)['synsets']
     id_of = {int(synset['ILSVRC2012_ID']): str(synset['WNID']) for synset in synsets}
     return [id_of[int(number)] for number in contents[truth].split()]
-  except Exception as e:  # a damaged archive or matrix raises what it likes
+  except Exception as e:  # a damaged matrix raises what it likes
     raise UserError(f"the devkit '{path}' is damaged, or not ILSVRC 2012's ({' '.join(str(e).split())})") from e
 
 
@@ -302,7 +300,13 @@ def _record_table(data_dir, subset, paths):
     ]  # fmt: skip
     with whole_file(noted, 'wb') as f:
       np.save(f, np.array(table, np.int64))
-  return np.load(noted)
+  try:
+    table = np.load(noted)
+    if table.dtype != np.int64 or table.ndim != 2 or table.shape[1] != 5:
+      raise ValueError('it is no such table')
+    return table
+  except (OSError, ValueError, EOFError) as e:
+    raise UserError(f"'{noted}' is damaged ({' '.join(str(e).split())}): remove it, and it is made anew") from e
 
 
 def _records_of(path):
@@ -404,7 +408,7 @@ def _unpack(path, name, md5, add):
             add(tar, member)
       while stream.read(1 << 20):
         pass
-    except tarfile.TarError as e:
+    except (tarfile.TarError, EOFError, ValueError, RecursionError) as e:
       raise UserError(f"'{path}' is no tar archive, or cut short or damaged ({e}): download it again") from e
     found = verified.md5.hexdigest()
   if found != md5:
@@ -524,7 +528,7 @@ def parse_flags(argv=None):
   return flags
 
 
-def prepare(flags):
+def run(flags):
   """Brings --data_dir to what the flags ask for; UserError if that cannot be done."""
   check_folder('--data_dir', flags.data_dir)
   check_archives(flags)
@@ -552,7 +556,7 @@ def prepare(flags):
 
 def main(argv=None):
   """Runs the program; returns its exit code."""
-  return run_program('imagenet.py', lambda: prepare(parse_flags(argv)))
+  return run_program('imagenet.py', lambda: run(parse_flags(argv)))
 
 
 if __name__ == '__main__':

@@ -21,9 +21,12 @@ import tensorflow as tf
 
 import alexnet_split
 import cifar100
+import image_folder
+import imagenet
 import resnet_split
 from splitnet.common.errors import UserError, run_program
 from splitnet.common.flags import Parser, add, automatic, boolean, epochs, integer, number, one_of, take
+from splitnet.data.dataset import DataSettings
 from splitnet.network import counting
 from splitnet.parallel import devices
 from splitnet.training import checkpoints, initialize, log, replicas, resume
@@ -37,6 +40,7 @@ STAGE_DEFAULTS = {
   'split': dict(l2_weight=0.0005, lr_step_epoch='100.0,140.0', max_steps=120000, dropout_keep_prob=1.0),
 }
 networks = {kind.network: kind for kind in (resnet_split.WideResNet, resnet_split.ResNet18, alexnet_split.AlexNet)}
+datasets = {'cifar100': cifar100, 'image_folder': image_folder, 'imagenet': imagenet}
 NETWORK_FLAGS = [
   'network', 'k', 'num_residual_units', 'width', 'num_classes', 'groups', 'ngroups1', 'ngroups2', 'ngroups3',
   'branch_input', 'bn_no_scale', 'lrn',
@@ -62,7 +66,7 @@ def make_parser():
     return f'[{STAGE_DEFAULTS["group"][name]} for group, {STAGE_DEFAULTS["split"][name]} otherwise]'
 
   g = parser.add_argument_group('folders')
-  add(g, 'data_dir', str, 'cifar100/train_val_split', 'folder that download_cifar100.py wrote')
+  add(g, 'data_dir', str, None, f'folder of the data [of cifar100, by download_cifar100.py: {cifar100.DATA_DIR}]')
   add(g, 'train_dir', str, None, 'folder for checkpoints, metrics and the log [runs/<mode>]')
   add(g, 'basemodel', str, None, 'folder or checkpoint to start from; a grouping one for split [none]')
   g = parser.add_argument_group("network (default: the basemodel's, else the value in brackets)")
@@ -110,6 +114,12 @@ def make_parser():
   add(g, 'patience', steps, 0, 'stop after this many validations without a better accuracy; 0: never')
   add(g, 'seed', steps, 0, 'of initial values, shuffling, augmentation and dropout')
   g = parser.add_argument_group('data')
+  add(g, 'dataset', one_of(*datasets), 'cifar100', 'CIFAR-100, your own images (a folder per class), or ILSVRC 2012')
+  add(g, 'image_size', integer(8, 4096), None, "pixels a side [the basemodel's, else 32, 64 or 224 by data set]")
+  add(g, 'skip_damaged', boolean, False, 'leave out image files that cannot be decoded')
+  add(g, 'cache', boolean, False, 'decode image files once and keep them on the disk, for small data')
+  add(g, 'min_crop_area', share, 0.08, 'least share of an image file that a crop for training shows')
+  add(g, 'flip', boolean, True, 'mirror half of the image files in training')
   add(g, 'train_split', one_of('train', 'train_val'), 'train', 'train_val: all images; best is then the last one')
   add(g, 'num_train_instance', count, None, 'take only the first images of it [all]')
   add(g, 'num_val_instance', count, None, 'take only the first validation images [all]')
@@ -143,7 +153,8 @@ def parse_flags(argv):
     if getattr(flags, name) is not None and not flags.teacher:
       raise UserError(f'--{name} needs --teacher, the folder or checkpoint to distil from')
   defaults = {**STAGE_DEFAULTS[flags.mode], **(distillation if flags.teacher else {})}
-  for name, value in {**defaults, 'train_dir': os.path.join('runs', flags.mode)}.items():
+  data_dir = cifar100.DATA_DIR if flags.dataset == 'cifar100' else None
+  for name, value in {**defaults, 'train_dir': os.path.join('runs', flags.mode), 'data_dir': data_dir}.items():
     if getattr(flags, name) is None:
       setattr(flags, name, value)
   for name, mode in ONLY_FOR.items():
@@ -156,8 +167,8 @@ def parse_flags(argv):
 
 def start_of(flags):
   """Returns what the flags ask a run to start from: an initialize.Start."""
-  network = {**{name: getattr(flags, name) for name in NETWORK_FLAGS}, 'image_size': cifar100.IMAGE_SIZE}
-  return take(initialize.Start, vars(flags), network={n: value for n, value in network.items() if value is not None})
+  asked = {name: getattr(flags, name) for name in NETWORK_FLAGS if getattr(flags, name) is not None}
+  return take(initialize.Start, vars(flags), network=asked)
 
 
 # --- a run ----------------------------------------------------------------------------------------------------------
@@ -168,30 +179,41 @@ def train(flags, machine, placed):
 
   `machine` and `placed`, the Replicas and the devices for the branches or None, come from replicas.set_up.
   """
+  machine.gather([0])  # the chief has the folder
   np.random.seed(flags.seed)
   tf.random.set_seed(flags.seed)
-
-  # Data.
-  names = cifar100.load_names(flags.data_dir)
-  images = cifar100.load(flags.data_dir, flags.train_split, flags.num_train_instance)
-  validation = cifar100.load(flags.data_dir, 'val', flags.num_val_instance)
-  data = dict(names.source, classes=len(names.fine), train_images=len(images.images), split=flags.train_split)
-  if flags.batch_size > len(images.images):
-    raise UserError(f'--batch_size is {flags.batch_size}, but there are only {len(images.images)} training images')
 
   # The run to resume, if any. 1. It says what the network is; 2. the basemodel does; 3. the flags; 4. the defaults.
   older = resnet_split.read_older
   start, before = start_of(flags), resume.stored_run(flags.train_dir, flags.mode, older)
   base = None if before else initialize.read_basemodel(start, older)
+
+  # Data, with images of the size that the network reads.
+  known = before['network'] if before else base.network if base else {}
+  size = flags.image_size or known.get('image_size')
+  dataset = datasets[flags.dataset].open_dataset(take(DataSettings, vars(flags), image_size=size))
+  names = dataset.names
+  images = dataset.load(flags.train_split, flags.num_train_instance)
+  validation = dataset.load('val', flags.num_val_instance)
+  data = dict(names.source, classes=len(names.fine), train_images=len(images.labels), split=flags.train_split)
+  if flags.dataset != 'cifar100':
+    data.update(class_names=names.fine, digest=images.digest())
+  if flags.batch_size > len(images.labels):
+    raise UserError(f'--batch_size is {flags.batch_size}, but there are only {len(images.labels)} training images')
+  start.network.update(image_size=dataset.image_size)
+  if not known:
+    start.network.setdefault('num_classes', len(names.fine))
   config = initialize.choose_network(start, networks, base, before, flags.train_dir)
   graph = config.graph()
   if config.num_classes != len(names.fine):
     raise UserError(f'--num_classes is {config.num_classes}, but the data has {len(names.fine)} classes')
+  if base:
+    checkpoints.check_classes(base, names, flags.data_dir)
   sources, changed = resume.identify_checkpoints(flags.basemodel, flags.teacher, before)
   settings = {**vars(flags), **sources}
   if machine.chief:
     rows = {**settings, **config.to_dict(), 'groups': graph.split}
-    rows.update({f'data {name}': value for name, value in data.items()})
+    rows.update({f'data {name}': value for name, value in data.items() if name != 'class_names'})
     print(log.settings_table({**rows, 'computes on': devices.description()}), flush=True)
 
   # Network, with the basemodel's weights and the groups.
@@ -209,22 +231,21 @@ def train(flags, machine, placed):
   paths = {'data_dir', 'train_dir', *resume.CHECKPOINTS}  # may be other ones on every host
   shared = {**configuration, 'data': None, 'settings': {n: value for n, value in settings.items() if n not in paths}}
   machine.must_agree('their flags', json.dumps(shared, sort_keys=True).encode())
-  machine.must_agree('their data', images.images, images.labels, validation.images, validation.labels)
+  machine.must_agree('their data', images.digest().encode(), validation.digest().encode())
 
   # Training step.
-  steps_per_epoch = len(images.images) / flags.batch_size
-  train_step = make_step(network, cifar100, vars(flags), steps_per_epoch, machine, teacher)
+  steps_per_epoch = len(images.labels) / flags.batch_size
+  train_step = make_step(network, dataset, vars(flags), steps_per_epoch, machine, teacher)
 
   # Loop.
-  with checkpoints.locked(flags.train_dir) if machine.chief else contextlib.nullcontext():
-    loop = Loop(take(LoopSettings, vars(flags), validate_first=start.trained), train_step, machine, configuration)
-    slow = '' if before else devices.precision_note(flags.precision, training=True)  # once started it is decided
-    chosen_last = flags.train_split == 'train_val' and (
-      'the validation images are trained on, so their accuracy chooses nothing: best is the last validation'
-    )
-    for note in filter(None, (changed, slow, chosen_last)):
-      loop.note(note)
-    return loop.train(images, validation)
+  loop = Loop(take(LoopSettings, vars(flags), validate_first=start.trained), train_step, machine, configuration)
+  slow = '' if before else devices.precision_note(flags.precision, training=True)  # once started it is decided
+  chosen_last = flags.train_split == 'train_val' and (
+    'the validation images are trained on, so their accuracy chooses nothing: best is the last validation'
+  )
+  for note in filter(None, (*dataset.notes, changed, slow, chosen_last)):
+    loop.note(note)
+  return loop.train(images, validation)
 
 
 def main(argv=None):
@@ -233,10 +254,12 @@ def main(argv=None):
   def program():
     flags = parse_flags(argv)
     machine, placed, flags.jit_compile = replicas.set_up(take(replicas.Machine, vars(flags)), flags.batch_size)
-    with machine.explaining_losses():
+    # Before anything in the folder is looked at: another run there would change it meanwhile.
+    alone = checkpoints.locked(flags.train_dir) if machine.chief else contextlib.nullcontext()
+    with machine.explaining_losses(), alone:
       train(flags, machine, placed)
 
-  return run_program('train.py', program)
+  return run_program('train.py', program, lasting=True)
 
 
 if __name__ == '__main__':

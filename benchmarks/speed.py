@@ -31,7 +31,7 @@ import tensorflow as tf
 
 from resnet_split import Config
 from splitnet.common.errors import UserError, last_line, program
-from splitnet.common.files import PROJECT, check_output_file, write_json
+from splitnet.common.files import PROJECT, check_output_file, telling_of_output, write_json
 from splitnet.common.flags import Parser, add, integer, integers, number, some_of
 from splitnet.parallel import devices
 from splitnet.reporting import tables
@@ -73,11 +73,11 @@ def parse_flags(argv):
   add(parser, 'branch_input', str, 'group', "group or all, as train.py's")
   add(parser, 'seconds', number('(0, 3600]'), 3.0, 'that each row is measured for in each turn, one call at least')
   add(parser, 'repeats', integer(1, 1000), 3, 'turns')
-  add(parser, 'output', str, '', 'JSON file for the results, written after every table [none]')
+  add(parser, 'output', str, None, 'JSON file for the results, written after every table [none]')
   flags = parser.parse_args(argv)
   for k in flags.k:
     config_of(flags, k)
-  if flags.output:
+  if flags.output is not None:
     check_output_file('--output', flags.output)
   return flags
 
@@ -284,8 +284,13 @@ def main(argv):
   flags = parse_flags(argv)
   results, machine = [], {}
   for results, machine in run_all(flags):
-    if flags.output:
-      write_json(flags.output, {'settings': vars(flags), 'machine': machine, 'results': results})
+    if flags.output is not None:
+      try:
+        with telling_of_output('--output', flags.output):
+          write_json(flags.output, {'settings': vars(flags), 'machine': machine, 'results': results})
+      except UserError:
+        print(caption(flags, machine) + markdown(results, flags.split), end='')
+        raise
   print(caption(flags, machine) + markdown(results, flags.split), end='')
   if results and not any(line['rate'] for line in results):
     raise UserError(f'nothing could be measured: {results[0]["remark"]}')

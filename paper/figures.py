@@ -20,11 +20,11 @@ import utils
 from paper import runs
 from resnet_split import read_older
 from splitnet.common.errors import UserError, program
-from splitnet.common.files import check_output_file
+from splitnet.common.files import check_output_file, telling_of_output
 from splitnet.common.flags import Parser, Type, add, integer, switch
 from splitnet.network import hardening
 from splitnet.reporting import metrics, plots
-from splitnet.training import checkpoints, resume
+from splitnet.training import checkpoint_files, checkpoints, resume
 
 REPORT_SECONDS = 30  # between lines about a run in progress
 BALANCES = Type(
@@ -77,10 +77,6 @@ def make_parser():
   return parser
 
 
-def saved_steps(folder):
-  """Returns the steps of which a folder holds a checkpoint: list of ints, rising."""
-  matches = [re.fullmatch(r'ckpt-(\d+)\.index', name) for name in glob.glob('ckpt-*.index', root_dir=folder)]
-  return sorted(int(match[1]) for match in matches if match)
 
 
 def evenly(steps, count):
@@ -129,7 +125,7 @@ def figure_3(flags):
     raise UserError(
       f"--run '{flags.run}' is a {configuration['mode']} run; figure 3 shows a grouping run (train.py --mode group)"
     )
-  steps = saved_steps(flags.run)
+  steps = checkpoint_files.saved_steps(flags.run)
   if len(steps) < 2:
     raise UserError(
       f"'{flags.run}' holds {f'only the checkpoint of step {steps[0]}' if steps else 'no checkpoint'}, but figure 3 "
@@ -148,11 +144,12 @@ def figure_3(flags):
     images = [plots.order_weights(graph, layer, kernel, groups) for kernel in kernels]
     rows.append((label, images, [f'{100 * share:.0f} % within groups' for share in shares[layer.name]]))
   title = f'Weights of the {graph.split} split\nordered by the groups of step {steps[-1]}'
-  plots.draw_moments(rows, [f'step {step}' for step in steps], title, flags.output)
   print(
     f'{flags.output}: squared weight within the groups, step {steps[0]} to {steps[-1]}: '
     + ', '.join(f'{name} {100 * s[0]:.0f} to {100 * s[-1]:.0f} %' for name, s in shares.items())
   )
+  with telling_of_output('--output', flags.output):
+    plots.draw_moments(rows, [f'step {step}' for step in steps], title, flags.output)
   return shares
 
 
@@ -185,7 +182,7 @@ def train_flags(flags, further, balance):
 def is_done(wanted):
   """Returns whether a run has all its steps; refuses another run in its folder."""
   folder = wanted['train_dir']
-  steps, before = saved_steps(folder), checkpoints.read_configuration(folder, read_older)
+  steps, before = checkpoint_files.saved_steps(folder), checkpoints.read_configuration(folder, read_older)
   if before is None or not steps:
     return False
   stored = settings_of(before)
@@ -238,7 +235,8 @@ def group_sizes(stored):
 def finished_runs(out):
   """Returns the balance weights of the runs that a folder holds, rising."""
   matches = (re.fullmatch(r'balance-([\d.]+(e[+-]\d+)?)', name) for name in glob.glob('balance-*', root_dir=out))
-  return sorted(float(match[1]) for match in matches if match and saved_steps(os.path.join(out, match[0])))
+  matches = [match for match in matches if match and checkpoint_files.saved_steps(os.path.join(out, match[0]))]
+  return sorted(float(match[1]) for match in matches)
 
 
 def figure_4(flags, further):
@@ -269,8 +267,10 @@ def figure_4(flags, further):
   check_alike(stored)
   graph, after = stored[balances[0]].graph, ' to '.join(map(str, sorted({min(steps.values()), max(steps.values())})))
   title = f'Classes per group of the FC split {graph.split} after {after} steps'
-  plots.draw_sizes({f'{balance:g}': sizes for balance, sizes in counts.items()}, graph.classes.size, title, picture)
+  sizes = {f'{balance:g}': sizes for balance, sizes in counts.items()}
   print(f'{picture}: largest group {", ".join(f"{s[0]} at {balance:g}" for balance, s in counts.items())} classes')
+  with telling_of_output('--out', picture):
+    plots.draw_sizes(sizes, graph.classes.size, title, picture)
   return counts
 
 
@@ -294,14 +294,15 @@ def figure_5(flags):
   agreement = utils.superclass_agreement(groups, names.fine_to_coarse)
   mean, deviation = metrics.random_agreement(sizes, names.fine_to_coarse)
   compared = f'agreement {agreement:.2f}, random groups of the same sizes {mean:.2f} +- {deviation:.2f}'
-  plots.draw_superclasses(
-    table[:, order],
-    [f'group {g} ({size} classes)' for g, size in enumerate(sizes)],
-    [names.coarse[i].replace('_', ' ') for i in order],
-    f'Classes of each superclass in each group, split {stored.graph.split}: {compared.replace("+-", "±")}',
-    flags.output,
-  )
   print(f'{flags.output}: {compared}')
+  with telling_of_output('--output', flags.output):
+    plots.draw_superclasses(
+      table[:, order],
+      [f'group {g} ({size} classes)' for g, size in enumerate(sizes)],
+      [names.coarse[i].replace('_', ' ') for i in order],
+      f'Classes of each superclass in each group, split {stored.graph.split}: {compared.replace("+-", "±")}',
+      flags.output,
+    )
   return table[:, order], agreement
 
 

@@ -65,10 +65,10 @@ def moved(result):
     return None, None
   stored = checkpoints.read(result['folder'], read_older)
   settings = stored.configuration['settings']
-  if settings['assignment_start'] != 'spectral' or not checkpoints.exists(result['base_folder']):
+  if settings.get('assignment_start') != 'spectral' or not checkpoints.exists(result['base_folder']):
     return None, None
   base = checkpoints.read(result['base_folder'], read_older)
-  alphas = grouping.spectral_start(stored.graph, base.values, settings['seed'])
+  alphas = grouping.spectral_start(stored.graph, base.values, settings.get('seed', 0))
   started = hard_groups_of(stored.graph, {f'group/{name}/alpha': alpha for name, alpha in alphas.items()})
   ended = hard_groups_of(stored.graph, stored.values)
   return tuple(100 * share for share in grouping.moved(stored.graph, started, ended))

@@ -1,5 +1,6 @@
 """Runs of train.py and eval.py in folders of their own: what decides a result, what is done already, doing the rest.
 
+  FOLDER/making.lock     held by the process that makes the run
   FOLDER/settings.json   what the run was asked for; other settings in the same folder are refused
   FOLDER/output.txt      what the programs printed
   FOLDER/cost.json       seconds and device
@@ -9,28 +10,58 @@
 No path is stored, so a folder may be moved, together with those of the runs that it needs, and continued there.
 """
 
+import contextlib
 import dataclasses
 import fcntl
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from typing import Annotated, Any
 
 import numpy as np
+from pydantic import Field
 
+from splitnet.common import schema
 from splitnet.common.errors import UserError, last_line
-from splitnet.common.files import PROJECT, read_json, write_json
+from splitnet.common.files import PROJECT, locked, remove_leftovers, write_json
 from splitnet.parallel import devices
+from splitnet.reporting import results
 from splitnet.training import checkpoints
 from splitnet.training.log import read_metrics
 
+LOCK = 'making.lock'
 REPORT_SECONDS = 600  # between lines about a run in progress
 
 # Settings that are shares of max_steps, by the flag of train.py, which counts epochs: the shares after which the
 # learning rate is multiplied by 0.1, over which gamma2 rises, and over which the learning rate does.
 SHARES = {'drop_at': 'lr_step_epoch', 'ramp_at': 'gamma2_ramp_epoch', 'warmup_at': 'lr_warmup_epoch'}
+
+
+@schema.record
+class Source(schema.TypedDict):
+  """Which data a run was trained on, among other things."""
+
+  source: schema.Text
+
+
+@schema.record
+class Stored(schema.TypedDict):
+  """What settings.json holds."""
+
+  settings: dict[str, Any]
+  data: Source
+
+
+@schema.record
+class Cost(schema.TypedDict):
+  """What cost.json holds."""
+
+  seconds: Annotated[float, Field(ge=0, le=1e12)]
+  device: schema.Text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,9 +110,8 @@ class Run:
   def cost(self):
     """What it took so far: 'seconds' and 'device'; None if nobody counted."""
     try:
-      cost = read_json(os.path.join(self.folder, 'cost.json'))
-      return {'seconds': float(cost['seconds']), 'device': str(cost['device'])}
-    except (OSError, ValueError, KeyError, TypeError):  # an account of the past, which nothing depends on
+      return schema.read_json(os.path.join(self.folder, 'cost.json'), Cost, '')
+    except UserError:  # an account of the past, which nothing depends on
       return None
 
   @property
@@ -145,34 +175,33 @@ def read_result(run, data):
   Raises:
     UserError: if the folder holds a run with other settings, or a damaged file.
   """
-  path = os.path.join(run.folder, 'settings.json')
-  try:
-    if not os.path.exists(path):
-      if os.path.isdir(run.folder) and os.listdir(run.folder):
-        raise UserError(f"'{run.folder}' was not made by tables.sh: remove it, or give another --out")
-      return None
-    stored = read_json(path)
-    old, new = dict(stored['settings']), dict(run.settings)
-    if data is not None:
-      old['data'], new['data'] = stored['data'], data
-    for difference in differences(old, new):
-      raise UserError(f"'{run.folder}' {difference}: use the same, another --out, or remove the folder")
-    path = run.evaluation
-    if not os.path.exists(path):
-      return None
-    evaluated = read_json(path)
-    result = dict(
-      {name: evaluated[name] for name in ('accuracy', 'parameters', 'flops')}, agreement=evaluated.get('agreement'),
-      group_sizes=[len(group) for group in evaluated.get('groups', [])], grouped_accuracy=None, data=stored['data'],
-      folder=run.folder, base_folder=run.base and run.base.folder, seed=run.train['seed'], cost=run.cost,
-      steps=run.train['max_steps'], steps_in_all=run.steps_in_all, batch_size=run.train['batch_size'],
-    )  # fmt: skip
-    path = run.grouped_evaluation
-    if os.path.exists(path):
-      result['grouped_accuracy'] = read_json(path)['accuracy']
-    return result
-  except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-    raise UserError(f"'{path}' cannot be read ({e}): remove '{run.folder}'") from e
+  path, advice = os.path.join(run.folder, 'settings.json'), f"remove '{run.folder}'"
+  if not os.path.lexists(path):
+    # Another process may have begun with it, and just be writing settings.json.
+    others = os.listdir(run.folder) if os.path.isdir(run.folder) else []
+    if any(name != LOCK and not re.fullmatch(r'settings\.json\.\d+\.tmp', name) for name in others):
+      raise UserError(f"'{run.folder}' was not made by tables.sh: remove it, or give another --out")
+    return None
+  stored = schema.read_json(path, Stored, advice)
+  old, new = dict(stored['settings']), dict(run.settings)
+  if data is not None:
+    old['data'], new['data'] = stored['data'], data
+  for difference in differences(old, new):
+    raise UserError(f"'{run.folder}' {difference}: use the same, another --out, or remove the folder")
+  if not os.path.lexists(run.evaluation):
+    return None
+  evaluated = schema.read_json(run.evaluation, results.Size, advice)
+  result = {name: evaluated[name] for name in ('accuracy', 'parameters', 'flops')}
+  result.update(
+    agreement=evaluated.get('agreement'), group_sizes=[len(group) for group in evaluated.get('groups', [])],
+    grouped_accuracy=None, data=stored['data'], folder=run.folder, base_folder=run.base and run.base.folder,
+    seed=run.train['seed'], steps=run.train['max_steps'], steps_in_all=run.steps_in_all,
+    batch_size=run.train['batch_size'], cost=run.cost,
+  )  # fmt: skip
+  if os.path.lexists(run.grouped_evaluation):
+    grouped = schema.read_json(run.grouped_evaluation, results.Accuracy, advice)
+    result['grouped_accuracy'] = grouped['accuracy']
+  return result
 
 
 def call(arguments, log, report=lambda: None, interval=REPORT_SECONDS):
@@ -243,11 +272,16 @@ def execute(run, arguments, interval=REPORT_SECONDS):
 
 def complete(run, data_dir, data):
   """Trains and evaluates a run, or what is left of it."""
-  try:
-    write_json(os.path.join(run.folder, 'settings.json'), {'settings': run.settings, 'data': data})
-  except OSError as e:
-    raise UserError(f"cannot write to the folder '{run.folder}' ({e.strerror}): give another --out") from e
-  for arguments in run.commands(data_dir, data['train_images']):
-    execute(run, arguments)
-  if not os.path.exists(run.evaluation):
-    raise UserError(f"the run in '{run.folder}' failed: eval.py did not write '{run.evaluation}'")
+  with contextlib.ExitStack() as stack:
+    try:
+      stack.enter_context(locked(run.folder, f"'{run.folder}' is being run already", LOCK))
+      if read_result(run, data):  # by the process that had it until now; what does not fit is refused
+        return
+      remove_leftovers(run.folder, {'settings.json', 'cost.json', 'eval.json', 'grouped.json'})
+      write_json(os.path.join(run.folder, 'settings.json'), {'settings': run.settings, 'data': data})
+    except OSError as e:
+      raise UserError(f"cannot write to the folder '{run.folder}' ({e.strerror}): give another --out") from e
+    for arguments in run.commands(data_dir, data['train_images']):
+      execute(run, arguments)
+    if not os.path.exists(run.evaluation):
+      raise UserError(f"the run in '{run.folder}' failed: eval.py did not write '{run.evaluation}'")

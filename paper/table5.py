@@ -26,7 +26,7 @@ from paper import partition
 from paper.published import DENSE, TABLE_5
 from paper.recipes import Experiment
 from splitnet.common.errors import UserError, program
-from splitnet.common.files import check_output_file, write_json, write_text
+from splitnet.common.files import check_output_file, telling_of_output, write_json, write_text
 from splitnet.common.flags import Parser, add, integer, one_of, some_of
 from splitnet.data.synthetic import random_images
 from splitnet.network import grouping, network
@@ -62,12 +62,12 @@ def parse_flags(argv):
   add(parser, 'devices', str, '', 'such as /GPU:0,/GPU:1,/GPU:2; a row takes the first ones [all GPUs, else CPUs]')
   text = f'cut the CPU, or the first GPU, into this many devices [{MOST_DEVICES}; 1 if there are several GPUs]'
   add(parser, 'num_logical_devices', integer(1, 64), None, text)
-  add(parser, 'output', str, '', 'file for the table, its ending .csv or .json, written after every repeat [none]')
+  add(parser, 'output', str, None, 'file for the table, its ending .csv or .json, written after every repeat [none]')
   flags = parser.parse_args(argv)
   flags.experiment = Experiment(k=flags.k, branch_input=flags.branch_input)
   flags.experiment.config(DENSE)  # checks --k and --branch_input
   flags.rows = [row for row in TABLE_5 if row.name in flags.rows]
-  if flags.output:
+  if flags.output is not None:
     flags.output = os.path.abspath(flags.output)
     if not flags.output.endswith(('.csv', '.json')):
       raise UserError(f"--output is '{flags.output}'; its ending must be .csv or .json")
@@ -192,13 +192,11 @@ def write(flags, summary, names, note):
   """Writes the file of --output; a UserError if that fails."""
   shown = ('k', 'branch_input', 'images', 'batch_size', 'in_flight', 'precision')
   settings = {name: getattr(flags, name) for name in shown}
-  try:
+  with telling_of_output('--output', flags.output):
     if flags.output.endswith('.csv'):
       write_text(flags.output, csv_text(*table(summary)))
     else:
       write_json(flags.output, {**settings, 'devices': names, 'note': note, 'rows': summary})
-  except OSError as e:
-    raise UserError(f"cannot write '{flags.output}' ({e.strerror}): give another --output") from e
 
 
 @program('table5.py')
@@ -218,8 +216,12 @@ def main(argv):
   summary = summarise(flags.rows, {}, len(names))
   for seconds in timing.interleaved(timers, flags.repeats, timing.show_seconds):
     summary = summarise(flags.rows, seconds, len(names))
-    if flags.output:
-      write(flags, summary, names, note)
+    if flags.output is not None:
+      try:
+        write(flags, summary, names, note)
+      except UserError:
+        print(caption(flags, summary, names, note) + markdown(*table(summary)), end='')
+        raise
   print(caption(flags, summary, names, note) + markdown(*table(summary)), end='')
 
 

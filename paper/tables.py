@@ -236,7 +236,7 @@ def run_table(flags):
     show(flags, data)
 
 
-@program('tables.py')
+@program('tables.py', lasting=True)
 def main(argv):
   """Prints counts, or runs and prints a table."""
   flags = parse_flags(argv)

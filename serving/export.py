@@ -7,12 +7,16 @@ TensorFlow and TensorFlow Serving run them without this project.
   OUT/trunk/1          with --branches: images -> the features that each branch reads
   OUT/branch_<i>/1     features -> logits, class_ids, class_names of the branch's own classes
 
-Images are uint8 [batch, 32, 32, 3], of any batch size; whitening is part of the model. Every model has one signature,
-'serving_default', and stands in a version folder, as TensorFlow Serving wants it.
+Images are uint8 [batch, size, size, 3], of any batch size; whitening or normalisation is part of the model. Every model
+has one signature, 'serving_default', and stands in a version folder, as TensorFlow Serving wants it.
 """
 
 import collections
+import contextlib
+import fcntl
+import glob
 import os
+import re
 import shutil
 import sys
 
@@ -22,17 +26,25 @@ import numpy as np
 import tensorflow as tf
 
 import cifar100
+import image_folder
+import imagenet
 import resnet_split
 import utils
+from serving import infer
+from splitnet.common import schema
 from splitnet.common.errors import UserError, program
-from splitnet.common.files import write_json
+from splitnet.common.files import check_folder, write_json
 from splitnet.common.flags import Parser, add, one_of, switch
+from splitnet.data.images import Crops
 from splitnet.network import counting, folding, layers
 from splitnet.training import checkpoints
 
 MANIFEST = 'manifest.json'
 VERSION = '1'
-IMAGES = tf.TensorSpec([None, cifar100.IMAGE_SIZE, cifar100.IMAGE_SIZE, 3], tf.uint8, name='images')
+MODEL = r'whole|trunk|branch_\d+'  # names of models
+# What tf.saved_model.save writes.
+SAVED_MODEL = r'saved_model\.pb|fingerprint\.pb|variables/variables\.(index|data-\d+-of-\d+)|assets/.+'
+datasets = {'cifar100': cifar100, 'image_folder': image_folder, 'imagenet': imagenet}
 
 
 def parse_flags(argv):
@@ -45,10 +57,15 @@ def parse_flags(argv):
   switch(parser, 'branches', 'also the trunk and each branch of a split network alone')
   switch(parser, 'force', 'replace the export that --out holds')
   add(parser, 'precision', one_of('float32', 'bfloat16'), 'float32', 'of the convolutions')
-  add(parser, 'data_dir', str, 'cifar100/train_val_split', 'folder of the data, for the class names')
+  text = 'folder of CIFAR-100, for the class names; of other data the checkpoint has them'
+  add(parser, 'data_dir', str, cifar100.DATA_DIR, text)
   flags = parser.parse_args(argv)
+  if not flags.out:
+    raise UserError('--out is empty: name a folder that does not exist')
   flags.out = os.path.normpath(flags.out)
+  remove_leftovers(flags.out)
   check_out(flags.out, flags.force)
+  check_folder('--out', os.path.dirname(os.path.realpath(flags.out)))
   return flags
 
 
@@ -83,12 +100,16 @@ def deal(depths):
   return [{name: branches_of(i, depth) for depth, name in branching} for i in range(counts[top])]
 
 
-def build(network, class_names, with_branches):
-  """Builds a network's models: list of Model, each behind those that it reads."""
-  folded = folding.folded(network)
+def build(network, class_names, with_branches, prepare=cifar100.prepare):
+  """Builds a network's models: list of Model, each behind those that it reads.
+
+  `prepare` is a function from raw images to what the network reads.
+  """
+  folded, pixels = folding.folded(network), network.graph.image_size
+  images_spec = tf.TensorSpec([None, pixels, pixels, 3], tf.uint8, name='images')
 
   def whole(images):
-    logits = folded(cifar100.whiten(images))
+    logits = folded(prepare(images))
     names = _for_each_image(class_names, logits)
     return {'probabilities': tf.nn.softmax(logits), 'logits': logits, 'class_names': names}
 
@@ -98,7 +119,7 @@ def build(network, class_names, with_branches):
     return counting.total([c for c in counts if c.node[1] in branches.get(c.node[0], [])])
 
   all_classes = list(range(len(class_names)))
-  models = [Model('whole', tf.function(whole, [IMAGES]), {'images': None}, all_classes, *counting.total(counts))]
+  models = [Model('whole', tf.function(whole, [images_spec]), {'images': None}, all_classes, *counting.total(counts))]
   if not with_branches:
     return models
   branches_of = deal(folded.depths)
@@ -107,7 +128,7 @@ def build(network, class_names, with_branches):
   # Branches that read the same channels (with branch_input 'all') share their name, that of the first of them.
   names = [f'features_{branches_of[read.index(channels)][lowest][0]}' for channels in read]
   below = {depth: [0] for depth in folded.depths if depth not in branches_of[0]}
-  trunk = _trunk(folded.part(below), dict(zip(names, read)))
+  trunk = _trunk(folded.part(below), dict(zip(names, read)), prepare, images_spec)
   models.append(Model('trunk', trunk, {'images': None}, None, *size(below)))
   for i, branches in enumerate(branches_of):
     part = folded.part(branches)
@@ -117,11 +138,11 @@ def build(network, class_names, with_branches):
   return models
 
 
-def _trunk(part, channels):
-  @tf.function(input_signature=[IMAGES])
+def _trunk(part, channels, prepare, images_spec):
+  @tf.function(input_signature=[images_spec])
   def trunk(images):
     # Whatever the convolutions compute in, machines send each other float32.
-    features = layers.divided(part(cifar100.whiten(images)), channels)
+    features = layers.divided(part(prepare(images)), channels)
     return {name: tf.cast(x, tf.float32) for name, x in features.items()}
 
   return trunk
@@ -166,26 +187,93 @@ def check_out(out, force):
   """Raises UserError if something is in the way of an export to a folder."""
   if not os.path.lexists(out) or (os.path.isdir(out) and not os.listdir(out)):
     return
-  if not os.path.isfile(os.path.join(out, MANIFEST)):
+  models = exported_models(out)
+  if models is None:
     raise UserError(f"--out: '{out}' exists and is no export: name a folder that does not exist")
   if not force:
     raise UserError(f"--out: '{out}' holds an export already: name another folder, or replace it with --force")
+  if strangers := others(out, models):
+    shown = ', '.join(strangers[:3]) + (', ...' if len(strangers) > 3 else '')
+    raise UserError(f"--out: '{out}' holds more than an export ({shown}): move that away, or name another folder")
+
+
+def exported_models(folder):
+  """Returns the names of the models of the export that a folder holds, a list; None if it holds none of ours."""
+  try:
+    content = schema.read_bytes(os.path.join(folder, MANIFEST), schema.MAX_BYTES)
+    models = [(model['name'], model['path']) for model in schema.parse_json(content, infer.Manifest)['models']]
+  except (OSError, ValueError):
+    return None
+  ours = all(re.fullmatch(MODEL, name) and path == f'{name}/{VERSION}' for name, path in models)
+  files = [os.path.join(folder, path, 'saved_model.pb') for _, path in models]
+  return [name for name, _ in models] if ours and all(map(os.path.isfile, files)) else None
+
+
+def others(folder, models):
+  """Returns what is in the folder of an export and no part of it: sorted list of paths within the folder."""
+  ours = re.compile(rf'{re.escape(MANIFEST)}|({"|".join(models)})/{VERSION}/({SAVED_MODEL})')
+  found = []
+  for path, folders, files in os.walk(folder):
+    links = [name for name in folders if os.path.islink(os.path.join(path, name))]
+    inside = [os.path.relpath(os.path.join(path, name), folder) for name in files + links]
+    found += [name for name in inside if not ours.fullmatch(name) or os.path.islink(os.path.join(folder, name))]
+  return sorted(found)
+
+
+def _beside(out, kind, process):
+  """Returns a path beside a folder, as only there a rename moves it whole."""
+  folder, name = os.path.split(os.path.realpath(out))
+  return os.path.join(folder, f'.{name}.{kind}-{process}')
+
+
+@contextlib.contextmanager
+def _locked(folder):
+  """Keeps a folder, under whichever name, from being taken for a leftover."""
+  descriptor = os.open(folder, os.O_RDONLY)
+  try:
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    yield
+  finally:
+    os.close(descriptor)
+
+
+def remove_leftovers(out):
+  """Removes what killed exports left beside a folder; what one of them had moved away gets its name again."""
+  for kind in ('old', 'new'):
+    for path in glob.glob(glob.escape(_beside(out, kind, '')) + '*'):
+      if path.rsplit('-', 1)[1].isdecimal():
+        with contextlib.suppress(OSError), _locked(path):  # not one of a process that is at work
+          if kind == 'old' and not os.path.lexists(out):
+            os.rename(path, out)
+          else:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def write(out, models, content, force):
-  """Writes an export whole or not at all; what was there before is there still."""
-  # Both are beside the folder, as only there a rename moves it whole.
-  folder, name = os.path.split(os.path.realpath(out))
-  out = os.path.join(folder, name)
-  temporary, old = (os.path.join(folder, f'.{name}.{kind}-{os.getpid()}') for kind in ('new', 'old'))
+  """Writes an export whole or not at all.
+
+  Args:
+    out: the folder.
+    models: list of Model.
+    content: of manifest.json.
+    force: replace an export that is there.
+
+  Raises:
+    UserError: if it cannot be written; what was there before is there still.
+  """
+  out = os.path.realpath(out)
+  temporary, old = (_beside(out, kind, os.getpid()) for kind in ('new', 'old'))
+  locks = contextlib.ExitStack()
   try:
     os.makedirs(temporary)
+    locks.enter_context(_locked(temporary))
     for model in models:
       path = os.path.join(temporary, model.name, VERSION)
       tf.saved_model.save(tf.Module(), path, signatures={'serving_default': model.function})
     write_json(os.path.join(temporary, MANIFEST), content)
     check_out(out, force)  # again: it took a while
     if os.path.isdir(out):
+      locks.enter_context(_locked(out))
       os.rename(out, old)
     try:
       os.rename(temporary, out)
@@ -199,6 +287,7 @@ def write(out, models, content, force):
     raise UserError(f"--out: '{out}' cannot be written ({reason})") from e
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
+    locks.close()
 
 
 def model_text(model):
@@ -213,15 +302,23 @@ def model_text(model):
 def main(argv):
   """Exports as the flags say."""
   flags = parse_flags(argv)
-  names = cifar100.load_names(flags.data_dir)
   stored = checkpoints.read(flags.checkpoint, resnet_split.read_older)
-  checkpoints.check_classes(stored, names, flags.data_dir)
+  trained_on = stored.configuration or {'settings': {}, 'data': {}}
+  dataset = trained_on['settings'].get('dataset', 'cifar100')
+  class_names, size = trained_on['data'].get('class_names'), stored.graph.image_size
+  if class_names is None:
+    names = cifar100.load_names(flags.data_dir)
+    checkpoints.check_classes(stored, names, flags.data_dir)
+    class_names = names.fine
   network = checkpoints.load_network(stored, flags.harden, dtype=tf.dtypes.as_dtype(flags.precision))
   if flags.branches and (network.groups is None or stored.graph.classes.groups == 1):
     way_out = 'add --harden' if checkpoints.class_groups(stored) is not None else 'leave --branches out'
     raise UserError(f"--branches: '{stored.path}' holds a network without branches: {way_out}")
-  models = build(network, names.fine, flags.branches)
-  content = manifest(models, names.fine, checkpoint=stored.path, network=stored.network, precision=flags.precision)
+  models = build(network, class_names, flags.branches, datasets[dataset].prepare)
+  content = manifest(
+    models, class_names, checkpoint=stored.path, network=stored.network, precision=flags.precision, image_size=size,
+    shorter_side=None if dataset == 'cifar100' else Crops.of_size(size).resize,
+  )  # fmt: skip
   write(flags.out, models, content, flags.force)
   print(*map(model_text, content['models']), f'\nwritten: {flags.out}', sep='\n')
 

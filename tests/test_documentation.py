@@ -11,7 +11,9 @@ import script_calls
 
 import cifar100
 import eval as evaluation
+import imagenet
 import train
+from benchmarks import input as input_benchmark
 from benchmarks import speed
 from benchmarks import workers as benchmark_workers
 from paper import estimate, figures, recipes, table5, tables
@@ -20,9 +22,11 @@ from splitnet.parallel import worker
 
 PAGES = ['README.md', *sorted(glob.glob('docs/*.md', root_dir=helpers.PROJECT))]
 PARSERS = {
+  'benchmarks.input': input_benchmark.parse_flags,
   'benchmarks.speed': speed.parse_flags,
   'benchmarks.workers': benchmark_workers.parse_flags,
   'eval.py': evaluation.parse_flags,
+  'imagenet.py': imagenet.parse_flags,
   'paper.estimate': estimate.parse_flags,
   'paper.table5': table5.parse_flags,
   'paper.tables': tables.parse_flags,
@@ -173,5 +177,6 @@ def test_the_lines_that_write_your_own_data_write_what_is_read(tmp_path, monkeyp
   names = cifar100.load_names('my_data')
   assert (len(names.fine), len(names.coarse), list(names.fine_to_coarse)) == (4, 2, [0, 0, 1, 1])
   for subset, count in (('train', 400), ('val', 40), ('test', 40)):
-    images, labels = cifar100.load('my_data', subset)
-    assert images.shape == (count, 32, 32, 3) and images.dtype == 'uint8' and set(labels) <= {0, 1, 2, 3}
+    data = cifar100.load('my_data', subset)
+    assert data.images.shape == (count, 32, 32, 3) and data.images.dtype == 'uint8'
+    assert set(data.labels) <= {0, 1, 2, 3}

@@ -12,6 +12,7 @@ import pytest
 from archives import TEST, TRAIN, content, pack, pickled, serve
 
 import download_cifar100 as dl
+from splitnet.common import files
 
 FILES = {'train.npz', 'val.npz', 'train_val.npz', 'test.npz', 'names.json'}
 
@@ -149,7 +150,8 @@ def merge_superclasses(parts):
     (lambda p: p['train'].update(data=p['train']['data'][:, :-1].copy()), '(200, 3071)'),
     (lambda p: p['test'].pop('data'), 'data of test'),
     (lambda p: p['test'].pop('fine_labels'), 'fine_labels of test'),
-    (lambda p: p['test'].update(fine_labels=[[1], [2, 3]]), 'fine_labels of test'),
+    (lambda p: p['test'].update(fine_labels=[[1], [2, 3]]), 'more than arrays and lists of'),
+    (lambda p: p['test'].update(fine_labels=['1'] * 100), 'fine_labels of test'),
     (lambda p: p['train']['fine_labels'].pop(), 'fine_labels of train'),
     (lambda p: p['train']['fine_labels'].__setitem__(3, 100), '0 to 100'),
     (lambda p: p['train']['fine_labels'].__setitem__(3, -1), '-1 to 99'),
@@ -227,15 +229,14 @@ def test_validation_must_leave_images(tmp_path, capsys):
   assert dl.main([*argv, '99']) == 0
 
 
-def test_unwritable_folder(tmp_path, capsys, monkeypatch):
+def test_unwritable_folder(tmp_path, capsys):
   (tmp_path / 'file').write_text('')
   argv = ['--synthetic', '--images_per_class', '1', '--data_dir']
   for folder in (tmp_path / 'file', tmp_path / 'file' / 'below'):
     assert dl.main([*argv, str(folder)]) == 1
     sentence(capsys, '--data_dir', folder, 'name another')
-  monkeypatch.setattr(os, 'access', lambda path, mode: False)
-  assert dl.main([*argv, str(tmp_path / 'out')]) == 1
-  sentence(capsys, tmp_path / 'out', 'cannot be written to')
+  assert dl.main([*argv, '/proc/self']) == 1
+  sentence(capsys, '/proc/self', 'cannot be written to')
 
 
 # --- what is there already -----------------------------------------------------------------------------------------
@@ -426,3 +427,17 @@ def test_synthetic_files(tmp_path):
   assert [names[key] for key in dl.PROVENANCE] == ['synthetic', 5, 20, 2]
   assert dl.main([*argv[:3], '--seed', '6', '--data_dir', str(tmp_path / 'c')]) == 0
   assert digests(tmp_path / 'c')['test.npz'] != digests(tmp_path / 'a')['test.npz']
+
+
+def test_two_do_not_write_to_the_same_folder(tmp_path, capsys):
+  folder = str(tmp_path / 'data')
+  arguments = ['--synthetic', '--images_per_class', '1', '--data_dir', folder]
+  with files.locked(folder, 'taken'):
+    (tmp_path / 'data' / 'other').touch()
+    assert dl.main(arguments) == 1
+    assert 'another process writes to' in capsys.readouterr().err
+    assert sorted(os.listdir(folder)) == ['lock', 'other']
+  (tmp_path / 'data' / 'train.npz.1.tmp').touch()  # of one that was killed
+  assert dl.main(arguments) == 0 and not (tmp_path / 'data' / 'train.npz.1.tmp').exists()
+  with files.locked(folder, 'taken'):
+    assert dl.main(arguments) == 0  # what is there may be used

@@ -1,7 +1,9 @@
 """eval.py: its numbers against naive NumPy, what it writes, hardening, placement on devices, and what it refuses."""
 
+import errno
 import json
 import os
+import subprocess
 
 import helpers
 import numpy as np
@@ -13,7 +15,7 @@ import eval as evaluation
 from splitnet.common.errors import UserError
 from splitnet.network import counting, hardening
 from splitnet.parallel import devices, executor
-from splitnet.reporting import metrics
+from splitnet.reporting import metrics, plots
 from splitnet.training import checkpoints
 
 # --- what is written --------------------------------------------------------------------------------------------
@@ -108,6 +110,34 @@ def test_bfloat16_evaluates_to_about_the_same(tmp_path_factory):
   assert rounded['precision'] == 'bfloat16'
   assert rounded['cross_entropy'] != exact['cross_entropy']
   assert rounded['cross_entropy'] == pytest.approx(exact['cross_entropy'], rel=0.02)
+
+
+# --- what cannot be written ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('fails', ['write_json', 'draw_confusion'])
+def test_a_result_that_cannot_be_written_is_shown(runs, data, tmp_path, capsys, monkeypatch, fails):
+  def fail(*_, **__):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(evaluation if fails == 'write_json' else plots, fails, fail)
+  path = str(tmp_path / 'result.json')
+  arguments = ['--checkpoint', runs['split'], '--data_dir', data, '--test_iter', 1, '--output_file', path]
+  code, stdout, stderr = helpers.call(evaluation, arguments, capsys)
+  assert (code, stderr) == (1, f"eval.py: --output_file: '{path}' cannot be written (No space left on device)\n")
+  assert 'accuracy, top 1 ' in stdout and 'written:' not in stdout
+  assert os.listdir(tmp_path) == ([] if fails == 'write_json' else ['result.json'])
+
+
+def test_a_pipe_gets_the_result_and_no_picture_beside_it(runs, data, tmp_path, capsys):
+  pipe = str(tmp_path / 'pipe')
+  os.mkfifo(pipe)
+  arguments = ['--checkpoint', runs['baseline'], '--data_dir', data, '--test_iter', 1, '--output_file', pipe]
+  with subprocess.Popen(['cat', pipe], stdout=subprocess.PIPE, text=True) as reader:
+    code, stdout, stderr = helpers.call(evaluation, arguments, capsys)
+    result = json.loads(reader.communicate()[0])
+  assert (code, stderr, os.listdir(tmp_path)) == (0, '', ['pipe'])
+  assert stdout.endswith(f'\nwritten: {pipe}\n') and result['images'] == 70 and 'confusion_picture' not in result
 
 
 # --- hardening --------------------------------------------------------------------------------------------------
@@ -216,6 +246,8 @@ REFUSED = {
   'output in a file': (
     ['--checkpoint', 'RUNS/split', '--output_file', 'RUNS/split/config.json/x.json'], 1, ['RUNS/split/config.json']
   ),
+  'output is nothing': (['--checkpoint', 'RUNS/split', '--output_file', ''], 1, ['--output_file is empty']),
+  'workers are nothing': (['--checkpoint', 'RUNS/split', '--workers', ''], 1, ["--workers ''", 'host:port']),
   'output is a folder': (['--checkpoint', 'RUNS/split', '--output_file', 'RUNS/split'], 1, ['RUNS/split', 'folder']),
 }  # fmt: skip
 
@@ -248,6 +280,10 @@ def test_data_with_other_classes_is_refused(runs, tmp_path, capsys):
   names.update(fine=names['fine'][:10], fine_to_coarse=names['fine_to_coarse'][:10])
   with open(path, 'w') as f:
     json.dump(names, f)
+  subset = os.path.join(folder, 'test.npz')
+  with np.load(subset) as archive:
+    arrays = dict(archive, labels=archive['labels'] % 10)
+  np.savez(subset, **arrays)
   code, _, stderr = helpers.call(evaluation, ['--checkpoint', runs['split'], '--data_dir', folder], capsys)
   assert code == 1 and '100 classes' in stderr and 'has 10' in stderr and stderr.count('\n') == 1
 

@@ -100,11 +100,44 @@ class Images:
       batches = batches.map(own)
     return batches.prefetch(4)
 
+  def explain(self, error, batch_size, step, seed=None):
+    """Raises an error again: no image in memory makes reading a batch fail."""
+    del batch_size, step, seed
+    raise error
+
   def digest(self):
     """Computes a digest of images and labels, which workers compare: 64 hexadecimal digits."""
     content = hashlib.sha256(np.ascontiguousarray(self.images))
     content.update(np.ascontiguousarray(self.labels))
     return content.hexdigest()
+
+
+# What reading a batch of files fails with.
+UNREADABLE = (
+  tf.errors.InvalidArgumentError, tf.errors.NotFoundError, tf.errors.PermissionDeniedError, tf.errors.DataLossError,
+  tf.errors.FailedPreconditionError, tf.errors.UnknownError, tf.errors.OutOfRangeError,
+)  # fmt: skip
+
+
+def numbered_batches(data, batch_size, limit=0, **options):
+  """Yields (number, images, labels) of the evaluation batches of an Images or an ImageFiles.
+
+  Args:
+    data, batch_size: whose batches, and how many images each.
+    limit: how many batches; 0: all.
+    **options: of `evaluation_batches`.
+
+  Raises:
+    UserError: an image cannot be read.
+  """
+  count = -(-len(data.labels) // batch_size)
+  batches = iter(data.evaluation_batches(batch_size, **options))
+  for i in range(min(limit, count) if limit else count):
+    try:
+      images, labels = next(batches)
+    except UNREADABLE as e:
+      data.explain(e, batch_size, i)
+    yield i, images, labels
 
 
 def training_batches(data, batch_size, seed, first_step=0):

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from splitnet.common import schema
 from splitnet.common.errors import UserError
 from splitnet.common.files import write_json
 
@@ -252,7 +253,9 @@ def stamps_digest(root, files):
 
 def _is_stale(known, stamp):
   """Returns whether what is known of a file (its stamp, its fault) may no longer be so."""
-  return known is None or stamp is None or known[0] != stamp or (known[1] or '').startswith(UNREADABLE)
+  if not isinstance(known, list) or len(known) != 2 or not isinstance(known[1], str | None):
+    return True
+  return stamp is None or known[0] != stamp or (known[1] or '').startswith(UNREADABLE)
 
 
 def _stamps(paths):
@@ -271,8 +274,8 @@ def _stamps(paths):
 def _read_json(path):
   """Returns the content of a JSON object, or {} if it is missing or damaged."""
   try:
-    with open(path, encoding='utf-8') as f:
+    with schema.open_file(path) as f:
       content = json.load(f)
     return content if isinstance(content, dict) else {}
-  except (OSError, ValueError):
+  except (OSError, ValueError, RecursionError):
     return {}

@@ -263,7 +263,7 @@ def make_dataset(names, subsets, settings, size, notes):
   def load(subset, limit=None):
     if subset not in subsets:
       raise UserError(f"'{folder}' has no subset '{subset}', it has {', '.join(subsets)}")
-    chosen = subsets[subset].first(limit)
+    chosen = subsets[subset].mixed(limit)
     if not settings.cache:
       return chosen
     stamps = image_files.stamps_digest(chosen.root, chosen.files)
@@ -306,17 +306,15 @@ class ImageFiles:
     places = None if self.places is None else self.places[chosen]
     return dataclasses.replace(self, files=self.files[chosen], labels=self.labels[chosen], places=places)
 
-  def first(self, limit):
-    """Takes so many images, the same each time, of all classes alike; None: all.
+  def mixed(self, limit=None):
+    """Takes so many images (None: all) in a random order, the same each time, so that any beginning has all classes.
 
     Raises:
       UserError: there are fewer.
     """
-    if limit is None:
-      return self
-    if limit > len(self.labels):
+    if limit is not None and limit > len(self.labels):
       raise UserError(f"{limit} images of '{self.root}' were asked for, but it holds only {len(self.labels)}")
-    return self.take(np.sort(np.random.RandomState(0).permutation(len(self.labels))[:limit]))
+    return self.take(np.random.RandomState(0).permutation(len(self.labels))[:limit])
 
   def digest(self):
     """Computes a digest of the files' names and labels, which workers compare: 64 hexadecimal digits."""
@@ -416,17 +414,25 @@ class ImageFiles:
         return f'the image {image_files.quoted(path)} {reason}'
     return None
 
-  def explain(self, error, batch_size, seed, step):
-    """Raises what made reading a training batch fail in one sentence; the error itself if no image explains it.
+  def explain(self, error, batch_size, step, seed=None):
+    """Raises what made reading a batch fail in one sentence; the error itself if no image explains it.
+
+    Args:
+      error: the exception; batch_size: of the batch.
+      step: of the batch for training, or the number of the one for evaluation.
+      seed: of the batches for training; None: they are those for evaluation.
 
     Raises:
       UserError: an image of the batch cannot be decoded.
     """
-    chosen, _ = next(iter(index_batches(len(self.labels), batch_size, seed, step)))
-    reason = self.find_fault(chosen.numpy())
+    if seed is None:
+      chosen = range(step * batch_size, min((step + 1) * batch_size, len(self.labels)))
+    else:
+      chosen = next(iter(index_batches(len(self.labels), batch_size, seed, step)))[0].numpy()
+    reason = self.find_fault(chosen)
     if reason is None:
       raise error
-    raise UserError(f'step {step}: {reason}; --skip_damaged leaves damaged images out') from error
+    raise UserError(f'{reason}: restore it and run again, or start anew with --skip_damaged') from error
 
   def decode_all(self, path):
     """Decodes all images once into a file, if it is not there already: shorter side `Crops.resize`.
@@ -448,7 +454,14 @@ class ImageFiles:
         raise UserError(
           f"--cache: '{path}' cannot be written ({e.strerror}): free some space, or leave --cache out"
         ) from e
-    lengths = np.load(index)
+    try:
+      lengths = np.load(index)
+      whole = lengths.shape == (len(self.labels),) and lengths.dtype.kind in 'iu' and lengths.min(initial=0) >= 0
+      whole = whole and lengths.sum() == os.path.getsize(path)
+    except (OSError, ValueError, EOFError):
+      whole = False
+    if not whole:
+      raise UserError(f"--cache: '{path}' is damaged: remove it and '{index}', or leave --cache out")
     ends = np.cumsum(lengths)
     return dataclasses.replace(self, places=np.stack([ends - lengths, lengths, ends[-1] - ends], 1), decoded=path)
 

@@ -11,15 +11,25 @@ Source of trees and groups: Kim et al., SplitNet (ICML 2017), and the released c
 import dataclasses
 import functools
 import itertools
+from typing import Annotated, Literal
 
 import numpy as np
+from pydantic import Field
 
 import utils
+from splitnet.common import schema
 from splitnet.common.errors import UserError
 
 WEIGHTED = ('conv', 'linear')
 KEEPS_UNITS = ('batch_norm', 'relu', 'max_pool', 'lrn', 'add', 'mean')
 OPS = ('image', *WEIGHTED, *KEEPS_UNITS)
+
+# Beyond these a network is a slip of the keyboard or a damaged file; they are told before anything is made.
+MAX_LAYERS = 5000  # ResNet-1202 has 4,200
+MAX_UNITS = 1 << 17  # of a layer
+MAX_PIXELS = 1 << 13  # a side
+MAX_WEIGHTS = 1 << 31
+MAX_NODES = 20_000  # layers times the branches that they stand in
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +91,7 @@ class Graph:
   Raises:
     ValueError: if inputs do not come before; an edge leaves its depth for another than the next; more than one layer is
       read across a border; `add` joins different units; a local response norm stands on units that are divided.
-    UserError: if the groups fall going up the tree, or there are more of them than units.
+    UserError: if the groups fall going up the tree, there are more of them than units, or it is beyond the limits.
   """
 
   name: str  # of the network, such as 'WRN-16-8'
@@ -193,8 +203,12 @@ class Graph:
 
   @classmethod
   def from_dict(cls, content):
-    """Reads what `to_dict` wrote; KeyError, TypeError or ValueError if it did not."""
+    """Reads what `to_dict` wrote; ValueError or UserError if it did not."""
+    content = schema.check(content, _Plain)
     units = {each['name']: Units(**each) for each in content['units']}
+    for each in content['layers']:
+      if each['units'] not in units:
+        raise ValueError(f"layer {schema.show(each['name'])} writes units that there are not")
     layers = (
       Layer(**{**each, 'inputs': tuple(each['inputs']), 'units': units[each['units']]}) for each in content['layers']
     )
@@ -206,6 +220,62 @@ def split_name(counts):
   while len(counts) > 3 and counts[0] == 1:
     counts = counts[1:]
   return '-'.join(map(str, counts))
+
+
+@schema.exact
+class _PlainUnits(schema.TypedDict):
+  name: schema.Text
+  size: schema.Positive
+  groups: schema.Positive
+  depth: schema.Text
+
+
+@schema.exact
+class _PlainLayer(schema.TypedDict):
+  name: schema.Text
+  op: schema.Text
+  inputs: list[schema.Text]
+  units: schema.Text
+  depth: schema.Text
+  size: schema.NotRequired[schema.Positive]
+  kernel: schema.NotRequired[schema.Positive]
+  stride: schema.NotRequired[schema.Positive]
+  padding: schema.NotRequired[Literal['SAME', 'VALID']]
+  bias: schema.NotRequired[bool]
+  counted: schema.NotRequired[Literal['all', 'weights', 'none']]
+  scaled: schema.NotRequired[bool]
+  dropout: schema.NotRequired[bool]
+
+
+@schema.exact
+class _Plain(schema.TypedDict):
+  """What `Graph.to_dict` writes."""
+
+  name: schema.Text
+  depths: Annotated[dict[schema.Text, schema.Positive], Field(min_length=1)]
+  units: list[_PlainUnits]
+  layers: Annotated[list[_PlainLayer], Field(min_length=1, max_length=MAX_LAYERS)]
+
+
+def windowed_size(size, kernel, stride, padding):
+  """Returns how many pixels a side a convolution or a pool writes, below 1 if its window is too large."""
+  return -(-size // stride) if padding == 'SAME' else (size - kernel) // stride + 1
+
+
+def _check_size(graph):
+  """Checks that a graph is not beyond the limits; UserError if it is."""
+  of = f'{graph.name} has'
+  for layer in graph.layers:
+    if layer.units.size > MAX_UNITS:
+      raise UserError(f'{of} {layer.units.size:,} units in {layer.name}; more than {MAX_UNITS:,} are not made')
+    if max(layer.size, layer.kernel, layer.stride) > MAX_PIXELS:
+      raise UserError(f'{of} more than {MAX_PIXELS:,} pixels a side in {layer.name}, which is not made')
+  kernels = {layer.name: layer.kernel**2 * graph.read(layer).size * layer.units.size for layer in graph.weighted}
+  if sum(kernels.values()) > MAX_WEIGHTS:
+    raise UserError(f'{of} {sum(kernels.values()):,} weights; more than {MAX_WEIGHTS:,} are not made')
+  nodes = sum(graph.branches(layer) for layer in graph.layers)
+  if nodes > MAX_NODES:
+    raise UserError(f'{of} {nodes:,} layers in all branches together; more than {MAX_NODES:,} are not made')
 
 
 def _check(graph):
@@ -229,6 +299,7 @@ def _check(graph):
     require(len(layer.inputs) == {'image': 0, 'add': 2}.get(layer.op, 1), f'reads {len(layer.inputs)} layers')
     require((layer.op == 'image') == (not seen), 'stands first or is an image, and not both')
     require(graph.units[layer.units.name] == layer.units, f"writes one of two sets of units '{layer.units.name}'")
+    require(layer.units.depth in order, 'writes units at an unknown depth')
     if layer.units.groups > layer.units.size:
       raise UserError(
         f'{layer.units.groups} groups were asked for at {layer.units.depth}, but {layer.name} has only '
@@ -241,6 +312,10 @@ def _check(graph):
         other = crossing.setdefault(layer.depth, source)
         require(other is source, f"reads '{source.name}', but '{other.name}' and '{source.name}' cross the border")
       require(layer.op not in KEEPS_UNITS or source.units == layer.units, 'reads other units than it writes')
+      size = 1 if layer.op in ('mean', 'linear') else source.size
+      if layer.op in ('conv', 'max_pool'):
+        size = windowed_size(size, layer.kernel, layer.stride, layer.padding)
+      require(layer.size == size, f'writes {layer.size} pixels a side; of what it reads it makes {size}')
     if layer.op == 'lrn' and layer.units.groups > 1:
       raise UserError(
         f"'{layer.name}' normalises over neighbouring channels, which {layer.units.groups} groups would part: it can "
@@ -254,6 +329,7 @@ def _check(graph):
   require(classes and graph.depths[order[0]] == 1, 'is the last, but not the classes of a tree with one root')
   for layer in graph.layers[:-1]:
     require(graph.readers[layer.name], 'is read by no other')
+  _check_size(graph)
 
 
 class Builder:
@@ -299,11 +375,13 @@ class Builder:
   # Layers.
 
   def _add(self, name, op, inputs, units, size, **keywords):
+    if len(self.layers) == MAX_LAYERS:
+      raise UserError(f'{self.name} has more than {MAX_LAYERS:,} layers, which is not made: give a smaller network')
     self.layers.append(Layer(name, op, tuple(x.name for x in inputs), units, self.depth, size, **keywords))
     return self.layers[-1]
 
   def _windowed(self, name, op, x, units, kernel, stride, padding, **keywords):
-    size = -(-x.size // stride) if padding == 'SAME' else (x.size - kernel) // stride + 1
+    size = windowed_size(x.size, kernel, stride, padding)
     if size < 1:
       raise UserError(
         f'images of {self.image.size} x {self.image.size} pixels are too small for {self.name}: {name} reads '
@@ -377,8 +455,17 @@ def hard_groups_of(graph, values):
 
 
 def check_groups(graph, groups):
-  """Raises UserError if a group has no unit: no branch can be without channels."""
+  """Checks that no group is empty: no branch can be without channels.
+
+  Raises:
+    UserError: if one is.
+    ValueError: if they are not the groups of the graph's units.
+  """
+  if groups.keys() != graph.units.keys():
+    raise ValueError('it has groups of other units than the graph')
   for name, units in graph.units.items():
+    if groups[name].shape != (units.size,) or not 0 <= groups[name].min() <= groups[name].max() < units.groups:
+      raise ValueError(f"the groups of '{name}' are not {units.size} numbers from 0 to {units.groups - 1}")
     sizes = utils.group_sizes(groups[name], units.groups)
     if sizes.min() == 0:
       writer = next(layer.name for layer in graph.layers if layer.units == units)

@@ -4,13 +4,14 @@ A grouping of the classes is an int array [classes] of groups at the logits; con
 down the tree (utils.parents). `even_features` makes it a grouping of all units, as the paper's S, C and R have it.
 """
 
-import json
+from typing import Any
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 from sklearn.cluster import KMeans
 
 import utils
+from splitnet.common import schema
 from splitnet.common.errors import UserError
 
 DIRECTIONS = 8  # directions of the last weights that the class clustering looks at
@@ -32,6 +33,11 @@ def semantic(names, groups):
 
   Raises UserError if there are more groups than superclasses; `names` is a ClassNames.
   """
+  if names.coarse is None:
+    raise UserError(
+      '--grouping semantic divides superclasses, and the data has none: write superclasses.json (docs/data.md), or '
+      'give clustering, random or a file'
+    )
   if groups > len(names.coarse):
     raise UserError(
       f'{groups} groups of whole superclasses were asked for, but there are only {len(names.coarse)} superclasses; '
@@ -110,15 +116,8 @@ def read_file(path, names, graph):
   Returns an int array [classes]; raises UserError if the file is not such a tree, or a class is missing, unknown or in
   two groups. `names` is a ClassNames.
   """
-  try:
-    with open(path) as f:
-      tree = json.load(f)
-  except OSError as e:
-    raise UserError(
-      f"--grouping '{path}': {e.strerror}; give learned, semantic, clustering, random or a file"
-    ) from e
-  except ValueError as e:
-    raise UserError(f"the grouping '{path}' is not JSON ({e})") from e
+  advice = 'give learned, semantic, clustering, random or a file of nested lists of class names'
+  tree = schema.read_json(path, list[Any], advice)
   # The numbers of branches where there are more of them than before, from the root.
   counts = sorted(set(graph.depths.values()) - {1})
   leaves, below = [tree], 1
@@ -131,13 +130,14 @@ def read_file(path, names, graph):
       )
     leaves, below = [child for node in leaves for child in node], count
   groups = np.full(len(names.fine), -1)
+  number = {**{key: i for i, key in enumerate(names.ids or [])}, **{name: i for i, name in enumerate(names.fine)}}
   for g, leaf in enumerate(leaves):
     for name in leaf if isinstance(leaf, list) else [leaf]:
-      if name not in names.fine:
-        raise UserError(f"the grouping '{path}' names a class {name!r} that the data does not have")
-      if groups[names.fine.index(name)] >= 0:
+      if not isinstance(name, str) or name not in number:
+        raise UserError(f"the grouping '{path}' names a class {schema.show(name)} that the data does not have")
+      if groups[number[name]] >= 0:
         raise UserError(f"the grouping '{path}' names the class '{name}' twice")
-      groups[names.fine.index(name)] = g
+      groups[number[name]] = g
   missing = [names.fine[c] for c in np.flatnonzero(groups < 0)]
   if missing:
     raise UserError(f"the grouping '{path}' leaves out {', '.join(missing)}")

@@ -9,6 +9,7 @@ import dataclasses
 import re
 from typing import ClassVar
 
+from splitnet.common import schema
 from splitnet.common.errors import UserError
 from splitnet.network.graph import Builder, split_name
 
@@ -134,9 +135,10 @@ def from_dict(networks, content):
   kind = find(networks, content.pop('network', next(iter(networks))))
   _refuse_others(networks, kind, content)
   try:
-    return kind(**content)
-  except TypeError as e:
-    raise UserError(f'{kind.network} cannot be made of {content} ({e})') from e
+    schema.check_fields(kind, content)
+  except ValueError as e:
+    raise UserError(f'{kind.network} cannot be made of these settings ({e})') from e
+  return kind(**content)
 
 
 def resolve(networks, asked, stored=None, source='', way_out=''):

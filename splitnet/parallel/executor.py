@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from splitnet.data.batches import numbered_batches
 from splitnet.network import counting
 from splitnet.parallel import devices, placement
 
@@ -212,7 +213,9 @@ def latency(executor, images, repeats=3):
   return float(np.median(seconds[1:]))
 
 
-def predict(network, images, prepare, batch_size, max_batches=0, device_names=None, workers=None, **options):
+def predict(
+  network, images, prepare, batch_size, max_batches=0, device_names=None, workers=None, crops=1, **options
+):
   """Runs a network over images once.
 
   Returns (logits float32 [images, classes], a Speed, whose latency is that of the first batch). Raises UserError if a
@@ -220,17 +223,30 @@ def predict(network, images, prepare, batch_size, max_batches=0, device_names=No
 
   Args:
     network: a Network that was built without devices.
-    images: array of raw images [images, ...].
+    images: array of raw images [images, ...], or an Images or ImageFiles.
     prepare: function from a batch of raw images to what the network reads.
     max_batches: 0 for all.
     device_names: of the devices for its branches; None: the first device of this machine.
     workers: the workers.Workers to compute on instead, or None.
+    crops: how many crops of an image of files; the logits of an image's crops then follow each other.
     **options: of BranchExecutor: trunk, in_flight, jit_compile.
   """
-  count = -(-len(images) // batch_size)
+  if hasattr(images, 'crops'):  # files, which are decoded when their batch is due
+
+    def batches():
+      return ((i, pixels) for i, pixels, _ in numbered_batches(images, batch_size, max_batches, crops=crops))
+
+    total, shape, dtype = len(images.labels), [images.crops.size, images.crops.size, 3], tf.uint8
+  else:
+    pixels = getattr(images, 'images', images)
+
+    def batches():
+      return ((i, pixels[i * batch_size : (i + 1) * batch_size]) for i in range(count))
+
+    total, shape, dtype = len(pixels), pixels.shape[1:], pixels.dtype
+  count = -(-total // batch_size)
   count = min(count, max_batches) if max_batches else count
-  batches = [images[i * batch_size : (i + 1) * batch_size] for i in range(count)]
-  image_spec = tf.TensorSpec([None, *images.shape[1:]], images.dtype)
+  image_spec = tf.TensorSpec([None, *shape], dtype)
   logits, started = {}, None
   with tqdm(total=count, unit='batch', disable=None, leave=False) as bar:
     while len(logits) < count:
@@ -238,9 +254,9 @@ def predict(network, images, prepare, batch_size, max_batches=0, device_names=No
         if workers:
           device_names, options['time_limit'] = workers.devices, workers.call_time_limit
         executor = BranchExecutor(network, device_names or devices.names()[:1], image_spec, prepare, **options)
-        seconds_alone = latency(executor, batches[0])
+        seconds_alone = latency(executor, next(batches())[1])
         started = started or time.perf_counter()
-        for i, values in executor.run((i, batch) for i, batch in enumerate(batches) if i not in logits):
+        for i, values in executor.run((i, batch) for i, batch in batches() if i not in logits):
           logits[i] = values
           bar.update()
         executor.close()

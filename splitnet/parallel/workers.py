@@ -5,23 +5,22 @@ run whatever they are sent.
 """
 
 import collections
+import contextlib
 import os
-import queue
 import re
 import socket
 import sys
 import threading
-import time
 
 import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 
-import grpc
 import tensorflow as tf
 
 from splitnet.common.errors import UserError
-from splitnet.parallel import port_filter
+from splitnet.parallel import connections, port_filter
 
 CALL_SHARE = 0.75  # of the time that a worker has to answer; in the rest it is found out which one does not
+GIVING_UP = 5  # seconds that TensorFlow has to see that its connections are gone
 
 # A worker: its number in the cluster, 'host:port' as the user gave it, the names of its devices.
 Worker = collections.namedtuple('Worker', 'task address devices')
@@ -44,44 +43,19 @@ def parse_addresses(text):
   return addresses
 
 
-def unreachable(addresses, timeout):
-  """Returns the addresses at which no gRPC server answers, with the reason.
-
-  A process that is stopped or hangs still has connections accepted by its kernel, so its answer is waited for, at most
-  `timeout` seconds for all of them. Returns a dict from 'host:port' to a text, None for no answer in time.
-  """
-  states, reasons = queue.SimpleQueue(), dict.fromkeys(addresses)
-  waiting = set(addresses)
-  channels = {address: grpc.insecure_channel(address, [('grpc.enable_http_proxy', 0)]) for address in addresses}
-  for address, channel in channels.items():
-    channel.subscribe(lambda state, address=address: states.put((address, state)), try_to_connect=True)
-  end = time.monotonic() + timeout
-  while waiting:
-    try:
-      address, state = states.get(timeout=max(0.0, end - time.monotonic()))
-    except queue.Empty:
-      break
-    if address not in waiting:
-      continue
-    if state == grpc.ChannelConnectivity.READY:
-      del reasons[address]
-    elif state == grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-      reasons[address] = 'cannot be reached'
-    else:
-      continue
-    waiting.discard(address)
-  for channel in channels.values():
-    channel.close()
-  return reasons
+class _ConnectionError(Exception):
+  """The workers could not be connected to; there may be others."""
 
 
 class Workers:
   """Connected workers; those that are lost are dropped."""
 
-  any_lost = False  # in this process
+  any_connected = False  # in this process, or being connected to
 
   def __init__(self, addresses, timeout, retry=False):
-    """Connects to workers; before anything else of the program runs on a device.
+    """Connects to workers; before anything of the program runs on a device, or lists the devices.
+
+    Once TensorFlow has begun to use devices, connecting keeps Python from running, and no time limit can end it.
 
     Raises UserError if one does not answer, or with `retry` none.
 
@@ -90,23 +64,34 @@ class Workers:
       timeout: seconds within which a worker has to answer.
       retry: go on without those that do not, as long as one remains.
     """
+    connections.ignore_proxies()
     self._timeout, self._retry = timeout, retry
     self._workers = [Worker(task, address, []) for task, address in enumerate(addresses)]
-    self._drop(unreachable(addresses, timeout))
-    self._workers = [Worker(task, worker.address, []) for task, worker in enumerate(self._workers)]
-    self._connect()
+    self._drop(connections.unreachable(addresses, timeout))
+    Workers.any_connected = True
+    while (reason := self._try_to_connect()) is not None:
+      left = [worker.address for worker in self._workers]
+      lost = connections.unreachable(left, (1 - CALL_SHARE) * self._timeout)
+      if not lost:
+        raise UserError(f'cannot work with {" and ".join(left)} ({reason}): are these all workers of worker.sh?')
+      self._drop(lost)
     names = [device.name for kind in ('GPU', 'CPU') for device in tf.config.list_logical_devices(kind)]
     for worker in self._workers:
       own = [name for name in names if name.startswith(f'/job:worker/replica:0/task:{worker.task}/')]
       worker.devices.extend([name for name in own if 'GPU' in name] or own[:1])
 
-  def _connect(self):
-    with socket.socket() as probe:
-      probe.bind((port_filter.LOOPBACK, 0))
-      port = probe.getsockname()[1]
-    addresses = [worker.address for worker in self._workers]
-    cluster = {'worker': addresses, 'client': [f'{port_filter.LOOPBACK}:{port}']}
-    errors = []
+  def _try_to_connect(self):
+    """Connects to all workers at once; returns None, or why it failed."""
+    self._workers = [Worker(task, worker.address, []) for task, worker in enumerate(self._workers)]
+    try:
+      with _unreachable_port() as port:  # only this process calls the workers; nobody calls it
+        self._connect([worker.address for worker in self._workers], port)
+    except _ConnectionError as e:
+      return str(e)
+    return None
+
+  def _connect(self, addresses, port):
+    cluster, errors = {'worker': addresses, 'client': [f'{port_filter.LOOPBACK}:{port}']}, []
 
     def connect():
       try:
@@ -117,16 +102,16 @@ class Workers:
 
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
-    thread.join(self._timeout)
-    if errors or thread.is_alive():
-      Workers.any_lost = True
-      reason = errors[0] if errors else f'no answer within --worker_timeout, {self._timeout:g} s'
-      raise UserError(f'cannot work with {" and ".join(addresses)} ({reason}): are these all workers of worker.sh?')
-    # Only this process calls the workers; nobody calls it.
-    try:
-      port_filter.restrict(port, port_filter.LOOPBACK)
-    except OSError as e:
-      print(f'note: port {port} of this program is open to all addresses of this machine ({e})', file=sys.stderr)
+    thread.join(self.call_time_limit)
+    if thread.is_alive():
+      errors.append(f'no answer within --worker_timeout, {self._timeout:g} s')
+      for address in addresses:
+        connections.give_up(address)
+      thread.join(GIVING_UP)
+      if thread.is_alive():
+        raise UserError(f'cannot work with {" and ".join(addresses)} ({errors[0]}): start them again with worker.sh')
+    if errors:
+      raise _ConnectionError(errors[0])
 
   @property
   def call_time_limit(self):
@@ -150,7 +135,7 @@ class Workers:
     so all are asked whether they are there. Raises UserError, which says which worker it was; if the others go on
     without it, a note on stderr says so instead.
     """
-    reasons = unreachable([worker.address for worker in self._workers], (1 - CALL_SHARE) * self._timeout)
+    reasons = connections.unreachable([worker.address for worker in self._workers], (1 - CALL_SHARE) * self._timeout)
     if not reasons:
       failed = next(worker.address for worker in self._workers if error.device in worker.devices)
       reasons = {failed: error.reason and f'failed ({_first_line(error.reason)})'}
@@ -160,7 +145,6 @@ class Workers:
     """Drops workers; reasons: dict from address to why, None for no answer in time."""
     for worker in [worker for worker in self._workers if worker.address in reasons]:
       self._workers.remove(worker)
-      Workers.any_lost = True
       why = f'worker {worker.address} {reasons[worker.address] or f"did not answer within {self._timeout:g} s"}'
       if not self._retry:
         raise UserError(
@@ -176,10 +160,30 @@ def _first_line(error):
   return str(error).strip().split('\n')[0]
 
 
+@contextlib.contextmanager
+def _unreachable_port():
+  """Opens a context in which TensorFlow makes a server that nobody can reach, at the port that it gives."""
+  try:
+    guard = port_filter.Guard()
+  except OSError as e:
+    print(f'note: a port of this program is open to all addresses of this machine ({e})', file=sys.stderr)
+    with socket.socket() as probe:
+      probe.bind((port_filter.LOOPBACK, 0))
+      port = probe.getsockname()[1]
+    yield port
+    return
+  try:
+    with guard.open_for(None):
+      yield guard.port
+  except OSError as e:
+    raise UserError(f'cannot keep the port {guard.port} of this program shut ({e})') from e
+
+
 def exit_program(code):
-  """Ends the program; at once if a worker was lost, for which TensorFlow may wait."""
-  if Workers.any_lost:
-    sys.stdout.flush()
-    sys.stderr.flush()
+  """Ends the program; at once if it was connected to workers, for which TensorFlow may wait."""
+  if Workers.any_connected:
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+      with contextlib.suppress(OSError):
+        stream.flush()
     os._exit(code)
   sys.exit(code)

@@ -3,30 +3,25 @@
 python -m splitnet.reporting.compare dense=runs/baseline/eval.json fine-tuned=runs/split/eval.json
 """
 
-import operator
 import sys
 
 import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 
+from splitnet.common import schema
 from splitnet.common.errors import UserError, program
-from splitnet.common.files import read_json
 from splitnet.common.flags import Parser
-from splitnet.reporting import metrics
-
-REQUIRED = ('accuracy', 'top5_accuracy', 'parameters', 'flops', 'images', 'split')
+from splitnet.reporting import metrics, results
 
 
 def read(argument):
   """Reads one NAME=FILE argument: (name, result of eval.py)."""
   name, _, path = argument.partition('=')
-  try:
-    result = read_json(path)
-    operator.itemgetter(*REQUIRED)(result)
-    return name, result
-  except OSError as e:
-    raise UserError(f"'{argument}': {e.strerror}; give NAME=FILE, a file that eval.py --output_file wrote") from e
-  except (ValueError, KeyError, TypeError) as e:
-    raise UserError(f"'{path}' is not a file that eval.py --output_file wrote ({e})") from e
+  advice = 'give NAME=FILE, a file that eval.py --output_file wrote'
+  result = schema.read_json(path, results.Result, advice)
+  known = result.get('superclass_of_class') or {}
+  for name in sorted({name for members in result.get('groups', []) for name in members} - known.keys()):
+    raise UserError(f"'{path}' is damaged ('groups' has {schema.show(name)}, which has no superclass): {advice}")
+  return name, result
 
 
 def stages_text(results):
@@ -60,14 +55,19 @@ def groups_text(result):
 
 @program('compare.py')
 def main(argv):
-  """Prints the comparison of NAME=FILE arguments."""
+  """Compares the results that the arguments name."""
   parser = Parser(__doc__)
   parser.add_argument('results', nargs='+', metavar='NAME=FILE', help='a name to print and a file of eval.py')
-  results = [read(argument) for argument in parser.parse_args(argv).results]
-  print('\n'.join(stages_text(results)))
-  if grouped := [result for _, result in results if 'groups' in result]:
+  show(parser.parse_args(argv).results)
+
+
+def show(arguments):
+  """Prints the comparison of a list of NAME=FILE arguments."""
+  read_results = [read(argument) for argument in arguments]
+  print('\n'.join(stages_text(read_results)))
+  if grouped := [result for _, result in read_results if any(result.get('groups', []))]:
     print('\n'.join(groups_text(grouped[-1])))
-  if pictures := [result['confusion_picture'] for _, result in results if 'confusion_picture' in result]:
+  if pictures := [result['confusion_picture'] for _, result in read_results if 'confusion_picture' in result]:
     print(f'\nconfusion matrices: {", ".join(pictures)}')
 
 

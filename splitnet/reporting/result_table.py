@@ -23,7 +23,7 @@ def result_text(result, names):
     ('images', f'{result["images"]:,} ({result["split"]})'),
     ('accuracy, top 1', f'{100 * result["accuracy"]:.2f} %'),
     ('accuracy, top 5', f'{100 * result["top5_accuracy"]:.2f} %'),
-    ('accuracy, superclass', f'{100 * result["superclass_accuracy"]:.2f} %'),
+    *([('accuracy, superclass', f'{100 * result["superclass_accuracy"]:.2f} %')] if names.coarse else []),
     ('cross-entropy', f'{result["cross_entropy"]:.4f}'),
     ('parameters', f'{result["parameters"]:,}'),
     ('FLOPs per image', f'{result["flops"]:,}'),
@@ -41,7 +41,12 @@ def result_text(result, names):
   if 'groups' in result:
     errors, across = result['errors'], result['errors_across_groups']
     rows.append(('errors across groups', f'{across} of {errors} ({100 * across / max(errors, 1):.1f} %)'))
-    agreement = f'{result["agreement"]:.2f} of the classes are in the group that has most of their superclass'
+    agreement = 'not known: the data has no superclasses'
+    if names.coarse:
+      agreement = (
+        f'{result["agreement"]:.2f} of the classes are in the group that has most of their superclass; of random '
+        f'groups {result["chance_agreement"]:.2f}'
+      )
     rows.append(('agreement of the groups', agreement))
   lines = [f'{name:26} {value}' for name, value in rows]
   for g, members in enumerate(result.get('groups', [])):
@@ -50,11 +55,13 @@ def result_text(result, names):
 
 
 def _accuracy_by_class(result, names):
-  lines, width = ['accuracy by superclass and class (%)'], max(map(len, names.coarse))
-
   def percent(value):
     return '-' if value is None else f'{100 * value:.0f}'
 
+  if not names.coarse:
+    inside = [f'{name} {percent(result["class_accuracy"][name])}' for name in names.fine]
+    return ['accuracy by class (%)', ', '.join(inside)]
+  lines, width = ['accuracy by superclass and class (%)'], max(map(len, names.coarse))
   for i, coarse in enumerate(names.coarse):
     members = [names.fine[c] for c in np.flatnonzero(names.fine_to_coarse == i)]
     inside = ', '.join(f'{name} {percent(result["class_accuracy"][name])}' for name in members)

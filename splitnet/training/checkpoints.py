@@ -13,22 +13,26 @@ values by variable name, path) to (its settings, its Graph).
 
 import collections
 import contextlib
-import fcntl
+import functools
 import hashlib
-import json
 import os
 import re
+import time
+import weakref
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
 
-from splitnet.common.errors import UserError
-from splitnet.common.files import write_json
+from splitnet.common import files, schema
+from splitnet.common.errors import UserError, outside_cause
+from splitnet.common.files import plain_path, write_json
 from splitnet.network import hardening
 from splitnet.network import network as networks
 from splitnet.network.graph import Graph, check_groups, hard_groups_of
+from splitnet.training import checkpoint_files
+from splitnet.training.checkpoint_files import CONFIG, latest
 
-CONFIG = 'config.json'
 LOCK = 'lock'  # held by the process that trains
 
 ADDED = ['validated']  # to a run's state: what checkpoints of the first version do not hold
@@ -45,28 +49,29 @@ def first_line(error):
 
 
 def _unwritable(folder, error):
-  """Returns the UserError for an OSError in a run's folder."""
-  return UserError(f"cannot write to the folder '{folder}' ({error.strerror}): give another --train_dir")
+  """Returns the UserError for an error of writing in a run's folder; the error itself if it may be a bug."""
+  cause = outside_cause(error)
+  return UserError(f"cannot write to the folder '{folder}' ({cause}): give another --train_dir") if cause else error
 
 
 @contextlib.contextmanager
 def locked(folder):
   """Makes a run's folder and keeps it for this process as long as the context lasts.
 
-  Raises UserError if another process has it, or it cannot be written.
+  What a killed run left half done is finished or removed first. Raises UserError if another process has it, or it
+  cannot be written.
   """
-  try:
-    os.makedirs(folder, exist_ok=True)
-    lock = open(os.path.join(folder, LOCK), 'w')
-  except OSError as e:
-    raise _unwritable(folder, e) from e
-  with lock:
+  if os.fsencode(folder) != folder.encode(errors='replace'):
+    raise UserError(f"the name of the folder '{folder}' is not UTF-8, as TensorFlow needs it: give another --train_dir")
+  with contextlib.ExitStack() as stack:
     try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-      raise UserError(f"another process trains in '{folder}': wait for it, or give another --train_dir") from e
-    except OSError:
-      pass  # a file system without locks
+      taken = f"another process trains in '{folder}': wait for it, or give another --train_dir"
+      stack.enter_context(files.locked(folder, taken, LOCK))
+      for path in (folder, os.path.join(folder, 'best')):
+        checkpoint_files.clean(path)
+      files.remove_leftovers(os.path.join(folder, 'pictures'))
+    except OSError as e:
+      raise _unwritable(folder, e) from e
     yield
 
 
@@ -87,27 +92,55 @@ def describe(mode, network_settings, network, data, settings):
   }
 
 
+@schema.record
+class Settings(schema.TypedDict):
+  """The flags of a run that other programs read."""
+
+  seed: schema.NotRequired[int]
+  assignment_start: schema.NotRequired[str]
+  basemodel: schema.NotRequired[str | None]
+  basemodel_digest: schema.NotRequired[str | None]
+  teacher: schema.NotRequired[str | None]
+
+
+@schema.record
+class Data(schema.TypedDict):
+  """Which data a network was trained on."""
+
+  source: schema.NotRequired[schema.Text]
+
+
+@schema.record
+class Configuration(schema.TypedDict):
+  """What config.json holds; versions before wrote no graph."""
+
+  mode: Literal['baseline', 'group', 'split']
+  network: dict[schema.Text, int | float | str | bool]
+  graph: schema.NotRequired[dict[str, Any]]
+  groups: dict[schema.Text, list[schema.Count]] | None
+  settings: Settings
+  data: Data
+
+
 def read_configuration(folder, older):
   """Reads the configuration stored in a folder: a dict, or None if there is none.
 
   Raises UserError if it is damaged.
   """
-  path = os.path.join(folder, CONFIG)
-  if not os.path.exists(path):
+  path, advice = os.path.join(folder, CONFIG), 'restore it or use another folder'
+  if not os.path.lexists(path):
     return None
+  configuration = schema.read_json(path, Configuration, advice)
   try:
-    with open(path) as f:
-      configuration = json.load(f)
     if 'graph' not in configuration:
       network, graph = older(configuration['network'], {}, path)
       configuration.update(network=network, graph=graph.to_dict())
     graph, groups = Graph.from_dict(configuration['graph']), hard_groups(configuration)
     if groups is not None:
       check_groups(graph, groups)
-    configuration['mode'], configuration['settings'], configuration['data']
-    return configuration
-  except (ValueError, KeyError, TypeError, AttributeError, UserError) as e:
-    raise UserError(f"'{path}' is damaged ({e}): restore it or use another folder") from e
+  except (ValueError, UserError) as e:
+    raise UserError(f"'{path}' is damaged ({e}): {advice}") from e
+  return configuration
 
 
 def hard_groups(configuration):
@@ -117,13 +150,6 @@ def hard_groups(configuration):
   """
   groups = configuration['groups']
   return groups and {name: np.array(g, np.int64) for name, g in groups.items()}
-
-
-def latest(folder):
-  """Returns the prefix of the last whole checkpoint in a folder, or None."""
-  state = tf.train.get_checkpoint_state(folder)
-  paths = list(state.all_model_checkpoint_paths) if state else []
-  return next((path for path in reversed(paths) if os.path.exists(path + '.index')), None)
 
 
 def find(path):
@@ -150,15 +176,51 @@ def exists(path):
     return False
 
 
+def _patient(function):
+  """Decorates a reader of checkpoints to try again in the folder of a run.
+
+  One that trains there may just have removed the checkpoint that was found.
+  """
+
+  @functools.wraps(function)
+  def wrapper(path, *arguments):
+    for seconds in (0.05, 0.2, 0.6):
+      try:
+        return function(path, *arguments)
+      except UserError:
+        if not any(os.path.exists(os.path.join(path, where, LOCK)) for where in ('', '..')):
+          raise
+        time.sleep(seconds)
+    return function(path, *arguments)
+
+  return wrapper
+
+
+@_patient
 def digest(path):
   """Identifies what a checkpoint holds, wherever it lies: 16 hexadecimal digits.
 
   They are a checksum of its index, which has a checksum of every variable. Raises UserError if there is no checkpoint.
   """
-  with open(find(path) + '.index', 'rb') as f:
-    return hashlib.sha256(f.read()).hexdigest()[:16]
+  prefix = find(path)
+  try:
+    with open(prefix + '.index', 'rb') as f:
+      return hashlib.sha256(f.read()).hexdigest()[:16]
+  except OSError as e:
+    raise UserError(f"the checkpoint '{prefix}' cannot be read ({e.strerror})") from e
 
 
+@contextlib.contextmanager
+def _reader(prefix):
+  """Opens a context with TensorFlow's reader of a checkpoint, and the prefix for it."""
+  folder, name = os.path.split(prefix)
+  if re.search(r'[][*?\\]', name):
+    raise UserError(f"TensorFlow takes '{name}' for a pattern: rename the files, without [ ] * ? and \\")
+  with plain_path(folder) as plain:
+    yield tf.train.load_checkpoint(os.path.join(plain, name)), os.path.join(plain, name)
+
+
+@_patient
 def read(path, older):
   """Reads a checkpoint of train.py or of the released code: a Stored.
 
@@ -166,14 +228,16 @@ def read(path, older):
   """
   prefix = find(path)
   try:
-    reader = tf.train.load_checkpoint(prefix)
-    shapes = reader.get_variable_to_shape_map()
-    ours = re.compile(r'weights/(.*)/\.ATTRIBUTES/VARIABLE_VALUE$')
-    names = {ours.match(key).group(1).replace('.S', '/'): key for key in shapes if ours.match(key)}
-    released = not names
-    if released:
-      names = {key: key for key in shapes if not key.endswith('/Momentum') and key != 'global_step'}
-    values = {name: reader.get_tensor(key) for name, key in names.items()}
+    with _reader(prefix) as (reader, _):
+      shapes = reader.get_variable_to_shape_map()
+      ours = re.compile(r'weights/(.*)/\.ATTRIBUTES/VARIABLE_VALUE$')
+      names = {ours.match(key).group(1).replace('.S', '/'): key for key in shapes if ours.match(key)}
+      released = not names
+      if released:
+        names = {key: key for key in shapes if not key.endswith('/Momentum') and key != 'global_step'}
+      values = {name: reader.get_tensor(key) for name, key in names.items()}
+  except UserError:
+    raise
   except Exception as e:  # tf.errors and ValueErrors, each in its own words
     raise UserError(f"the checkpoint '{prefix}' cannot be read ({first_line(e)})") from e
   if released:
@@ -240,6 +304,13 @@ def check_classes(stored, names, data_dir):
   classes = stored.graph.classes.size
   if classes != len(names.fine):
     raise UserError(f"'{stored.path}' has {classes} classes, but the data in '{data_dir}' has {len(names.fine)}")
+  trained_on = (stored.configuration or {'data': {}})['data'].get('class_names', names.fine)
+  if trained_on != names.fine:
+    other = next((old, new) for old, new in zip(trained_on, names.fine) if old != new)
+    raise UserError(
+      f"'{stored.path}' was trained on other classes than the data in '{data_dir}' has: '{other[0]}' instead of "
+      f"'{other[1]}'"
+    )
 
 
 def class_groups(stored):
@@ -260,33 +331,40 @@ class Saver:
       writes: False if another process writes, with which this one shares the folder.
       **state: what a checkpoint holds: dicts of variables and variables.
     """
-    self._folder, self._writes = folder, writes
-    self._best_folder = os.path.join(folder, 'best')
-    try:
-      for path in (folder, self._best_folder) if writes else ():
-        os.makedirs(path, exist_ok=True)
-        write_json(os.path.join(path, CONFIG), configuration)
-    except OSError as e:
-      raise _unwritable(folder, e) from e
-    self._state = state
-    checkpoint = tf.train.Checkpoint(**state)
-    self._last = tf.train.CheckpointManager(checkpoint, folder, max_to_keep)
+    self._folder, self._writes, self._max_to_keep = folder, writes, max_to_keep
+    self._configuration, self._state = configuration, state
+    if writes:
+      self._describe(folder)
+      self._describe(os.path.join(folder, 'best'))
+      # Held open, or a file system might give its number to another folder.
+      self._opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+      weakref.finalize(self, os.close, self._opened)
+    self._last = tf.train.Checkpoint(**state)
     # Evaluating needs no optimiser, so the best one is a third smaller without it.
-    self._best = tf.train.CheckpointManager(
-      tf.train.Checkpoint(weights=state['weights'], step=state['step']), self._best_folder, 1
-    )
+    self._best = tf.train.Checkpoint(weights=state['weights'], step=state['step'])
+    # Checkpoints of earlier versions hold a counter, which is made when it is asked for.
+    self._counters = [checkpoint.save_counter for checkpoint in (self._last, self._best)]
+
+  def _describe(self, folder):
+    """Makes a folder and writes the configuration there."""
+    try:
+      os.makedirs(folder, exist_ok=True)
+      write_json(os.path.join(folder, CONFIG), self._configuration)
+    except OSError as e:
+      raise _unwritable(self._folder, e) from e
 
   def restore(self):
     """Restores the last checkpoint, if there is one, and returns its path or None."""
     path = latest(self._folder)
     if path:
       try:
-        names = tf.train.load_checkpoint(path).get_variable_to_shape_map()
-        missing = [name for name in ADDED if not any(key.startswith(f'{name}/') for key in names)]
-        checkpoint = self._last.checkpoint
-        if missing:
-          checkpoint = tf.train.Checkpoint(**{n: value for n, value in self._state.items() if n not in missing})
-        checkpoint.restore(path).assert_consumed()
+        with _reader(path) as (reader, plain):
+          names = reader.get_variable_to_shape_map()
+          missing = [name for name in ADDED if not any(key.startswith(f'{name}/') for key in names)]
+          checkpoint = self._last
+          if missing:
+            checkpoint = tf.train.Checkpoint(**{n: value for n, value in self._state.items() if n not in missing})
+          checkpoint.restore(plain).assert_consumed()
       except Exception as e:
         raise UserError(
           f"the checkpoint '{path}' cannot be restored ({first_line(e)}): remove it, to go on from the one before, or "
@@ -294,13 +372,50 @@ class Saver:
         ) from e
     return path
 
+  def check_folder(self):
+    """Checks that the run's folder is the one that was opened.
+
+    Raises:
+      UserError: if it has been removed, emptied or replaced.
+    """
+    try:
+      there = not self._writes or (
+        os.path.samestat(os.stat(self._folder), os.fstat(self._opened))
+        and os.path.exists(os.path.join(self._folder, CONFIG))
+      )
+    except FileNotFoundError:
+      there = False
+    if not there:
+      raise UserError(
+        f"the folder '{self._folder}' has been removed or replaced while this run trained there, and its checkpoints "
+        'with it: start again, or restore the folder and give the same command to go on'
+      )
+
   def save(self, step):
     """Writes a checkpoint of this step and returns its path."""
-    return self._last.save(checkpoint_number=step) if self._writes else None
+    return self._write(self._last, self._folder, step, self._max_to_keep)
 
   def save_best(self, step):
     """Writes the checkpoint that is best so far; the one before goes once it is whole."""
-    return self._best.save(checkpoint_number=step) if self._writes else None
+    return self._write(self._best, os.path.join(self._folder, 'best'), step, 1)
+
+  def _write(self, checkpoint, folder, step, keep):
+    if not self._writes:
+      return None
+    self.check_folder()
+    if not os.path.exists(os.path.join(folder, CONFIG)):
+      self._describe(folder)
+    try:
+      return checkpoint_files.write(checkpoint, folder, step, keep)
+    except Exception as e:
+      cause = outside_cause(e)
+      if cause is None:
+        raise
+      last = f"'{self.last}'" if self.last else 'none'
+      raise UserError(
+        f"the checkpoint '{os.path.join(folder, f'ckpt-{step}')}' cannot be written ({cause}); the last whole one is "
+        f'{last}, from which the same command goes on'
+      ) from e
 
   @property
   def last(self):

@@ -1,7 +1,7 @@
 """What a training run reports: train.log, metrics.jsonl, TensorBoard, pictures.
 
-metrics.jsonl is what programs read: one JSON object per line, each with 'step' and 'kind'. After a resume the lines of
-a step may stand there twice; the later one counts.
+metrics.jsonl is what programs read: one JSON object per line, each with 'step' and 'kind'. A run that is resumed from a
+checkpoint takes back what was reported of later steps, so that no step stands anywhere twice.
 
   kind 'train'   total, cross_entropy, l2, accuracy (means since the last line), learning_rate, images_per_second, and
                  if the stage has them distillation, overlap, weight_split, uniform, confidence (by assignment name),
@@ -10,20 +10,53 @@ a step may stand there twice; the later one counts.
   kind 'groups'  hardened_parameters, parameters, hardened_flops, flops, dropped (see hardening.Dropped); or error
 """
 
+import contextlib
+import itertools
 import json
 import os
+import re
+import struct
 import sys
+from typing import Annotated, Literal
 
 import tensorflow as tf
+from pydantic import Field
 from tqdm import tqdm
 
 import utils
+from splitnet.common import schema
 from splitnet.common.errors import UserError
+from splitnet.common.files import whole_file
 from splitnet.network import counting, hardening
 from splitnet.network.graph import Tree
 from splitnet.reporting import plots
 
 METRICS = 'metrics.jsonl'
+TEXT = 'train.log'
+SUMMARIES = 'summaries'
+
+
+@schema.record
+class Step(schema.TypedDict):
+  """What every line of metrics.jsonl holds."""
+
+  step: schema.Count
+  kind: Literal['val', 'groups']
+
+
+@schema.record
+class TrainingStep(schema.TypedDict):
+  """Of a line of kind 'train' what others read."""
+
+  step: schema.Count
+  kind: Literal['train']
+  total: float
+  accuracy: schema.Share
+  images_per_second: Annotated[float, Field(ge=0)]
+  confidence: schema.NotRequired[dict[schema.Text, schema.Share]]
+
+
+Metrics = Annotated[Step | TrainingStep, Field(discriminator='kind')]
 
 
 def read_metrics(folder, kind=None):
@@ -33,19 +66,19 @@ def read_metrics(folder, kind=None):
   while it wrote.
   """
   path = os.path.join(folder, METRICS)
-  if not os.path.exists(path):
-    return
-  with open(path, 'rb') as f:
-    for number, line in enumerate(f, 1):
-      if not line.endswith(b'\n'):
-        return
-      try:
-        metrics = json.loads(line)
-        wanted = kind in (None, metrics['kind'])
-      except (ValueError, KeyError, TypeError) as e:
-        raise UserError(f"line {number} of '{path}' is damaged ({e}): remove it") from e
-      if wanted:
-        yield metrics
+  try:
+    with contextlib.suppress(FileNotFoundError), schema.open_file(path) as f:
+      for number in itertools.count(1):  # noqa: B007 - the sentence below has it
+        line = f.readline(schema.MAX_BYTES)
+        if not line.endswith(b'\n'):
+          return
+        metrics = schema.parse_json(line, Metrics)
+        if kind in (None, metrics['kind']):
+          yield metrics
+  except OSError as e:
+    raise UserError(f"'{path}' cannot be read ({e.strerror}): remove it") from e
+  except ValueError as e:
+    raise UserError(f"line {number} of '{path}' is damaged ({e}): remove it") from e
 
 
 def settings_table(settings):
@@ -109,29 +142,118 @@ def least_confidence(network):
   return min(confidence for confidence, _ in assignment_states(network).values())
 
 
+def _rewrite(path, kept):
+  """Writes what is kept of a file, bytes, unless that is all of it."""
+  if os.path.getsize(path) != len(kept):
+    with whole_file(path, 'wb') as f:
+      f.write(kept)
+
+
+def _line_steps(lines):
+  """Yields the step of each line of train.log; those of a line that begins with a blank is the line's before it."""
+  step = -1
+  for line in lines:
+    if not line.startswith(b' '):
+      match = re.match(rb'step (\d+): ', line)
+      step = int(match.group(1)) if match else -1
+    yield step
+
+
+def _events(content):
+  """Yields (bytes, step) of each whole event in the content of a TensorBoard file; step -1: of none.
+
+  Each has 8 bytes of length, 4 of checksum, the event, and 4 of checksum.
+  """
+  start = 0
+  while start + 12 <= len(content):
+    (length,) = struct.unpack_from('<Q', content, start)
+    end = start + length + 16
+    if end > len(content):
+      return
+    event = tf.compat.v1.Event.FromString(content[start + 12 : end - 4])
+    yield content[start:end], event.step if event.HasField('summary') else -1
+    start = end
+
+
+def cut_back(folder, step):
+  """Removes what a run has reported of steps after the one that it is resumed at.
+
+  Args:
+    folder: the run's; step: int; -1 if it starts anew.
+
+  Raises:
+    UserError: if a file is damaged.
+  """
+  path = os.path.join(folder, TEXT)
+  if os.path.exists(path):
+    with open(path, 'rb') as f:
+      lines = f.read().splitlines(keepends=True)
+    lines = [line for line, of in zip(lines, _line_steps(lines)) if of <= step and line.endswith(b'\n')]
+    _rewrite(path, b''.join(lines))
+  path = os.path.join(folder, METRICS)
+  if os.path.exists(path):
+    kept = [metrics for metrics in read_metrics(folder) if metrics['step'] <= step]
+    _rewrite(path, b''.join(json.dumps(metrics).encode() + b'\n' for metrics in kept))
+  summaries = os.path.join(folder, SUMMARIES)
+  for name in os.listdir(summaries) if os.path.isdir(summaries) else ():
+    path = os.path.join(summaries, name)
+    if '.tfevents.' in name and os.path.isfile(path):
+      with open(path, 'rb') as f:
+        content = f.read()
+      try:
+        _rewrite(path, b''.join(event for event, of in _events(content) if of <= step))
+      except ValueError as e:
+        raise UserError(f"'{path}' is damaged ({e}): remove it") from e
+
+
 class Log:
   """Writes a run's train.log, metrics.jsonl, TensorBoard events and pictures."""
 
-  def __init__(self, folder):
+  def __init__(self, folder, step=-1):
+    """Opens the files.
+
+    Args:
+      folder: the run's; step: the one at which it is resumed; -1 if it starts anew.
+
+    Raises:
+      UserError: if one is damaged.
+      OSError: if one cannot be written.
+    """
     self._folder = folder
-    self._writer = tf.summary.create_file_writer(os.path.join(folder, 'summaries'))
-    self._text = open(os.path.join(folder, 'train.log'), 'a')
-    self._metrics = open(os.path.join(folder, METRICS), 'ab+')
-    self._metrics.seek(0)
-    # What a killed run left of its last line.
-    self._metrics.truncate(self._metrics.read().rfind(b'\n') + 1)
+    cut_back(folder, step)
+    os.makedirs(os.path.join(folder, SUMMARIES), exist_ok=True)  # its errors say what is wrong, TensorFlow's do not
+    self._writer = tf.summary.create_file_writer(os.path.join(folder, SUMMARIES))
+    # Without a buffer nothing is left to be written when a full disk has ended the run.
+    self._text = open(os.path.join(folder, TEXT), 'ab', buffering=0)
+    self._metrics = open(os.path.join(folder, METRICS), 'ab', buffering=0)
+    self._alone = False
+
+  def _append(self, file, text):
+    """Appends a line to a file.
+
+    A part of it may be written before the disk is full, which the next start takes back.
+    """
+    try:
+      file.write(text.encode() + b'\n')
+    except OSError as e:
+      e.filename = file.name
+      raise
 
   def line(self, text):
     """Prints a line above the progress bar and keeps it in train.log."""
+    self._append(self._text, text)
     tqdm.write(text)
     sys.stdout.flush()  # a pipe would hold it back for hours
-    self._text.write(text + '\n')
-    self._text.flush()
+    if getattr(sys.stdout, 'error', None) and not self._alone:
+      self._alone = True
+      print(
+        f"note: this output cannot be written any more ({sys.stdout.error.strerror}); the run goes on, its log is "
+        f"'{self._text.name}'", file=sys.stderr, flush=True,
+      )  # fmt: skip
 
   def _record(self, step, kind, metrics):
     """Appends a line to metrics.jsonl."""
-    self._metrics.write(json.dumps({'step': step, 'kind': kind, **metrics}).encode() + b'\n')
-    self._metrics.flush()
+    self._append(self._metrics, json.dumps({'step': step, 'kind': kind, **metrics}))
 
   def _scalars(self, step, values):
     with self._writer.as_default():
@@ -188,6 +310,7 @@ class Log:
     self._writer.flush()
     path = os.path.join(self._folder, 'pictures', f'weights-{step:06d}.png')
     plots.draw_weights(images, f'Weights ordered by group, step {step}', path)
+    self.line(f'step {step}: groups')
     for name, (confidence, sizes) in assignment_states(network).items():
       self.line(f'  {name}: group sizes {sizes.tolist()}, confidence {confidence:.3f}')
     metrics, text = hardened_now(network)

@@ -8,8 +8,8 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
-from splitnet.common.errors import UserError
-from splitnet.data import batches
+from splitnet.common.errors import UserError, terminable
+from splitnet.data.batches import UNREADABLE
 from splitnet.training import checkpoints, log
 
 
@@ -62,9 +62,9 @@ class Loop:
       settings.train_dir, configuration, settings.max_to_keep, writes=replicas.chief, weights=weights,
       momentum=momentum, **state,
     )  # fmt: skip
-    self._log = log.Log(settings.train_dir) if replicas.chief else log.NoLog()
     self._resumed = self._saver.restore()
     self._step = int(train_step.step)
+    self._log = log.Log(settings.train_dir, self._step if self._resumed else -1) if replicas.chief else log.NoLog()
     variables = [*state.values(), *weights.values(), *momentum.values()]
     replicas.must_agree('the weights to start from', *(variable.numpy() for variable in variables))
     if self._resumed:
@@ -77,9 +77,13 @@ class Loop:
   def train(self, images, validation):
     """Trains until max_steps, or until a setting stops it earlier.
 
-    Returns (last step, best validation accuracy); raises UserError if a loss or a weight is not finite. Both arguments
-    are Images.
+    Returns (last step, best validation accuracy); raises UserError if a loss or a weight is not finite, or the run's
+    folder is gone. Both arguments are Images.
     """
+    with terminable():
+      return self._train(images, validation)
+
+  def _train(self, images, validation):
     self._validation = validation
     if self._resumed:
       reason = self._catch_up()
@@ -103,7 +107,7 @@ class Loop:
   def _take_steps(self, images, reason):
     """Takes the steps that are left, until there is a reason to stop; returns it."""
     settings, network = self._settings, self._network
-    iterator = iter(batches.training_batches(images, settings.batch_size, settings.seed, self._step))
+    iterator = iter(images.training_batches(settings.batch_size, settings.seed, self._step, self._replicas.part))
     intervals = [settings.display, settings.val_interval, settings.checkpoint_interval]
     intervals += [settings.group_summary_interval] if network.with_assignments else []
     steps_per_call, window = 1, []  # what came since the last log line: (steps, seconds, terms) of each call
@@ -113,11 +117,15 @@ class Loop:
     )  # fmt: skip
     try:
       while self._step < settings.max_steps and not reason:
+        self._saver.check_folder()
         # As many steps as take about a second, and never past the next event.
         next_events = [interval - self._step % interval for interval in intervals]
         count = min(steps_per_call, settings.max_steps - self._step, *next_events)
         started = time.perf_counter()
-        terms = {n: float(value) for n, value in self._train_step.train(iterator, tf.constant(count)).items()}
+        try:
+          terms = {n: float(value) for n, value in self._train_step.train(iterator, tf.constant(count)).items()}
+        except UNREADABLE as e:
+          images.explain(e, settings.batch_size, int(self._train_step.step), settings.seed)
         seconds = time.perf_counter() - started
         steps_per_call = max(1, min(100, round(count / self._replicas.of_chief(seconds))))  # alike on all workers
         if not np.isfinite(terms['total']):

@@ -17,8 +17,10 @@ import zlib
 import numpy as np
 import tensorflow as tf
 
+from splitnet.common import schema
 from splitnet.common.errors import UserError
-from splitnet.parallel import devices
+from splitnet.data.batches import Part
+from splitnet.parallel import connections, devices, waiting
 
 # What a collective operation ends in when another worker is gone.
 LOST = (
@@ -34,6 +36,7 @@ class Share:
   first: int | tf.Tensor
   count: int | tf.Tensor
   batch: int | tf.Tensor
+  worker_first: int = 0  # this worker reads the images of the batch from this one on
 
   @property
   def weight(self):
@@ -43,6 +46,11 @@ class Share:
   def take(self, whole):
     """Returns this replica's rows of what belongs to the whole batch."""
     return whole[self.first : self.first + self.count]
+
+  def take_images(self, images):
+    """Returns this replica's images of those that this worker has read."""
+    first = self.first - self.worker_first
+    return images[first : first + self.count]
 
   def sum(self, values):
     """Sums a structure of tensors over all replicas; all call it; differentiable."""
@@ -61,6 +69,12 @@ class Replicas:
   def __init__(self, strategy=None, workers=(), worker=0):
     self._strategy, self.workers, self.worker = strategy, list(workers), worker
     self.count = strategy.num_replicas_in_sync if strategy else 1
+
+  @property
+  def part(self):
+    """The Part of every batch whose images this worker reads."""
+    workers = max(len(self.workers), 1)
+    return Part(self.worker * self.count // workers, (self.worker + 1) * self.count // workers, self.count)
 
   @property
   def chief(self):
@@ -85,7 +99,7 @@ class Replicas:
       return None
     index = tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group)
     first, last = batch * index // self.count, batch * (index + 1) // self.count
-    return Share(first, last - first, batch)
+    return Share(first, last - first, batch, self.part.rows(batch)[0])
 
   def gather(self, values):
     """Waits for all workers; returns what each gives: [workers, values], float64."""
@@ -143,6 +157,22 @@ def _number(job, task, jobs):
   return task + (len(jobs.get('chief', [])) if job == 'worker' else 0)
 
 
+@schema.record
+class Task(schema.TypedDict):
+  """Which worker of TF_CONFIG this one is."""
+
+  type: schema.NotRequired[schema.Text]
+  index: schema.NotRequired[schema.Count]
+
+
+@schema.record
+class Cluster(schema.TypedDict):
+  """What TF_CONFIG holds."""
+
+  cluster: schema.NotRequired[dict[str, list[schema.Text]]]
+  task: schema.NotRequired[Task]
+
+
 def read_cluster(text):
   """Reads the workers in TF_CONFIG: (addresses, number of this one).
 
@@ -151,7 +181,7 @@ def read_cluster(text):
   if not text:
     return [], 0
   try:
-    content = json.loads(text)
+    content = schema.parse_json(os.fsencode(text), Cluster)
     jobs, task = content.get('cluster', {}), content.get('task', {})
     other = sorted(set(jobs) - {'chief', 'worker'})
     if other:
@@ -165,9 +195,9 @@ def read_cluster(text):
     if len(workers) < 2:
       return [], 0
     job, index = task.get('type'), task.get('index')
-    if job not in jobs or not isinstance(index, int) or not 0 <= index < len(jobs[job]):
+    if job not in jobs or index is None or index >= len(jobs[job]):
       raise ValueError(f'its task is {json.dumps(task)}, which is none of the cluster')
-  except (ValueError, AttributeError, TypeError) as e:
+  except ValueError as e:
     raise UserError(
       f'TF_CONFIG cannot be used ({e}); it must be such as {{"cluster": {{"worker": ["host1:2222", "host2:2222"]}}, '
       '"task": {"type": "worker", "index": 0}}'
@@ -201,9 +231,12 @@ def on_hosts(workers, worker):
   """
   others = ', '.join(address for i, address in enumerate(workers) if i != worker)
   print(f'worker {worker} ({workers[worker]}): waiting for {others}', flush=True)
-  before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python's own would wait for the others too
+  connections.ignore_proxies()
+  # Python's own would wait for the others too.
+  before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
   try:
-    return Replicas(tf.distribute.MultiWorkerMirroredStrategy(), workers, worker)
+    with waiting.telling_of_missing([address for i, address in enumerate(workers) if i != worker]):
+      return Replicas(tf.distribute.MultiWorkerMirroredStrategy(), workers, worker)
   except tf.errors.OpError as e:
     message = str(e).split('\n')[0]
     raise UserError(
@@ -211,7 +244,40 @@ def on_hosts(workers, worker):
       'the same TF_CONFIG but for the index?'
     ) from e
   finally:
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+      signal.signal(number, handler)
+
+
+def slurm_config(environment):
+  """Returns the TF_CONFIG of a task that `srun` started beside others, or None.
+
+  The ports follow from the job's number, so that two jobs on a host do not meet.
+
+  Args:
+    environment: os.environ.
+
+  Raises:
+    UserError: if Slurm's variables cannot be understood.
+  """
+  tasks = environment.get('SLURM_STEP_NUM_TASKS', '1')
+  if tasks == '1' or 'SLURM_PROCID' not in environment:
+    return None
+  try:
+    # It is asked for addresses only: which GPUs a task sees is srun's business (--gpus-per-task).
+    resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
+      port_base=12000 + int(environment.get('SLURM_JOB_ID', 0)) % 20000, gpus_per_node=int(tasks), gpus_per_task=1,
+      auto_set_gpu=False,
+    )  # fmt: skip
+    workers = resolver.cluster_spec().as_dict()['worker']
+    _, index = resolver.get_task_info()
+    if 'SLURMD_NODENAME' in environment:  # it sorts hosts by text, n10 before n2, but Slurm numbers them otherwise
+      own = [address for address in workers if address.rpartition(':')[0] == environment['SLURMD_NODENAME']]
+      index = workers.index(own[int(environment.get('SLURM_LOCALID', 0))])
+  except (RuntimeError, ValueError, IndexError, KeyError, AssertionError) as e:
+    raise UserError(
+      f'the variables of Slurm cannot be understood ({e}): set TF_CONFIG, or unset SLURM_STEP_NUM_TASKS to train alone'
+    ) from e
+  return json.dumps({'cluster': {'worker': workers}, 'task': {'type': 'worker', 'index': index}})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,12 +300,16 @@ class Machine:
 
 
 def set_up(machine, batch_size):
-  """Sets up the devices of a run; waits for the other workers that TF_CONFIG names.
+  """Sets up the devices of a run.
 
-  Returns (the Replicas; the devices for the branches, a list of names or None; whether to compile the step with XLA).
+  Waits for the other workers if TF_CONFIG in the environment names some, or Slurm has started several tasks. Returns
+  (the Replicas; the devices for the branches, a list of names or None; whether to compile the step with XLA).
   Raises UserError if the settings or TF_CONFIG ask for what cannot be.
   """
-  workers, worker = read_cluster(os.environ.get('TF_CONFIG'))
+  config = os.environ.get('TF_CONFIG') or slurm_config(os.environ)
+  if config:
+    os.environ['TF_CONFIG'] = config  # TensorFlow reads it there
+  workers, worker = read_cluster(config)
   placed = None
   if workers:
     for name in ('devices', 'num_replicas', 'num_logical_devices'):

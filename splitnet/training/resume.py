@@ -1,7 +1,7 @@
 """The run to resume: finding it, and checking that it had the same settings."""
 
 from splitnet.common.errors import UserError
-from splitnet.training import checkpoints
+from splitnet.training import checkpoint_files, checkpoints
 
 # What may differ on resume: it changes what is watched or kept, never the weights at a step.
 FREE = {
@@ -9,6 +9,7 @@ FREE = {
   'group_summary_interval', 'max_to_keep', 'stop_when_converged', 'patience', 'gpu_fraction', 'log_device_placement',
   'jit_compile',  # the exception: another rounding, as on another device, and other dropout masks
   'devices', 'num_logical_devices', 'num_replicas',
+  'skip_damaged',  # which images are trained on is compared itself
 }  # fmt: skip
 CHECKPOINTS = ('basemodel', 'teacher')  # known by their content, so that a run and they may be moved
 
@@ -20,6 +21,12 @@ def stored_run(train_dir, mode, older):
   """
   before = checkpoints.read_configuration(train_dir, older)
   if checkpoints.latest(train_dir) is None:
+    lost = checkpoint_files.lost_step(train_dir)
+    if lost:
+      raise UserError(
+        f"the run in '{train_dir}' has come to step {lost} or further, but has no whole checkpoint any more: restore "
+        'its files ckpt-STEP.*, or give another --train_dir'
+      )
     return None  # if there is a configuration all the same, the run ended before its first checkpoint
   if before is None:
     raise UserError(f"'{train_dir}' holds checkpoints that train.py did not write: give another --train_dir")

@@ -6,7 +6,7 @@ import functools
 import tensorflow as tf
 
 from splitnet.common.flags import parse_epochs, take
-from splitnet.data import batches
+from splitnet.data.batches import numbered_batches
 from splitnet.parallel import devices
 from splitnet.training.objective import Momentum, Objective, objective
 from splitnet.training.replicas import Replicas
@@ -46,7 +46,7 @@ class TrainStep:
 
     Args:
       network: a Network, built in the replicas' scope.
-      dataset: a module with `augment(images, seed, share)` and `whiten(images)`, such as cifar100.
+      dataset: a DataSet, or what else has its `augment(images, seed, share)` and `prepare(images)`.
       objective, schedule, settings: an Objective, a Schedule and a StepSettings.
       replicas: a Replicas; None: one device.
       teacher: None, or the network that is distilled from.
@@ -71,10 +71,10 @@ class TrainStep:
   def _train_step(self, images, labels, step):
     """Takes one step on a batch, or this replica's share; returns the whole's terms."""
     step, seed = tf.cast(step, tf.int32), self._settings.seed
-    share = self._replicas.share(images.shape[0])
+    share = self._replicas.share(labels.shape[0])
     if share:
-      images, labels = share.take(images), share.take(labels)
-    images = self._dataset.whiten(self._dataset.augment(images, tf.stack([seed, step]), share))
+      images, labels = share.take_images(images), share.take(labels)
+    images = self._dataset.prepare(self._dataset.augment(images, tf.stack([seed, step]), share))
     teacher_logits = None if self._teacher is None else self._teacher(images)
     with tf.GradientTape() as tape:
       logits = self.network(
@@ -116,22 +116,25 @@ class TrainStep:
     return {name: value / tf.cast(count, tf.float32) for name, value in sums.items()}
 
   def _count_correct(self, images, labels):
-    share = self._replicas.share(tf.shape(images)[0])
+    share, counted = self._replicas.share(tf.shape(labels)[0]), 1
     if share:
-      images, labels = share.take(images), share.take(labels)
-    logits = self.network(self._dataset.whiten(images))
-    loss = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
-    right = tf.reduce_sum(tf.cast(tf.equal(tf.argmax(logits, 1, tf.int32), labels), tf.int32))
+      # Of a last batch with fewer images than replicas some have none: they compute another's image, or one of zeros if
+      # this worker has read none, and count it as none.
+      counted = tf.minimum(share.count, 1)
+      share = dataclasses.replace(share, count=tf.maximum(share.count, 1))
+      images = tf.concat([images, tf.zeros([1, *images.shape[1:]], images.dtype)], 0)
+      images, labels = share.take_images(images), share.take(labels)
+    logits = self.network(self._dataset.prepare(images))
+    loss = tf.cast(counted, tf.float32) * tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
+    right = counted * tf.reduce_sum(tf.cast(tf.equal(tf.argmax(logits, 1, tf.int32), labels), tf.int32))
     if share:  # as floats: GPUs keep int32 in the host's memory, where they cannot be summed
       return share.sum((tf.cast(right, tf.float32), tf.reduce_sum(loss)))
     return right, tf.reduce_sum(loss)
 
   def validate(self, images, limit=0):
-    """Returns (accuracy, cross-entropy) on Images, or on its first `limit` batches."""
-    right, loss, seen = 0, 0.0, 0
-    for i, (pixels, labels) in enumerate(batches.evaluation_batches(images, self._settings.batch_size)):
-      if limit and i == limit:
-        break
+    """Returns (accuracy, cross-entropy) on images, or on their first `limit` batches."""
+    right, loss, seen, size = 0, 0.0, 0, self._settings.batch_size
+    for _, pixels, labels in numbered_batches(images, size, limit, part=self._replicas.part):
       correct, batch_loss = self._correct(pixels, labels)
       right, loss, seen = right + int(correct), loss + float(batch_loss), seen + len(labels)
     return right / seen, loss / seen

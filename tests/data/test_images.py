@@ -201,11 +201,11 @@ def test_probabilities_of_crops_are_averaged():
 
 
 def test_the_images_of_a_limit_are_of_all_classes(files):
-  chosen = files.first(12)
+  chosen = files.mixed(12)
   assert set(chosen.labels) == {0, 1, 2} and len(chosen.labels) == len(chosen.files) == 12
-  assert chosen.digest() == files.first(12).digest() != files.digest()
+  assert chosen.digest() == files.mixed(12).digest() != files.digest()
   with pytest.raises(UserError, match=r'24 images of .* but it holds only 23'):
-    files.first(24)
+    files.mixed(24)
 
 
 # --- decoded once ------------------------------------------------------------------------------------------------
@@ -241,14 +241,16 @@ def test_a_damaged_image_is_named_with_its_step(files, tmp_path):
   data = ImageFiles(str(tmp_path), files.files, files.labels, CROPS)
   pictures.write(tmp_path / '1-3.x', pictures.colour(1, 3)[:200])
   batches = iter(data.training_batches(5, 0))
-  with pytest.raises(UserError, match=r"step \d: the image '.*1-3.x' is cut short or damaged; --skip_damaged"):
+  with pytest.raises(UserError, match=r"the image '.*1-3.x' is cut short or damaged: restore it and run again"):
     for step in range(5):
       try:
         next(batches)
       except tf.errors.OpError as e:
-        data.explain(e, 5, 0, step)
+        data.explain(e, 5, step, seed=0)
   with pytest.raises(KeyError):  # none of the images' doing
-    files.explain(KeyError(), 5, 0, 0)
+    files.explain(KeyError(), 5, 0, seed=0)
+  with pytest.raises(UserError, match=r"1-3.x' is cut"):
+    data.explain(KeyError(), 5, 2)
 
 
 # --- on the device -----------------------------------------------------------------------------------------------

@@ -2,8 +2,11 @@
 
 import os
 import pickle
+import subprocess
+import sys
 
 import archives
+import helpers
 import numpy as np
 import pytest
 
@@ -65,3 +68,62 @@ def test_dangerous_and_damaged_pickles_are_refused(tmp_path, make):
   with pytest.raises(ValueError, match=r'^a pickle in it is refused: .'):
     safe_pickle.load(make(mark))
   assert not mark.exists()
+
+
+def nested(opening, closing, depth):
+  return opening * depth + closing * depth
+
+
+LIST = b']q\x00' + b'](h\x00h\x00h\x00h\x00eq\x00' * 60  # each list holds the one before four times
+HOSTILE = {
+  'nested tuples as a key': b'\x80\x02}' + b')' + b'\x85' * 200_000 + b'K\x01s.',
+  'nested tuples as a value': b'\x80\x02}U\x01a)' + b'\x85' * 200_000 + b's.',
+  'nested lists as a value': b'\x80\x02}U\x01a' + nested(b'](', b'e', 200_000) + b's.',
+  'a tuple as a key of several': b'\x80\x02}()K\x01u.',
+  'a tuple as a key of a dict': b'\x80\x02()K\x01d.',
+  'shared lists': b'\x80\x02}U\x01a' + LIST + b's.',
+  'shared lists as a shape': b'\x80\x02}U\x01a'
+  + archives.py2(np.zeros(4, np.uint8)).replace(archives.py2((4,)), b'(J\xff\xff\xff\xff' + LIST + b't')
+  + b's.',
+  'a frozen set of nested tuples': b'\x80\x04(' + b')' + b'\x85' * 200_000 + b'\x91.',
+  'a byte array of an exabyte': b'\x80\x05\x96' + b'\xff' * 7 + b'\x0f.',
+  'a text encoded over and over': b'\x80\x02}U\x01ac_codecs\nencode\nq\x00X\x00\x00\x10\x00'
+  + b'a' * (1 << 20) + b'q\x01X\x01\x00\x00\x00aq\x02\x86Rs' + b'U\x01ah\x00h\x01h\x02\x86Rs' * 1000 + b'.',
+}  # fmt: skip
+
+LOADS = """
+import resource, sys
+from splitnet.data import safe_pickle
+resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
+for path in sys.argv[1:]:
+  try:
+    with open(path, 'rb') as f:
+      safe_pickle.load(f.read())
+  except ValueError as e:
+    print(path, e, flush=True)
+"""
+
+
+def test_hostile_nesting_is_refused_at_once(tmp_path):
+  paths = [str(tmp_path / name) for name in HOSTILE]
+  for path, content in zip(paths, HOSTILE.values()):
+    with open(path, 'wb') as f:
+      f.write(content)
+  environment = dict(os.environ, PYTHONPATH=helpers.PROJECT)
+  # In a process of its own: what such a pickle does to the stack of C ends the process.
+  done = subprocess.run(
+    [sys.executable, '-c', LOADS, *paths], capture_output=True, text=True, env=environment, timeout=60
+  )
+  assert done.returncode == 0, done.stdout
+  for path, line in zip(paths, done.stdout.splitlines(), strict=True):
+    assert line.startswith(f'{path} a pickle in it is refused: ') and len(line) < 400
+
+
+def test_numbers_in_memory_reserve_none():
+  assert safe_pickle.load(b'\x80\x02}r\xff\xff\xff\x7f.') == {}
+
+
+def test_operations_without_end_are_refused(monkeypatch):
+  monkeypatch.setattr(safe_pickle, 'MAX_STEPS', 1000)
+  with pytest.raises(ValueError, match='more than 1,000 operations'):
+    safe_pickle.load(b'\x80\x02}' + b'N0' * 3000 + b'.')

@@ -162,12 +162,14 @@ def test_a_users_grouping_is_read_as_its_tree(names, tmp_path):
 @pytest.mark.parametrize(
   'content, sentence',
   [
-    ('nonsense', 'is not JSON'),
+    ('nonsense', 'no JSON'),
+    ('[' * 100_000, 'no JSON: recursion limit'),
+    ('[[[["class0"]], 3], [{}]]', 'names a class '),
     ('[["class0"], ["class0"]]', "names the class 'class0' twice"),
     ('[["class0"], ["cat"]]', "names a class 'cat' that the data does not have"),
     ('[["class0"], ["class1"]]', 'leaves out class2'),
     ('[["class0"], ["class1"], ["class2"]]', 'does not have the tree of 2-2-2: a list of 2 groups'),
-    ('{"a": ["class0"]}', 'does not have the tree'),
+    ('{"a": ["class0"]}', 'it must be a valid array'),
   ],
 )
 def test_a_wrong_grouping_file_is_one_sentence(names, tmp_path, content, sentence):

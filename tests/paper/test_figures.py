@@ -197,6 +197,7 @@ def test_figure_4_trains_what_is_missing_and_counts_the_classes(data, tmp_path, 
   # One run is done, of the other there is nothing yet.
   flags, further = figures.make_parser().parse_args([*arguments, '--steps', '2']), figures.parse_train_flags(MORE)
   settings = vars(train.parse_flags(runs.command('train.py', figures.train_flags(flags, further, 0.5))[2:]))
+  del settings['network']  # train.py stores it with the network
   class_run(os.path.join(out, 'balance-0.5'), np.repeat([0, 2, 1], [31, 40, 29]), 3, 2, settings)
   done = helpers.files(os.path.join(out, 'balance-0.5'))
   code, printed, err = helpers.call(figures, [*arguments, '--balances', '100,.5', '--steps', 2, *MORE], capsys)

@@ -13,13 +13,15 @@ from paper import group_table, recipes, tables
 from splitnet.network import grouping
 from splitnet.training import checkpoints
 
+LOGGED = {'total': 1.0, 'accuracy': 0.5, 'images_per_second': 10.0}
+
 
 def write_metrics(run, values):
   """Writes the metrics.jsonl of a grouping run: dict from assignment to dict from step to confidence."""
   lines = [{'step': 0, 'kind': 'val', 'accuracy': 0.5, 'cross_entropy': 1.0, 'best': 0.5}]
   for step in next(iter(values.values())):
     confidence = {name: of_step[step] for name, of_step in values.items()}
-    lines += [{'step': step, 'kind': 'train', 'total': 1.0, 'confidence': confidence}]
+    lines += [{'step': step, 'kind': 'train', **LOGGED, 'confidence': confidence}]
   with open(os.path.join(run.folder, 'metrics.jsonl'), 'w') as f:
     f.write(''.join(json.dumps(line) + '\n' for line in lines) + '{"step": 500, "kind": "tr')  # the last one torn
 
@@ -99,7 +101,8 @@ def test_what_left_its_start_is_told_from_the_checkpoints(tmp_path):
 
 
 def test_of_a_step_that_was_logged_twice_the_later_line_counts(tmp_path):
-  lines = [{'step': step, 'kind': 'train', 'confidence': {'split_q1': c}} for step, c in ((1, 0.6), (2, 0.8), (2, 0.7))]
+  values = ((1, 0.6), (2, 0.8), (2, 0.7))
+  lines = [{'step': step, 'kind': 'train', **LOGGED, 'confidence': {'split_q1': c}} for step, c in values]
   (tmp_path / 'metrics.jsonl').write_text(''.join(json.dumps(line) + '\n' for line in lines))
   assert group_table.least_confidences(str(tmp_path)) == {1: 0.6, 2: 0.7}
   assert group_table.least_confidences(str(tmp_path / 'none')) == {}

@@ -15,7 +15,7 @@ import train
 from paper import runs as runs_module
 from paper import tables
 from splitnet.common.errors import UserError
-from splitnet.common.files import write_json
+from splitnet.common.files import locked, write_json
 from splitnet.parallel import devices
 from splitnet.training import checkpoints
 
@@ -131,3 +131,28 @@ def test_a_run_in_progress_says_how_far_it_is(tmp_path, capsys):
   assert lines and set(lines) == {said}
   runs_module.print_progress(run, 10, 360)  # no step since it was continued: nothing to say
   assert capsys.readouterr().out == ''
+
+
+def test_a_run_that_another_process_has_just_begun_is_not_to_be_removed(tmp_path):
+  run = runs_module.Run(str(tmp_path / 'run'), None, {'mode': 'baseline', 'max_steps': 1})
+  data = {'source': 'synthetic', 'train_images': 90}
+  with locked(run.folder, 'taken', runs_module.LOCK):
+    (tmp_path / 'run' / 'settings.json.7.tmp').touch()
+    assert runs_module.read_result(run, data) is None
+    with pytest.raises(UserError, match='is being run already'):
+      runs_module.complete(run, 'nowhere', data)
+    (tmp_path / 'run' / 'other').touch()
+    with pytest.raises(UserError, match=r'was not made by tables\.sh'):
+      runs_module.read_result(run, data)
+
+
+def test_what_another_process_has_made_meanwhile_is_looked_at_again(tmp_path, monkeypatch):
+  run = runs_module.Run(str(tmp_path / 'run'), None, {'mode': 'baseline', 'max_steps': 1})
+  data = {'source': 'synthetic', 'train_images': 90}
+  assert runs_module.read_result(run, data) is None
+  settings = {'settings': {**run.settings, 'max_steps': 2}, 'data': data}
+  write_json(str(tmp_path / 'run' / 'settings.json'), settings)  # by another process, with other flags
+  with pytest.raises(UserError, match='max_steps 2, now it is 1'):
+    runs_module.complete(run, 'nowhere', data)
+  with open(tmp_path / 'run' / 'settings.json') as f:
+    assert json.load(f) == settings

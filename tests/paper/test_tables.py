@@ -203,7 +203,7 @@ def test_damaged_and_foreign_folders_are_refused(program, tmp_path):
     kept = (folder / name).read_text()
     for content in ('{"accuracy"', '[]', '{}'):
       (folder / name).write_text(content)
-      refused(program(2), str(folder / name), 'cannot be read')
+      refused(program(2), str(folder / name), 'is damaged')
     (folder / name).write_text(kept)
   os.remove(folder / 'settings.json')
   refused(program(2), str(folder), 'was not made by tables.sh')

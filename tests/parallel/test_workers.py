@@ -1,17 +1,23 @@
-"""workers.py, worker.py, port_filter.py: real workers compute what one process does; lost ones are named or dropped."""
+"""Real workers compute what one process does; lost ones are named or dropped; who can reach them."""
 
+import concurrent.futures
+import contextlib
+import errno
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
+import threading
+import time
 
+import grpc
 import helpers
 import pytest
 
 from splitnet.common.errors import UserError
-from splitnet.parallel import port_filter, worker, workers
+from splitnet.parallel import connections, port_filter, worker, workers
 
 pytestmark = pytest.mark.slow
 
@@ -217,9 +223,9 @@ def test_refused_silent_and_answering_addresses_are_told_apart(pair):
     silent.bind((port_filter.LOOPBACK, 0))
     silent.listen()  # its kernel accepts connections, but nobody answers
     silent_address, refused = '127.0.0.1:%d' % silent.getsockname()[1], '127.0.0.1:%d' % unused_port()
-    found = workers.unreachable([pair[0].address, silent_address, refused], 10)
+    found = connections.unreachable([pair[0].address, silent_address, refused], 10)
   assert found == {silent_address: None, refused: 'cannot be reached'}
-  assert workers.unreachable([process.address for process in pair], TIMEOUT) == {}
+  assert connections.unreachable([process.address for process in pair], TIMEOUT) == {}
 
 
 def test_no_worker_at_all_is_told_with_and_without_retry():
@@ -257,29 +263,191 @@ def test_a_worker_is_reached_at_its_own_address_only(pair):
   assert not any(answers(*other) for other in others)
 
 
-def test_a_restricted_socket_drops_what_comes_for_other_addresses():
-  with socket.socket() as server:
-    server.bind((port_filter.ANY, 0))
-    server.listen()
-    port = server.getsockname()[1]
-    assert answers('127.0.0.1', port) and answers('127.0.0.2', port)
-    port_filter.restrict(port, '127.0.0.2')
-    assert answers('127.0.0.2', port) and not answers('127.0.0.1', port)
-  with pytest.raises(OSError, match='no socket listens'):
-    port_filter.restrict(unused_port(), port_filter.LOOPBACK)
+def listening(port, family=socket.AF_INET6, address='::'):
+  """A socket as gRPC makes it: on all addresses, sharing its port."""
+  server = socket.socket(family)
+  if family == socket.AF_INET6:
+    server.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+  server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+  server.bind((address, port))
+  server.listen()
+  return server
 
 
-def test_connections_made_before_are_restricted_too():
+def test_a_guarded_port_lets_nobody_in_and_then_those_who_come_to_one_address():
+  guard = port_filter.Guard()
+  hosts = ('127.0.0.1', '127.0.0.2', '::1')
+  assert not any(answers(host, guard.port) for host in hosts)
+  with guard.open_for('127.0.0.2'):
+    assert os.environ[port_filter.REUSE_PORT] == '1'
+    server = listening(guard.port)
+    assert not any(answers(host, guard.port) for host in hosts)  # it listens, but nobody gets there
+  with server:
+    assert [answers(host, guard.port) for host in hosts] == [False, True, False]
+    server.settimeout(5)
+    server.accept()[0].close()
+    server.settimeout(0.2)
+    with pytest.raises(TimeoutError):  # that was the only one, from the beginning
+      server.accept()
+  assert port_filter.REUSE_PORT not in os.environ
+
+
+def test_who_knocks_at_a_guarded_port_gets_in_later():
+  guard = port_filter.Guard()
+  with socket.socket() as early:
+    early.setblocking(False)
+    assert early.connect_ex(('127.0.0.1', guard.port)) == errno.EINPROGRESS
+    with guard.open_for('127.0.0.1'):
+      server = listening(guard.port)
+    with server:
+      server.settimeout(30)  # TCP tries again after a second, and then after two more
+      connection, address = server.accept()
+      connection.close()
+      assert address[1] == early.getsockname()[1]
+
+
+def test_a_port_for_nobody_stays_shut():
+  guard = port_filter.Guard()
+  with guard.open_for(None):
+    server = listening(guard.port)
+  with server:
+    assert not any(answers(host, guard.port) for host in ('127.0.0.1', '127.0.0.2', '::1'))
+
+
+@pytest.mark.parametrize('case', ['no server', 'in another way'])
+def test_a_server_that_the_guard_cannot_keep_is_not_used(case):
+  guard = port_filter.Guard()
+  words = 'no server listens' if case == 'no server' else 'unexpected way'
+  with contextlib.ExitStack() as stack, pytest.raises(OSError, match=words), guard.open_for('127.0.0.1'):
+    if case != 'no server':
+      stack.enter_context(listening(guard.port, socket.AF_INET, '127.0.0.3'))
+
+
+def test_a_guard_takes_no_port_that_is_taken():
+  with socket.socket() as taken:
+    taken.bind(('127.0.0.1', 0))
+    taken.listen()
+    with pytest.raises(OSError, match='in use'):
+      port_filter.Guard(taken.getsockname()[1])
+  guard = port_filter.Guard()
+  with pytest.raises(OSError, match='in use'):  # and takes the one that it has from the next
+    port_filter.Guard(guard.port)
+
+
+def test_nobody_is_answered_before_a_worker_is_ready():
+  """Who connects all the time while a worker starts is answered at its own address only, and only at the end."""
+  port, stop, answered = unused_port(), threading.Event(), []
+
+  def knock(host):
+    while not stop.is_set():
+      with contextlib.suppress(OSError), socket.create_connection((host, port), 0.05) as connection:
+        connection.settimeout(0.2)
+        if connection.recv(9):  # gRPC speaks first
+          answered.append(host)
+
+  threads = [threading.Thread(target=knock, args=(host,)) for host in ('127.0.0.2', '127.0.0.3', '127.0.0.1') * 2]
+  for thread in threads:
+    thread.start()
+  process = helpers.start('splitnet.parallel.worker', ['--port', port])
+  try:
+    helpers.read_until(process, 'worker: ready at ')
+    end = time.monotonic() + 60
+    while '127.0.0.1' not in answered and time.monotonic() < end:
+      time.sleep(0.05)
+  finally:
+    stop.set()
+    for thread in threads:
+      thread.join()
+    process.kill()
+    process.communicate()
+  assert set(answered) == {'127.0.0.1'}
+
+
+# --- workers that fall silent, proxies --------------------------------------------------------------------------------
+
+
+class Silent(grpc.GenericRpcHandler):
+  """Passes calls on to a worker up to one of a given method, and answers none from then on."""
+
+  def __init__(self, address, method):
+    self._channel, self._method = grpc.insecure_channel(address, [('grpc.enable_http_proxy', 0)]), method
+    self.silent, self.end = threading.Event(), threading.Event()
+
+  def service(self, details):
+    """Returns how a call is answered."""
+    if details.method.endswith('/' + self._method):
+      self.silent.set()
+    if self.silent.is_set():
+      return grpc.unary_unary_rpc_method_handler(lambda request, context: self.end.wait())
+    passed_on = self._channel.unary_unary(details.method)
+    return grpc.unary_unary_rpc_method_handler(lambda request, context: passed_on(request))
+
+
+@contextlib.contextmanager
+def silent_at(address, method):
+  """A server before a worker that falls silent at a method: yields (its address, the Silent)."""
+  handler = Silent(address, method)
+  server = grpc.server(concurrent.futures.ThreadPoolExecutor(8), handlers=[handler])
+  port = server.add_insecure_port('127.0.0.1:0')
+  server.start()
+  try:
+    yield f'127.0.0.1:{port}', handler
+  finally:
+    handler.end.set()
+    server.stop(0)
+
+
+@pytest.mark.parametrize('method', ['GetStatus', 'CreateContext'])
+def test_a_worker_that_is_silent_when_connected_to_ends_within_the_time_limit(pair, arguments, method):
+  with silent_at(pair[0].address, method) as (address, handler):
+    process = helpers.start('eval.py', [*arguments, '--workers', address, '--worker_timeout', 8])
+    try:
+      assert handler.silent.wait(TIMEOUT)
+      stdout, stderr = process.communicate(timeout=300)
+    finally:
+      process.kill()
+  assert process.returncode == 1 and stdout == ''
+  assert stderr.startswith(f'eval.py: cannot work with {address} (no answer within') and stderr.count('\n') == 1, stderr
+
+
+def test_an_interrupt_ends_connecting(pair, arguments):
+  with silent_at(pair[0].address, 'CreateContext') as (address, handler):
+    process = helpers.start('eval.py', [*arguments, '--workers', address])
+    try:
+      assert handler.silent.wait(TIMEOUT)
+      process.send_signal(signal.SIGINT)
+      stdout, stderr = process.communicate(timeout=300)
+    finally:
+      process.kill()
+  assert (process.returncode, stdout, stderr) == (130, '', '')
+
+
+def test_a_connection_that_is_given_up_is_ended():
   with socket.socket() as server:
-    server.bind((port_filter.ANY, 0))
+    server.bind(('127.0.0.1', 0))
     server.listen()
-    port = server.getsockname()[1]
-    with socket.create_connection(('127.0.0.2', port)) as before, server.accept()[0] as accepted:
-      port_filter.restrict(port, port_filter.LOOPBACK)
-      accepted.settimeout(0.5)
-      before.sendall(b'x')
-      with pytest.raises(TimeoutError):
-        accepted.recv(1)
+    address = f'127.0.0.1:{server.getsockname()[1]}'
+    with socket.create_connection(server.getsockname()) as own, server.accept()[0]:
+      own.settimeout(5)
+      connections.give_up(f'127.0.0.1:{unused_port()}')
+      own.sendall(b'x')
+      connections.give_up(address)
+      assert own.recv(1) == b''
+  connections.give_up('a..b:1')
+
+
+def test_a_proxy_is_not_asked_for_workers(tmp_path_factory, pair, arguments, tmp_path, monkeypatch):
+  """It is one that takes a connection and stays silent."""
+  path = str(tmp_path / 'result.json')
+  with socket.socket() as proxy:
+    proxy.bind(('127.0.0.1', 0))
+    proxy.listen()
+    for name in ('http_proxy', 'https_proxy', 'grpc_proxy', 'ALL_PROXY'):
+      monkeypatch.setenv(name, f'http://127.0.0.1:{proxy.getsockname()[1]}')
+    process = helpers.start('eval.py', [*arguments, '--workers', pair[0].address, '--output_file', path])
+    _, stderr = process.communicate(timeout=TIMEOUT)
+  assert (process.returncode, stderr) == (0, '')
+  assert_same_result(path, helpers.evaluated(tmp_path_factory, 'split'))
 
 
 # --- worker.py's flags ------------------------------------------------------------------------------------------------
@@ -292,6 +460,13 @@ def test_connections_made_before_are_restricted_too():
     (['--port', 'x'], 2, ["'x'"]),
     (['--port', '65536'], 1, ["'65536'"]),
     (['--port', '0', '--host', '198.51.100.1'], 1, ['198.51.100.1', '--host']),
+    (['--port', '0', '--host', ''], 1, ["--host is ''", '127.0.0.1']),
+    (['--port', '0', '--host', ' '], 1, ["' '"]),
+    (['--port', '0', '--host', '0'], 1, ["'0'", '0.0.0.0']),
+    (['--port', '0', '--host', '0x0'], 1, ["'0x0'"]),
+    (['--port', '0', '--host', '00.0'], 1, ["'00.0'"]),
+    (['--port', '0', '--host', 'a..b'], 1, ["'a..b'"]),
+    (['--port', '0', '--host', 'x' * 300], 1, ["xx'"]),
     (['--port', '0', '--host', 'no.such.host.invalid'], 1, ["'no.such.host.invalid'"]),
     (['--port', '0', '--threads', '-1'], 1, ['--threads', "'-1'"]),
     (['--port', '0', '--gpu_fraction', '0'], 1, ['--gpu_fraction']),
@@ -303,6 +478,18 @@ def test_a_workers_mistakes_are_one_sentence(pair, capsys, arguments, code, word
   found, stdout, stderr = helpers.call(worker, arguments, capsys)
   assert found == code and stdout == '' and stderr.count('\n') == 1
   assert all(word in stderr for word in words), stderr
+
+
+@pytest.mark.parametrize('host', port_filter.ANY)
+def test_all_addresses_are_listened_on_if_asked_for_in_so_many_words(host):
+  process = helpers.start('splitnet.parallel.worker', ['--port', 0, '--host', host])
+  try:
+    (line,) = helpers.read_until(process, 'worker: ready at 0.0.0.0:')
+    assert answers('127.0.0.2', int(line.rsplit(':', 1)[1]))
+  finally:
+    process.kill()
+    _, stderr = process.communicate()
+  assert stderr.startswith('note: everyone who can reach this machine can use this worker') and stderr.count('\n') == 1
 
 
 def test_a_worker_ends_with_a_signal_and_without_a_traceback(start):

@@ -1,9 +1,11 @@
 """export.py and infer.py: the same logits without this project's code, whole and put together; what is refused."""
 
 import errno
+import fcntl
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 
@@ -16,6 +18,7 @@ from PIL import Image
 
 import cifar100
 from serving import export, infer
+from splitnet.common.errors import UserError
 from splitnet.network import counting
 from splitnet.training import checkpoints
 
@@ -230,6 +233,67 @@ def test_an_export_is_replaced_with_force_only(runs, data, tmp_path, capsys):
   assert sorted(os.listdir(out)) == ['manifest.json', 'whole'] and os.listdir(os.path.dirname(out)) == ['export']
 
 
+STRANGERS = ['notes.txt', 'whole/2/saved_model.pb', 'whole/1/notes.txt', 'other/1/x', 'whole/1/variables/x']
+
+
+@pytest.mark.parametrize('stranger', [*STRANGERS, 'whole/1/assets/link', 'link to a folder'])
+def test_what_is_not_of_an_export_is_not_replaced_with_it(tmp_path, capsys, stranger):
+  out = str(tmp_path / 'export')
+  write(out, networks.make(num_residual_units=1), branches=False)
+  path = os.path.join(out, stranger)
+  os.makedirs(os.path.dirname(path), exist_ok=True)
+  if 'link' in stranger:
+    (tmp_path / 'mine').mkdir()
+    os.symlink(tmp_path / 'mine', path)
+  else:
+    with open(path, 'w') as f:
+      f.write('mine')
+  before = helpers.files(str(tmp_path))
+  code, _, stderr = helpers.call(export, ['--checkpoint', 'none', '--out', out, '--force'], capsys)
+  assert code == 1 and stderr == (
+    f"export.py: --out: '{out}' holds more than an export ({stranger}): move that away, or name another folder\n"
+  )
+  assert helpers.files(str(tmp_path)) == before
+
+
+MANIFESTS = {
+  'empty': '', 'text': 'x', 'a list': '[]', 'deep': '[' * 100_000, 'of something else': '{"models": []}',
+  'of other models': '{"class_names": [], "models": [{"name": "a", "path": "a/1"}]}',
+  'of no file': '{"class_names": [], "models": [{"name": "whole", "path": "whole/1"}]}',
+  'that leads away': '{"class_names": [], "models": [{"name": "whole", "path": "../whole/1"}]}',
+  'of numbers': '{"class_names": [], "models": [1]}',
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('case', MANIFESTS)
+def test_a_folder_with_any_other_manifest_is_no_export(tmp_path, capsys, case):
+  out = tmp_path / 'web extension'
+  out.mkdir()
+  (out / 'manifest.json').write_text(MANIFESTS[case])
+  (out / 'my work').write_text('mine')
+  before = helpers.files(str(tmp_path))
+  code, _, stderr = helpers.call(export, ['--checkpoint', 'none', '--out', str(out), '--force'], capsys)
+  assert code == 1 and 'is no export' in stderr and stderr.count('\n') == 1
+  assert helpers.files(str(tmp_path)) == before
+
+
+def test_what_killed_exports_left_is_cleared_away(tmp_path, capsys):
+  out = str(tmp_path / 'a [b]')
+  write(out, networks.make(num_residual_units=1), branches=False)
+  whole = {path.removeprefix(out): content for path, content in helpers.files(out).items()}
+  os.rename(out, str(tmp_path / '.a [b].old-4000001'))
+  for name in ('.a [b].new-4000002', '.a [b].new-4000003', '.a [b].new-x', '.other.new-4000004'):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / 'part').write_text('x')
+  descriptor = os.open(tmp_path / '.a [b].new-4000003', os.O_RDONLY)
+  fcntl.flock(descriptor, fcntl.LOCK_EX)  # another export that is at work
+  code, _, stderr = helpers.call(export, ['--checkpoint', 'none', '--out', out], capsys)
+  os.close(descriptor)
+  assert code == 1 and 'holds an export already' in stderr
+  assert {path.removeprefix(out): content for path, content in helpers.files(out).items()} == whole
+  assert sorted(os.listdir(tmp_path)) == ['.a [b].new-4000003', '.a [b].new-x', '.other.new-4000004', 'a [b]']
+
+
 @pytest.mark.parametrize('fails', ['save', 'rename', 'second rename'])
 def test_an_export_that_fails_leaves_what_was_there(runs, data, tmp_path, capsys, monkeypatch, fails):
   out = str(tmp_path / 'export')
@@ -268,7 +332,9 @@ REFUSED = {
   'a folder of something': (['--checkpoint', 'RUNS/split', '--out', 'RUNS'], 1, ['RUNS', 'is no export']),
   'of something, forced': (['--checkpoint', 'RUNS/split', '--out', 'RUNS', '--force'], 1, ['RUNS', 'is no export']),
   'a file': (['--checkpoint', 'RUNS/split', '--out', 'RUNS/split/config.json'], 1, ['config.json', 'is no export']),
-  'in a file': (['--checkpoint', 'RUNS/split', '--out', 'RUNS/split/config.json/x'], 1, ['config.json/x', 'written']),
+  'in a file': (['--checkpoint', 'RUNS/split', '--out', 'RUNS/split/config.json/x'], 1, ['config.json', 'be made']),
+  'nowhere': (['--checkpoint', 'RUNS/split', '--out', ''], 1, ['--out is empty']),
+  'too long a name': (['--checkpoint', 'RUNS/split', '--out', 'RUNS/' + 'x' * 300], 1, ['xxx', 'too long']),
 }  # fmt: skip
 
 
@@ -377,6 +443,52 @@ def test_a_bad_image_is_told_and_the_others_are_done(originals, exports, images,
   assert len(stderr.splitlines()) == len(told)
   for path, line in zip(told, stderr.splitlines()):
     assert line.startswith('infer.py: ') and "'%s'" % path in line
+
+
+def test_what_is_no_file_is_told_and_never_read(originals, exports, images, pictures, tmp_path):
+  """Pipes and devices have no end, and an image that says that it is huge is not decoded."""
+  os.mkfifo(os.path.join(pictures, '00.png'))
+  os.symlink('/dev/zero', os.path.join(pictures, '01.png'))
+  huge = os.path.join(pictures, '02.png')
+  with open(huge, 'wb') as f:
+    f.truncate(infer.MAX_BYTES + 1)
+  bomb = os.path.join(pictures, '03.png')
+  with open(os.path.join(pictures, '0.png'), 'rb') as f, open(bomb, 'wb') as g:
+    content = f.read()
+    g.write(content[:16] + struct.pack('>II', 60_000, 60_000) + content[24:])
+  process = helpers.start('serving.infer', ['--export', exports['two'], '/dev/zero', pictures, pictures + '/00.png'])
+  try:
+    stdout, stderr = process.communicate(timeout=300)
+  finally:
+    process.kill()
+  paths = [os.path.join(pictures, name) for name in ('0.png', '1.png', '2.png', 'wide.PNG')]
+  assert process.returncode == 1
+  assert stdout.splitlines() == expected_lines(originals['two'], paths, [infer.read_image(p) for p in paths], 5)
+  special = 'it is no regular file'
+  words = [special, special, special, 'more than 268,435,456 bytes', '3,600,000,000 pixels', special]
+  assert len(stderr.splitlines()) == len(words)
+  assert all(word in line for word, line in zip(words, stderr.splitlines())), stderr
+
+
+@pytest.mark.parametrize('head', [b'\x89PNG', b'GIF', b'BM', b'\xff\xd8', b'', b'text'])
+def test_an_image_that_ends_in_its_header_is_told(tmp_path, head):
+  path = tmp_path / 'image.png'
+  for length in (len(head), 12, 30):
+    path.write_bytes(head.ljust(length, b'\xff'))
+    with pytest.raises(UserError, match=r"image.png' (is no image|has [\d,]* pixels)"):
+      infer.read_image(str(path))
+
+
+def test_a_file_name_that_is_not_utf8_is_shown_and_the_others_are_done(originals, exports, images, pictures):
+  odd = os.fsdecode(os.path.join(os.fsencode(pictures), b'0\xff.png'))
+  os.rename(os.path.join(pictures, '1.png'), odd)
+  for encoding in ('utf-8', 'ascii'):
+    environment = {**os.environ, 'PYTHONIOENCODING': encoding, 'CUDA_VISIBLE_DEVICES': '-1'}
+    command = [sys.executable, '-m', 'serving.infer', '--export', exports['two'], pictures]
+    done = subprocess.run(command, cwd=helpers.PROJECT, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, '')
+    shown = [line.rsplit('/', 1)[1] for line in done.stdout.splitlines() if line.startswith('/')]
+    assert shown == ['0.png', '0\\udcff.png', '2.png', 'wide.PNG']
 
 
 @pytest.mark.parametrize('case', ['no folder', 'no export', 'no branches', 'manifest', 'model', 'missing model', 'top'])

@@ -118,6 +118,56 @@ def test_without_metrics_there_are_none_and_damaged_ones_are_named(tmp_path):
     next(found)
 
 
+# --- what was reported of steps that are taken again ----------------------------------------------------------------
+
+
+def reported(folder):
+  """What a run has reported: lines of train.log, metrics, steps of TensorBoard's scalars by tag."""
+  steps = {}
+  for path in sorted(glob.glob(os.path.join(glob.escape(folder), 'summaries', '*'))):
+    for event in tf.compat.v1.train.summary_iterator(path):
+      for value in event.summary.value:
+        steps.setdefault(value.tag, []).append(event.step)
+  return read(folder, 'train.log').splitlines(), list(log.read_metrics(folder)), steps
+
+
+def report(folder, step, *steps):
+  """Reports some steps of a run that is resumed at `step`."""
+  written = log.Log(folder, step)
+  terms = {'total': 1.0, 'cross_entropy': 1.0, 'accuracy': 0.5}
+  network = networks.build(resnet_split.Config(k=1, num_residual_units=1))
+  if step >= 0:
+    written.line(f"going on from step {step} ('ckpt')")
+  for number in steps:
+    written.train(number, terms, 0.1, 100.0, network)
+    written.validation(number, 0.5, 1.0, 0.5)
+
+
+@pytest.mark.parametrize('torn', [b'', b'step 99: lo'])
+def test_no_step_stands_twice_after_a_kill(tmp_path, torn):
+  folder, whole = str(tmp_path / 'killed'), str(tmp_path / 'whole')
+  report(folder, -1, 5, 10, 15, 20)
+  with open(os.path.join(folder, log.TEXT), 'ab') as f:
+    f.write(b'step 20: groups\n  split_q1: group sizes [1]\n' + torn)
+  for path in glob.glob(os.path.join(folder, 'summaries', '*')):
+    with open(path, 'ab') as f:
+      f.write(torn)
+  report(folder, 10, 15, 20, 25)
+  report(folder, 25)  # nothing is left to do
+  report(whole, -1, 5, 10, 15, 20, 25)
+  (lines, metrics, steps), (lines_of_whole, *rest) = reported(folder), reported(whole)
+  assert [metrics, steps] == rest and steps['train/total'] == [5, 10, 15, 20, 25]
+  assert [line for line in lines if not line.startswith('going on')] == lines_of_whole
+  assert len(lines) == len(lines_of_whole) + 2
+
+
+def test_a_run_that_starts_anew_reports_nothing_of_before(tmp_path):
+  report(str(tmp_path), -1, 0)  # killed before its first checkpoint
+  report(str(tmp_path), -1, 0)
+  lines, metrics, steps = reported(str(tmp_path))
+  assert (len(lines), len(metrics)) == (2, 2) and steps['train/total'] == [0]
+
+
 # --- TensorBoard and pictures --------------------------------------------------------------------------------------
 
 

@@ -135,6 +135,33 @@ def assert_alike(one, other):
 # --- the same as on one device ------------------------------------------------------------------------------------
 
 
+VALIDATIONS = """
+import json, splitnet.common.quiet, numpy as np, cifar100
+from splitnet.data.batches import Images
+from resnet_split import Config
+from splitnet.network import network as networks
+from splitnet.parallel import devices
+from splitnet.training import replicas
+from splitnet.training.step import make_step
+devices.configure(1.0, 4)
+rng = np.random.default_rng(0)
+images = Images(rng.integers(0, 256, (17, 32, 32, 3)).astype(np.uint8), np.arange(17, dtype=np.int32) % 2)
+found = []
+for copies in (replicas.Replicas(), replicas.on_devices(devices.names(), 4)):
+  with copies.scope():
+    network = networks.create(Config(k=1, num_residual_units=1).graph(), seed=0)
+  step = make_step(network, cifar100, dict(batch_size=4), 4.0, copies)
+  sizes = (1, 2, 3, 4, 5, 6, 7, 17)
+  found.append([step.validate(Images(images.images[:size], images.labels[:size])) for size in sizes])
+print(json.dumps(found))
+"""
+
+
+def test_a_last_batch_with_fewer_images_than_replicas_is_validated(start):
+  one, many = json.loads(finished(start(['-c', VALIDATIONS])).splitlines()[-1])
+  np.testing.assert_allclose(many, one, rtol=1e-5)
+
+
 @pytest.mark.parametrize('mode', ['baseline', 'group', 'split'])
 def test_replicas_train_as_one_device_does(runs, mode):
   folder, _ = runs
@@ -327,3 +354,46 @@ def test_a_gpu_without_what_xla_needs_trains_without_it_and_says_so(monkeypatch,
   assert told.count('\n') == 1 and 'more' not in told and '--xla_gpu_cuda_data_dir' in told
   with pytest.raises(UserError, match=r'tensorflow\[and-cuda\].*with --jit_compile False it goes without'):
     replicas.set_up(replicas.Machine(jit_compile=True), 90)
+
+
+# --- Slurm -------------------------------------------------------------------------------------------------------
+
+SLURM = {
+  'SLURM_JOB_ID': '40007', 'SLURM_PROCID': '1', 'SLURM_STEP_NUM_TASKS': '3', 'SLURM_STEP_NODELIST': 'n[2,10],gpu7',
+  'SLURM_STEP_TASKS_PER_NODE': '1(x3)', 'SLURMD_NODENAME': 'n10', 'SLURM_LOCALID': '0',
+}  # fmt: skip
+
+
+def slurm(monkeypatch, **changed):
+  """What replicas.slurm_config makes of Slurm's variables, read; some changed, or missing if None."""
+  environment = {name: value for name, value in {**SLURM, **changed}.items() if value is not None}
+  for name in SLURM:
+    monkeypatch.delenv(name, raising=False)
+  for name, value in environment.items():  # TensorFlow's resolver reads the environment itself
+    monkeypatch.setenv(name, value)
+  config = replicas.slurm_config(os.environ)
+  return config and replicas.read_cluster(config)
+
+
+def test_tasks_of_slurm_are_workers(monkeypatch):
+  assert slurm(monkeypatch) == (['gpu7:12007', 'n10:12007', 'n2:12007'], 1)
+  assert slurm(monkeypatch, SLURM_PROCID='0', SLURMD_NODENAME='n2')[1] == 2  # Slurm's first host, by text the last
+  assert slurm(monkeypatch, SLURMD_NODENAME=None)[1] == 1
+
+
+def test_two_tasks_on_a_host_have_two_ports(monkeypatch):
+  two = dict(SLURM_STEP_NODELIST='localhost', SLURM_STEP_NUM_TASKS='2', SLURM_STEP_TASKS_PER_NODE='2')
+  workers, index = slurm(monkeypatch, **two, SLURMD_NODENAME='localhost', SLURM_LOCALID='1')
+  assert (workers, index) == (['localhost:12007', 'localhost:12008'], 1)
+
+
+def test_one_task_and_a_batch_script_are_alone(monkeypatch):
+  assert slurm(monkeypatch, SLURM_STEP_NUM_TASKS='1') is None
+  assert slurm(monkeypatch, SLURM_STEP_NUM_TASKS=None) is None
+
+
+def test_variables_that_do_not_fit_are_told(monkeypatch):
+  with pytest.raises(UserError, match=r'the variables of Slurm cannot be understood .*set TF_CONFIG'):
+    slurm(monkeypatch, SLURM_STEP_NODELIST=None)
+  with pytest.raises(UserError, match='the variables of Slurm cannot be understood'):
+    slurm(monkeypatch, SLURMD_NODENAME='elsewhere')

@@ -119,6 +119,104 @@ def test_a_cosine_cannot_be_gone_on_with_to_another_end(runs, data, tmp_path, ca
   assert code == 1 and '--max_steps 2, now it is 6' in err and err.count('\n') == 1
 
 
+# --- signals, and a folder that goes ---------------------------------------------------------------------------------
+
+
+def do_at(monkeypatch, step, what):
+  """Does something once, when a step has been taken."""
+  take_steps, done = TrainStep.train, []
+
+  def train_steps(self, *arguments):
+    terms = take_steps(self, *arguments)
+    if self.step == step and not done:
+      done.append(what())
+    return terms
+
+  monkeypatch.setattr(TrainStep, 'train', train_steps)
+
+
+def test_sigterm_saves_as_an_interrupt_does(runs, data, tmp_path, monkeypatch, capsys):
+  do_at(monkeypatch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+  arguments = helpers.flags('split', data, str(tmp_path), '--basemodel', runs['group'], '--max_steps', 6)
+  arguments += ['--display', '1']
+  code, stdout, stderr = helpers.call(train, arguments, capsys)
+  assert (code, stderr) == (143, '') and 'stopped at step 3; the same command goes on' in stdout
+  assert checkpoints.find(str(tmp_path)).endswith('-3')
+  assert helpers.call(train, arguments, capsys)[0] == 0
+  helpers.assert_same(helpers.weights(str(tmp_path)), helpers.weights(runs['split']))
+
+
+@pytest.mark.parametrize('interrupted', [False, True])
+def test_a_folder_that_is_removed_ends_its_run(runs, data, tmp_path, monkeypatch, capsys, interrupted):
+  folder = str(tmp_path / 'run')
+
+  def remove():
+    shutil.rmtree(folder)
+    if interrupted:
+      raise KeyboardInterrupt
+
+  do_at(monkeypatch, 2, remove)
+  arguments = helpers.flags('split', data, folder, '--basemodel', runs['group'], '--max_steps', 6, '--display', 1)
+  code, stdout, stderr = helpers.call(train, arguments, capsys)
+  assert code == 1 and stderr.count('\n') == 1 and 'has been removed or replaced' in stderr and folder in stderr
+  assert not os.path.exists(folder) and 'step 4' not in stdout
+
+
+def test_nothing_is_looked_at_before_the_folder_is_kept(runs, data, tmp_path, capsys):
+  folder = copy_run(runs['split'], str(tmp_path / 'run'))
+  os.remove(os.path.join(folder, 'config.json'))  # another sentence, if it were looked for
+  with checkpoints.locked(folder):
+    before = helpers.files(folder)
+    code, _, stderr = helpers.call(train, helpers.flags('baseline', data, folder), capsys)
+    assert code == 1 and 'another process trains in' in stderr and helpers.files(folder) == before
+
+
+def checkpoints_of(folder):
+  return {path: content for path, content in helpers.files(folder).items() if not path.endswith('config.json')}
+
+
+@pytest.mark.parametrize('state', [None, b'', b'garbage'])
+def test_a_run_goes_on_without_its_state_file(runs, data, tmp_path, capsys, state):
+  folder = copy_run(runs['split'], str(tmp_path / 'run'))
+  path = os.path.join(folder, 'checkpoint')
+  os.remove(path)
+  if state is not None:
+    with open(path, 'wb') as f:
+      f.write(state)
+  best = checkpoints_of(os.path.join(folder, 'best'))
+  arguments = helpers.flags('split', data, folder, '--basemodel', runs['group'], '--max_steps', 6)
+  code, stdout, stderr = helpers.call(train, arguments, capsys)
+  assert (code, stderr) == (0, '') and 'going on from step 6' in stdout
+  assert checkpoints_of(os.path.join(folder, 'best')) == best
+  shutil.rmtree(folder + '/best')
+  for name in glob.glob(folder + '/*.index'):
+    os.remove(name)
+  before = helpers.files(folder)
+  code, _, stderr = helpers.call(train, arguments, capsys)
+  assert code == 1 and 'has come to step 6' in stderr and helpers.files(folder) == before
+
+
+FILES = ['train.log', 'metrics.jsonl', 'checkpoint', 'config.json', 'best', 'lock', 'summaries']
+
+
+@pytest.mark.parametrize('name', FILES)
+def test_a_folder_where_a_file_belongs_is_one_sentence(runs, data, tmp_path, capsys, name):
+  (tmp_path / name / 'a').mkdir(parents=True)
+  if name in ('best', 'summaries'):
+    shutil.rmtree(tmp_path / name)
+    (tmp_path / name).write_text('')
+  arguments = helpers.flags('split', data, str(tmp_path), '--basemodel', runs['group'], '--max_steps', 1)
+  code, _, stderr = helpers.call(train, arguments, capsys)
+  assert code == 1 and stderr.count('\n') == 1 and name in stderr, stderr
+
+
+@pytest.mark.parametrize('name', ['n' * 300, 'not utf-8 \udcff'])
+def test_a_folder_that_cannot_be_named_so_is_one_sentence(runs, data, tmp_path, capsys, name):
+  arguments = helpers.flags('split', data, str(tmp_path / name), '--basemodel', runs['group'], '--max_steps', 1)
+  code, _, stderr = helpers.call(train, arguments, capsys)
+  assert code == 1 and stderr.count('\n') == 1, stderr
+
+
 # --- an interrupt in a validation ---------------------------------------------------------------------------------
 
 

@@ -1,0 +1,73 @@
+"""Connections to other machines: who answers, and how to give one up that is silent.
+
+gRPC in TensorFlow sends its own connections, too, through an http_proxy of the environment. A proxy knows nothing of
+workers, and may take a connection that then stays silent.
+"""
+
+import contextlib
+import os
+import queue
+import socket
+import time
+
+import grpc
+
+from splitnet.parallel import port_filter
+
+
+def ignore_proxies():
+  """Takes the proxies out of this process's environment; before gRPC makes a connection."""
+  for name in ('grpc_proxy', 'http_proxy', 'https_proxy', 'all_proxy'):
+    for variable in (name, name.upper()):
+      os.environ.pop(variable, None)
+
+
+def unreachable(addresses, timeout):
+  """Returns the addresses at which no gRPC server answers, with the reason.
+
+  A process that is stopped or hangs still has connections accepted by its kernel, so its answer is waited for.
+
+  Args:
+    addresses: list of 'host:port'.
+    timeout: seconds that all of them together may take.
+
+  Returns:
+    Dict from address to a reason, text; None for no answer in time.
+  """
+  states, reasons = queue.SimpleQueue(), dict.fromkeys(addresses)
+  waiting = set(addresses)
+  # Of its own: gRPC would share a connection that was ready when the server was alive.
+  options = [('grpc.enable_http_proxy', 0), ('grpc.use_local_subchannel_pool', 1)]
+  channels = {address: grpc.insecure_channel(address, options) for address in addresses}
+  for address, channel in channels.items():
+    channel.subscribe(lambda state, address=address: states.put((address, state)), try_to_connect=True)
+  end = time.monotonic() + timeout
+  while waiting:
+    try:
+      address, state = states.get(timeout=max(0.0, end - time.monotonic()))
+    except queue.Empty:
+      break
+    if address not in waiting:
+      continue
+    if state == grpc.ChannelConnectivity.READY:
+      del reasons[address]
+    elif state == grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+      reasons[address] = 'cannot be reached'
+    else:
+      continue
+    waiting.discard(address)
+  for channel in channels.values():
+    channel.close()
+  return reasons
+
+
+def give_up(address):
+  """Ends this process's connections to 'host:port', so that whatever waits for an answer there gets an error."""
+  host, port = address.rsplit(':', 1)
+  with contextlib.suppress(OSError, UnicodeError):
+    peers = {info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}
+    for own in port_filter.own_sockets():
+      with own, contextlib.suppress(OSError):
+        peer = own.getpeername()
+        if peer[1] == int(port) and peer[0].removeprefix('::ffff:') in peers:
+          own.shutdown(socket.SHUT_RDWR)
