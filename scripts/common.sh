@@ -39,7 +39,7 @@ make_venv() {
 # .venv into which nothing could be installed, because there was no network, does not count.
 find_python() {
   local check='import importlib.util, sys
-wanted = "tensorflow numpy six tqdm matplotlib tensorboard sklearn scipy".split()
+wanted = "tensorflow numpy six tqdm matplotlib tensorboard sklearn scipy pydantic".split()
 sys.exit(not (3, 10) <= sys.version_info < (3, 14) or not all(map(importlib.util.find_spec, wanted)))'
   if [ ! -e "$venv/installed-requirements.txt" ] && ! "$venv/bin/python" -c "$check" 2>/dev/null &&
     python3 -c "$check" 2>/dev/null; then
