@@ -1,4 +1,4 @@
-"""AlexNet as a graph: one tower, and fully connected layers that may be split into groups.
+"""Writes AlexNet as a graph: one tower, fully connected layers that may be split.
 
 Sources: Krizhevsky, Sutskever and Hinton, ImageNet Classification with Deep Convolutional Neural Networks (2012); Kim
 et al., SplitNet (ICML 2017), whose counts (Table 3) fix the geometry.
@@ -11,7 +11,7 @@ from splitnet.network.settings import Settings
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AlexNet(Settings):
-  """What an AlexNet looks like.
+  """Says what an AlexNet looks like.
 
   The paper's 2-4-8 are groups at fc6, fc7, fc8; its 2x5 is 2-2-2-2-2 from conv4 on.
   """

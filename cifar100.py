@@ -24,14 +24,7 @@ DATA_DIR = 'cifar100/train_val_split'  # where download_cifar100.py writes
 
 
 def open_dataset(settings):
-  """Opens the data set for the programs: a DataSet.
-
-  Args:
-    settings: a DataSettings; how files are decoded does not concern it.
-
-  Raises:
-    UserError: it is missing or damaged, or another size is asked for.
-  """
+  """Opens the data that DataSettings name, a DataSet; UserError if there are none."""
   if settings.image_size not in (None, IMAGE_SIZE):
     raise UserError(f'--image_size is {settings.image_size}, but images of CIFAR-100 have {IMAGE_SIZE} pixels a side')
   data_dir = settings.data_dir or DATA_DIR
@@ -41,7 +34,7 @@ def open_dataset(settings):
 
 @schema.record
 class Names(readers.Names):
-  """What download_cifar100.py writes to names.json."""
+  """Describes the names.json that download_cifar100.py writes."""
 
   source: schema.Text
   seed: schema.Count
@@ -60,20 +53,16 @@ def _missing(data_dir):
 
 
 def load_names(data_dir):
-  """Reads the names of classes and superclasses in a folder: a ClassNames.
-
-  Raises:
-    UserError: the file is missing or damaged.
-  """
+  """Reads a folder's ClassNames; UserError if they are missing or damaged."""
   names = readers.read_names(os.path.join(data_dir, 'names.json'), Names, ADVICE, _missing(data_dir))
   source = {key: names[key] for key in ('source', 'seed', 'num_val_instance', 'images_per_class')}
   return ClassNames(names['fine'], names['coarse'], np.array(names['fine_to_coarse']), source)
 
 
 def load(data_dir, subset, limit=None):
-  """Reads one of the SUBSETS, or its first `limit` images: uint8 [N, 32, 32, 3].
+  """Reads one of the SUBSETS, or its first `limit` images: an Images.
 
-  Returns an Images; raises UserError if the file is missing or damaged, or holds fewer than `limit` images.
+  Raises UserError if the file is missing or damaged, or holds fewer images.
   """
   path, classes = os.path.join(data_dir, subset + '.npz'), len(load_names(data_dir).fine)
   images, labels = readers.read_subset(path, IMAGE_SIZE, classes, ADVICE, _missing(data_dir))
@@ -83,16 +72,10 @@ def load(data_dir, subset, limit=None):
 
 
 def augment(images, seed, share=None):
-  """Reflect-pads by 4, crops 32 x 32 and flips left-right, each image at random.
+  """Reflect-pads by 4, crops 32 x 32 and flips at random; see DataSet.augment.
 
   There are 81 offsets, and half of the images are flipped. Padding, cropping and flipping only choose which pixel is
   read, so they are one index per row and one per column.
-
-  Args:
-    images: [batch, 32, 32, 3], any type.
-    seed: int32 tensor [2].
-    share: if the images are a part of a batch that is divided over replicas, an object whose `batch` is the size of
-      the whole and whose `take(values)` picks this part's rows; None: they are the whole batch.
   """
   batch = share.batch if share else tf.shape(images)[0]
   offsets = 2 * PADDING + 1

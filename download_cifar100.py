@@ -1,4 +1,4 @@
-"""Downloads CIFAR-100 (or reads an archive, or generates images), verifies and divides it.
+"""Downloads CIFAR-100 (or reads an archive, or draws images), and divides it.
 
   train.npz, val.npz, train_val.npz, test.npz
       images uint8 [N, 32, 32, 3], RGB; labels uint8 [N], fine class; coarse_labels uint8 [N], superclass
@@ -42,7 +42,7 @@ SUBSETS = ('train', 'val', 'train_val', 'test')
 
 @schema.record
 class Provenance(schema.TypedDict):
-  """What names.json says of the files beside it."""
+  """Describes what names.json says of the files beside it."""
 
   source: schema.Text
   seed: schema.Count
@@ -54,14 +54,9 @@ PROVENANCE = tuple(Provenance.__annotations__)
 
 
 def read_archive(path):
-  """Reads a tar of CIFAR-100's Python layout and verifies its content.
+  """Reads and verifies a tar of CIFAR-100's Python layout: as synthetic.make.
 
-  Returns:
-    dict: `train_images`, `test_images` uint8 [N, 32, 32, 3]; `train_labels`, `test_labels` uint8 [N];
-    `fine`, `coarse` lists of names; `fine_to_coarse` list of CLASSES ints.
-
-  Raises:
-    UserError: the file is missing, not a whole tar, dangerous, or its content is not CIFAR-100's.
+  Raises UserError if the file is missing, not a whole tar, dangerous, or its content is not CIFAR-100's.
   """
   alternative = (
     f'give --archive a tar of plain files cifar-100-python/{{train,test,meta}} with {TRAIN_IMAGES} + {TEST_IMAGES} '

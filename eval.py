@@ -20,7 +20,7 @@ import cifar100
 import image_folder
 import imagenet
 import resnet_split
-from splitnet.common.errors import UserError, run_program
+from splitnet.common.errors import UserError, program
 from splitnet.common.files import check_output_file, is_stream, telling_of_output, write_json
 from splitnet.common.flags import Parser, add, boolean, integer, number, one_of, take
 from splitnet.data import images
@@ -211,9 +211,10 @@ def write_result(path, result, names, groups):
   return [path, picture]
 
 
-def main(argv=None):
+@program('eval.py', lasting=True)
+def main(argv):
   """Runs the program; returns its exit code."""
-  return run_program('eval.py', lambda: run(parse_flags(argv)), lasting=True)
+  run(parse_flags(argv))
 
 
 if __name__ == '__main__':

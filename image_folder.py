@@ -1,4 +1,4 @@
-"""Your own images: one folder per class, JPEG or PNG of any size.
+"""Reads your own images: one folder per class, JPEG or PNG of any size.
 
   DIR/CLASS/*.jpg                    a tenth of every class is drawn for val, another for test
   DIR/{train,val,test}/CLASS/*.jpg   without val a tenth of train is drawn for it; without test there is none
@@ -8,7 +8,6 @@ divides the images alike; images that come later are trained on. DIR/superclasse
 is optional. Every image is decoded once, before anything else, and damaged ones are named.
 """
 
-import json
 import os
 
 import numpy as np
@@ -18,9 +17,9 @@ from splitnet.common.errors import UserError
 from splitnet.common.files import write_json
 from splitnet.data import image_files
 from splitnet.data.batches import ClassNames
-from splitnet.data.images import Crops, ImageFiles, make_dataset, normalize
+from splitnet.data.image_batches import ImageFiles, make_dataset
+from splitnet.data.images import Crops
 
-prepare = normalize
 IMAGE_SIZE = 64  # pixels a side, unless something else is asked for
 SEED = 0  # of the division
 SHARE = 10  # one in so many images of a class goes to a subset that is drawn
@@ -28,13 +27,9 @@ FOLDERS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation')
 
 
 def open_dataset(settings):
-  """Opens a folder of images for the programs: a DataSet.
+  """Opens the folder that DataSettings name, a DataSet.
 
-  Args:
-    settings: a DataSettings with the folder's `data_dir`.
-
-  Raises:
-    UserError: there is no such folder, it holds no classes, or images are damaged and are not to be left out.
+  Raises UserError if it is missing, holds no classes, or images are damaged and are not to be left out.
   """
   data_dir = settings.data_dir
   if data_dir is None:
@@ -105,7 +100,7 @@ def _check_classes(data_dir, classes, listed):
 
 
 def _draw(data_dir, listed, notes):
-  """Draws the subsets that have no folder out of train, or reads what was drawn before."""
+  """Draws subsets without a folder out of train, or reads what was drawn before."""
   drawn = ['val', 'test'] if len(listed) == 1 else ['val'] if 'val' not in listed else []
   if not drawn:
     return listed
@@ -118,7 +113,7 @@ def _draw(data_dir, listed, notes):
   subset_of = {file: subset for subset in drawn for file in stored[subset]}
   divided = {'train': [], **{subset: [] for subset in drawn}}
   for name, file in listed['train']:
-    divided[subset_of.get(os.fsdecode(file), 'train')].append((name, file))
+    divided[subset_of.get(image_files.text_of(file), 'train')].append((name, file))
   for subset in divided:
     if not divided[subset]:
       raise UserError(f"no image is left for {subset} as '{path}' divides them: remove that file to divide them anew")
@@ -126,12 +121,12 @@ def _draw(data_dir, listed, notes):
 
 
 def _divide(images, drawn):
-  """Draws one in SHARE images of every class for each subset, of few images at least one if that leaves two."""
+  """Draws one in SHARE images of every class, at least one if that leaves two."""
   random = np.random.RandomState(SEED)
   chosen = {subset: [] for subset in drawn}
   by_class = {}
   for name, file in images:
-    by_class.setdefault(name, []).append(os.fsdecode(file))
+    by_class.setdefault(name, []).append(image_files.text_of(file))
   for name in sorted(by_class):
     order = [by_class[name][i] for i in random.permutation(len(by_class[name]))]
     count = max(len(order) // SHARE, 1 if len(order) >= 2 + len(drawn) else 0)
@@ -142,15 +137,8 @@ def _divide(images, drawn):
 
 def _read_subsets(path):
   """Reads what was drawn: a dict from subset to list of files."""
-  try:
-    with schema.open_file(path) as f:
-      content = json.load(f)  # names of files need not be text, which schema.read_json demands
-    content.pop('seed', None)
-    if not all(isinstance(files, list) and all(isinstance(file, str) for file in files) for files in content.values()):
-      raise TypeError('it holds more than lists of names')
-    return content
-  except (OSError, ValueError, TypeError, AttributeError, RecursionError) as e:
-    raise UserError(f"'{path}' is damaged ({e}): remove it, and the images are divided anew") from e
+  content = schema.read_json(path, dict[str, int | list[str]], 'remove it, and the images are divided anew')
+  return {subset: files for subset, files in content.items() if isinstance(files, list)}
 
 
 def _class_names(data_dir, classes, source):

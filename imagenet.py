@@ -1,4 +1,4 @@
-"""ILSVRC 2012 as people have it on their disks; also the program that unpacks the official archives.
+"""Reads ILSVRC 2012 as people have it; as a program unpacks its archives.
 
   DIR/train/nXXXXXXXX/*.JPEG, DIR/val/nXXXXXXXX/*.JPEG    what `prepare` writes; torchvision's folders
   DIR/val/*.JPEG, flat                                    with LOC_val_solution.csv (Kaggle), the devkit (its folder or
@@ -14,31 +14,27 @@ The data set: O. Russakovsky et al., "ImageNet Large Scale Visual Recognition Ch
 """
 
 import csv
-import glob
-import hashlib
 import io
 import json
-import mmap
 import os
 import re
 import shutil
 import sys
-import tarfile
 
 import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 
 import numpy as np
-from tqdm import tqdm
 
 from splitnet.common import schema
-from splitnet.common.errors import UserError, run_program
-from splitnet.common.files import check_folder, whole_file
+from splitnet.common.errors import UserError, program
+from splitnet.common.files import check_folder
 from splitnet.common.flags import Parser
-from splitnet.data import image_files, safe_tar
+from splitnet.data import image_archives, image_files, safe_tar, tfrecords
 from splitnet.data.batches import ClassNames
-from splitnet.data.images import Crops, ImageFiles, make_dataset, normalize
+from splitnet.data.download import md5_of
+from splitnet.data.image_batches import ImageFiles, make_dataset
+from splitnet.data.images import Crops
 
-prepare = normalize
 IMAGE_SIZE = 224
 CLASSES = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'imagenet_classes.json')
 ID = re.compile(r'n\d{8}')
@@ -48,7 +44,6 @@ ARCHIVES = {
   'val_tar': ('ILSVRC2012_img_val.tar', 6744924160, '29b22e2961454d5413ddabcf34fc5622'),
   'devkit': ('ILSVRC2012_devkit_t12.tar.gz', None, 'fa75699e90414af021442c21a62c3abf'),
 }
-BLOCK = 4096  # bytes that a file takes at least on most disks
 WAYS = 'unpack the official archives with `python imagenet.py prepare`, or see docs/data.md for what else is read'
 
 
@@ -62,11 +57,7 @@ def read_classes():
 
 
 def class_names(ids):
-  """Returns the ClassNames of some classes.
-
-  Args:
-    ids: their WordNet ids, sorted.
-  """
+  """Returns the ClassNames of the classes of some sorted WordNet ids."""
   content = read_classes()
   by_id = {row[0]: row for row in content['classes']}
   first = [by_id[key][1].split(', ')[0] for key in ids]
@@ -81,22 +72,17 @@ def class_names(ids):
 
 
 def open_dataset(settings):
-  """Opens ILSVRC 2012 for the programs: a DataSet.
+  """Opens the folder that DataSettings name, a DataSet.
 
-  Its images are not decoded beforehand, but with `skip_damaged` they are, once.
-
-  Args:
-    settings: a DataSettings with the `data_dir`.
-
-  Raises:
-    UserError: the images or the labels of the validation images are missing.
+  Its images are not decoded beforehand, but with `skip_damaged` they are, once. Raises UserError if the images or the
+  labels of the validation images are missing.
   """
   data_dir = settings.data_dir
   if data_dir is None:
     raise UserError(f'--data_dir is missing: {WAYS}')
   size = settings.image_size or IMAGE_SIZE
   crops = Crops.of_size(size, settings.min_crop_area)
-  records = {'train': _record_files(data_dir, 'train'), 'val': _record_files(data_dir, 'validation')}
+  records = {'train': tfrecords.files_of(data_dir, 'train'), 'val': tfrecords.files_of(data_dir, 'validation')}
   notes = []
   if records['train']:
     ids, subsets = _read_records(data_dir, records, crops)
@@ -114,39 +100,35 @@ def open_dataset(settings):
 
 def _read_folders(data_dir, crops):
   """Returns the ids of the classes, and a dict from subset to ImageFiles."""
-  root = next(
-    (path for path in (os.path.join(data_dir, *below) for below in ((), ('ILSVRC', 'Data', 'CLS-LOC'),
-                                                                     ('Data', 'CLS-LOC')))
-     if os.path.isdir(os.path.join(path, 'train'))), None,
-  )  # fmt: skip
+  roots = (os.path.join(data_dir, *below) for below in ((), ('ILSVRC', 'Data', 'CLS-LOC'), ('Data', 'CLS-LOC')))
+  root = next((path for path in roots if os.path.isdir(os.path.join(path, 'train'))), None)
   if root is None:
     raise UserError(f"there is no ILSVRC 2012 in '{data_dir}' (no folder train, no TFRecords): {WAYS}")
-  ids = [name for name in image_files.folders_in(os.path.join(root, 'train')) if ID.fullmatch(name)]
-  _check_ids(ids, os.path.join(root, 'train'))
+  train = os.path.join(root, 'train')
+  ids = [name for name in image_files.folders_in(train) if ID.fullmatch(name)]
+  other = sorted(set(ids) - {row[0] for row in read_classes()['classes']})
+  if other or len(ids) < 2:
+    what = f"'{other[0]}' in '{train}' is none of the 1000 classes" if other else f"'{train}' has {len(ids)} classes"
+    raise UserError(f'{what}; --dataset image_folder reads any folders of images')
   rank = {key: i for i, key in enumerate(ids)}
-  rows = [(os.path.join(b'train', key.encode(), file), rank[key])
-          for key in ids for file in image_files.images_in(os.path.join(root, 'train', key))]  # fmt: skip
-  subsets = {'train': _image_files(root, rows, crops)}
+  subsets = {'train': _image_files(root, _rows_of_folders(root, 'train', ids, rank), crops)}
   empty = np.flatnonzero(np.bincount(subsets['train'].labels, minlength=len(ids)) == 0)
   if len(empty):
-    raise UserError(f"'{os.path.join(root, 'train', ids[empty[0]])}' holds no images: unpack it again, or remove it")
+    raise UserError(f"'{os.path.join(train, ids[empty[0]])}' holds no images: unpack it again, or remove it")
   if os.path.isdir(os.path.join(root, 'val')):
     subsets['val'] = _image_files(root, _list_validation(data_dir, root, rank), crops)
   return ids, subsets
 
 
-def _check_ids(ids, path):
-  """Checks that there are classes, and of ILSVRC only."""
-  known = {row[0] for row in read_classes()['classes']}
-  other = [key for key in ids if key not in known]
-  if other or len(ids) < 2:
-    what = f"'{other[0]}' in '{path}' is none of the 1000 classes" if other else f"'{path}' has {len(ids)} classes"
-    raise UserError(f'{what}; --dataset image_folder reads any folders of images')
-
-
-def _image_files(root, rows, crops, places=None):
+def _image_files(root, rows, crops):
   files = np.array([file for file, _ in rows], object)
-  return ImageFiles(root, files, np.array([label for _, label in rows], np.int32), crops, places)
+  return ImageFiles(root, files, np.array([label for _, label in rows], np.int32), crops)
+
+
+def _rows_of_folders(root, subset, ids, rank):
+  """Returns the images in a subset's folders of classes: list of (file, label)."""
+  names = ((key, name) for key in ids if key in rank for name in image_files.images_in(os.path.join(root, subset, key)))
+  return [(os.path.join(subset.encode(), key.encode(), name), rank[key]) for key, name in names]
 
 
 def _list_validation(data_dir, root, rank):
@@ -154,8 +136,7 @@ def _list_validation(data_dir, root, rank):
   folder = os.path.join(root, 'val')
   below = [key for key in image_files.folders_in(folder) if ID.fullmatch(key)]
   if below:
-    rows = [(os.path.join(b'val', key.encode(), file), rank[key])
-            for key in below if key in rank for file in image_files.images_in(os.path.join(folder, key))]  # fmt: skip
+    rows = _rows_of_folders(root, 'val', below, rank)
   else:
     names = image_files.images_in(folder)
     folders = [data_dir, root, os.path.dirname(os.path.abspath(data_dir))]
@@ -171,10 +152,9 @@ def _list_validation(data_dir, root, rank):
 
 
 def _validation_ids(folders, names):
-  """Returns the WordNet id of each validation image of a flat folder: dict from file name without ending to id.
+  """Returns the ids of a flat folder's images: dict from name without ending.
 
-  Args:
-    folders: where the labels may be; names: sorted names of the files.
+  `folders` are where the labels may be, `names` the sorted names of the images.
   """
 
   def find(*spellings):
@@ -207,7 +187,7 @@ def _validation_ids(folders, names):
 
 
 def _in_order(stems, ids, path):
-  """Pairs the sorted names with ids; official names say which number they have, should some be missing."""
+  """Pairs sorted names with ids; official names say their number."""
   numbers = [re.fullmatch(r'ILSVRC2012_val_(\d{8})', stem) for stem in stems]
   if all(numbers) and all(1 <= int(match.group(1)) <= len(ids) for match in numbers):
     return {match.group(0): ids[int(match.group(1)) - 1] for match in numbers}
@@ -225,13 +205,10 @@ def _read(path):
 
 
 def read_devkit(path):
-  """Reads the WordNet ids of the validation images, in the order of their names, from the devkit.
+  """Reads the ids of the validation images, in the order of names, from the devkit.
 
-  Args:
-    path: its .tar.gz, or the folder of meta.mat and ILSVRC2012_validation_ground_truth.txt.
-
-  Raises:
-    UserError: it is missing or damaged.
+  The path is its .tar.gz, or the folder of meta.mat and ILSVRC2012_validation_ground_truth.txt. Raises UserError if it
+  is missing or damaged.
   """
   import scipy.io
 
@@ -248,30 +225,9 @@ def read_devkit(path):
     raise UserError(f"the devkit '{path}' is damaged, or not ILSVRC 2012's ({' '.join(str(e).split())})") from e
 
 
-# --- TFRecords ---------------------------------------------------------------------------------------------------
-
-
-def _record_files(data_dir, prefix):
-  """Lists the TFRecord files of a subset.
-
-  Raises:
-    UserError: there are some, but not all.
-  """
-  for folder in (data_dir, os.path.join(data_dir, prefix)):
-    paths = sorted(glob.glob(os.path.join(glob.escape(folder), f'{prefix}-?????-of-?????')))
-    if paths:
-      count = int(paths[0][-5:])
-      numbers = {int(path[-14:-9]) for path in paths}
-      if numbers != set(range(count)):
-        missing = min(set(range(count)) - numbers, default=count)
-        raise UserError(f"'{folder}' lacks {prefix}-{missing:05d}-of-{count:05d}: copy it there too")
-      return paths
-  return []
-
-
 def _read_records(data_dir, records, crops):
-  """Returns the ids of the classes, and a dict from subset to ImageFiles; finds the images once, and notes where."""
-  tables = {subset: _record_table(data_dir, subset, paths) for subset, paths in records.items() if paths}
+  """Returns as `_read_folders`; where the images are is found once and noted."""
+  tables = {subset: tfrecords.find_images(data_dir, subset, paths) for subset, paths in records.items() if paths}
   every = [row[0] for row in read_classes()['classes']]
   present = np.unique(tables['train'][:, 1])
   if len(present) < 2 or not 1 <= present[0] <= present[-1] <= len(every):
@@ -289,194 +245,17 @@ def _read_records(data_dir, records, crops):
   return [every[label - 1] for label in present], subsets
 
 
-def _record_table(data_dir, subset, paths):
-  """Returns where the images are: int64 [N, 5], each file, label, and bytes before, of and behind it."""
-  stamps = image_files.stamps_digest('', [os.fsencode(os.path.abspath(path)) for path in paths])
-  noted = image_files.notebook(data_dir, f'records-{subset}-{stamps}.npy')
-  if not os.path.exists(noted):
-    table = [
-      (number, *row) for number, path in enumerate(tqdm(paths, f'finding the images of {subset}', disable=None))
-      for row in _records_of(path)
-    ]  # fmt: skip
-    with whole_file(noted, 'wb') as f:
-      np.save(f, np.array(table, np.int64))
-  try:
-    table = np.load(noted)
-    if table.dtype != np.int64 or table.ndim != 2 or table.shape[1] != 5:
-      raise ValueError('it is no such table')
-    return table
-  except (OSError, ValueError, EOFError) as e:
-    raise UserError(f"'{noted}' is damaged ({' '.join(str(e).split())}): remove it, and it is made anew") from e
-
-
-def _records_of(path):
-  """Yields label, and bytes before, of and behind its image, for every record of a TFRecord file."""
-  size = os.path.getsize(path)
-  if not size:
-    return
-  with open(path, 'rb') as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as content:
-    at = 0
-    try:
-      while at < size:
-        length = int.from_bytes(content[at : at + 8], 'little')
-        begin, end = at + 12, at + 12 + length
-        if end + 4 > size:
-          raise ValueError('it is cut short')
-        label, (first, last) = _example(content, begin, end)
-        yield label, first, last - first, size - last
-        at = end + 4
-    except (ValueError, KeyError, IndexError, StopIteration, TypeError) as e:
-      raise UserError(f"'{path}' is damaged, or no file of tensorflow/models' ILSVRC 2012, at byte {at} ({e})") from e
-
-
-def _example(content, begin, end):
-  """Returns label, and begin and end of the image, in a tf.train.Example; what it skips is not read from the disk."""
-  found = {}
-  for _, features in _fields(content, begin, end):
-    for _, entry in _fields(content, *features):
-      fields = dict(_fields(content, *entry))
-      key = bytes(content[fields[1][0] : fields[1][1]])
-      if key in (b'image/encoded', b'image/class/label'):
-        _, values = next(_fields(content, *fields[2]))
-        _, found[key] = next(_fields(content, *values))
-  label = found[b'image/class/label']
-  if isinstance(label, tuple):  # packed
-    label = _varint(content, label[0])[0]
-  return label, found[b'image/encoded']
-
-
-def _fields(content, at, end):
-  """Yields number, and value (an int) or begin and end, of every field of a protocol buffer's message."""
-  while at < end:
-    tag, at = _varint(content, at)
-    value, at = _varint(content, at)
-    if tag & 7 == 2:
-      value, at = (at, at + value), at + value
-    elif tag & 7 != 0:
-      raise ValueError(f'a field of type {tag & 7}')
-    if at > end:
-      raise ValueError('a field is cut short')
-    yield tag >> 3, value
-
-
-def _varint(content, at):
-  value = shift = 0
-  while True:
-    byte = content[at]
-    value |= (byte & 127) << shift
-    at, shift = at + 1, shift + 7
-    if byte < 128:
-      return value, at
-
-
 # --- the program -------------------------------------------------------------------------------------------------
 
 
-class _Verified(io.RawIOBase):
-  """Reads a file, computing its MD5 and moving a progress bar."""
-
-  def __init__(self, path, title):
-    self._file, self.md5 = open(path, 'rb', buffering=0), hashlib.md5(usedforsecurity=False)
-    self._bar = tqdm(total=os.path.getsize(path), unit='B', unit_scale=True, desc=title, disable=None)
-
-  def readable(self):
-    return True
-
-  def readinto(self, buffer):
-    count = self._file.readinto(buffer)
-    self.md5.update(memoryview(buffer)[:count])
-    self._bar.update(count)
-    return count
-
-  def close(self):
-    self._file.close()
-    self._bar.close()
-    super().close()
-
-
-def _unpack(path, name, md5, add):
-  """Reads a tar once: calls `add(tar, member)` for every file, then compares its MD5.
-
-  Raises:
-    UserError: it is not the official archive.
-  """
-  with _Verified(path, name) as verified, io.BufferedReader(verified, 1 << 20) as stream:
-    try:
-      with tarfile.open(fileobj=stream, mode='r|', bufsize=1 << 20) as tar:
-        for member in tar:
-          if member.isfile():
-            add(tar, member)
-      while stream.read(1 << 20):
-        pass
-    except (tarfile.TarError, EOFError, ValueError, RecursionError) as e:
-      raise UserError(f"'{path}' is no tar archive, or cut short or damaged ({e}): download it again") from e
-    found = verified.md5.hexdigest()
-  if found != md5:
-    raise UserError(f"'{path}' has the MD5 checksum {found} instead of {md5}: download it again")
-
-
-def _save(tar, member, path):
-  """Writes one file of a tar; one that is there already is whole if it has its size."""
-  if not os.path.exists(path) or os.path.getsize(path) != member.size:
-    with open(path, 'wb') as f:
-      shutil.copyfileobj(tar.extractfile(member), f, 1 << 20)
-
-
-def prepare_train(path, folder):
-  """Unpacks the training archive, a tar of one tar per class, into folder/train, whole or not at all; resumes."""
-  part = os.path.join(folder, 'train.part')
-
-  def add(tar, member):
-    key = member.name.removesuffix('.tar')
-    if not ID.fullmatch(key):
-      raise UserError(f"'{path}' holds '{member.name}', which is no class of ILSVRC 2012: give the official archive")
-    done = os.path.join(part, key)
-    if os.path.exists(done):
-      return
-    shutil.rmtree(done + '.part', ignore_errors=True)  # of an interrupted run
-    os.makedirs(done + '.part')
-    with tarfile.open(fileobj=tar.extractfile(member), mode='r|') as images:
-      for image in images:
-        if not re.fullmatch(key + r'_\d+\.JPEG', image.name) or not image.isfile():
-          raise UserError(f"'{path}' holds '{image.name}' in '{member.name}': give the official archive")
-        _save(images, image, os.path.join(done + '.part', image.name))
-    os.replace(done + '.part', done)
-
-  _make_whole('train_tar', path, part, os.path.join(folder, 'train'), add)
-
-
-def prepare_val(path, devkit, folder):
-  """Unpacks the validation archive into folder/val, one folder per class, whole or not at all; resumes."""
-  part, ids = os.path.join(folder, 'val.part'), read_devkit(devkit)
-
-  def add(tar, member):
-    match = re.fullmatch(r'ILSVRC2012_val_(\d{8})\.JPEG', member.name)
-    if not match or not 1 <= int(match.group(1)) <= len(ids):
-      raise UserError(f"'{path}' holds '{member.name}', which the devkit has no label of: give the official archives")
-    key = os.path.join(part, ids[int(match.group(1)) - 1])
-    os.makedirs(key, exist_ok=True)
-    _save(tar, member, os.path.join(key, member.name))
-
-  _make_whole('val_tar', path, part, os.path.join(folder, 'val'), add)
-
-
-def _make_whole(flag, path, part, final, add):
-  name, _, md5 = ARCHIVES[flag]
-  os.makedirs(part, exist_ok=True)
-  try:
-    _unpack(path, name, md5, add)
-  except UserError:
-    shutil.rmtree(part, ignore_errors=True)  # of a wrong archive nothing is to be resumed
-    raise
-  os.sync()
-  os.replace(part, final)
+def _folder(flags, flag):
+  return os.path.join(flags.data_dir, flag.removesuffix('_tar'))
 
 
 def check_archives(flags):
-  """Checks, before the hour that unpacking takes, that archives are there, of the right size, and fit the disk.
+  """Checks first that archives are there, of the right size, and fit the disk.
 
-  Raises:
-    UserError: they are not.
+  Raises UserError if not.
   """
   needed = 0
   for flag, (name, size, md5) in ARCHIVES.items():
@@ -489,23 +268,15 @@ def check_archives(flags):
     if size is not None and found != size:
       raise UserError(f"--{flag}: '{path}' has {found} bytes, but {name} has {size}: download it again")
     if flag == 'devkit':
-      with open(path, 'rb') as f:
-        actual = hashlib.md5(f.read(), usedforsecurity=False).hexdigest()
-      if actual != md5:
-        raise UserError(f"--devkit: '{path}' has the MD5 checksum {actual} instead of {md5}: download it again")
-    elif not os.path.exists(os.path.join(flags.data_dir, flag.removesuffix('_tar'))):
-      part = os.path.join(flags.data_dir, flag.removesuffix('_tar') + '.part')
-      needed += found - _bytes_in(part) + found // 100_000 * BLOCK // 2  # an image has 100 kB or so
+      image_archives.check_md5(f"--devkit: '{path}'", md5_of(path), md5)
+    elif not os.path.exists(folder := _folder(flags, flag)):
+      needed += image_archives.bytes_needed(path, folder)
   free = shutil.disk_usage(flags.data_dir).free
   if needed > free:
     raise UserError(
       f"--data_dir: unpacking takes {needed / 1e9:.1f} GB, but '{flags.data_dir}' has {free / 1e9:.1f} GB left: free "
       'some, or name a folder on another disk'
     )
-
-
-def _bytes_in(folder):
-  return sum(os.path.getsize(os.path.join(path, name)) for path, _, names in os.walk(folder) for name in names)
 
 
 def parse_flags(argv=None):
@@ -528,21 +299,38 @@ def parse_flags(argv=None):
   return flags
 
 
-def run(flags):
+def place_of(flag, ids):
+  """Returns a function from a file's name in an archive to its path, or None.
+
+  `ids` are the classes of the validation images, in the order of their names.
+  """
+
+  def train(name):
+    match = re.fullmatch(r'(n\d{8})\.tar/(\1_\d+\.JPEG)', name)
+    return match and os.path.join(*match.groups())
+
+  def val(name):
+    match = re.fullmatch(r'ILSVRC2012_val_(\d{8})\.JPEG', name)
+    return os.path.join(ids[int(match.group(1)) - 1], name) if match and 1 <= int(match.group(1)) <= len(ids) else None
+
+  return {'train_tar': train, 'val_tar': val}[flag]
+
+
+@program('imagenet.py')
+def main(argv):
   """Brings --data_dir to what the flags ask for; UserError if that cannot be done."""
+  flags = parse_flags(argv)
   check_folder('--data_dir', flags.data_dir)
   check_archives(flags)
   try:
     for flag in ('val_tar', 'train_tar'):  # the smaller first: a mistake shows sooner
-      path, final = getattr(flags, flag), os.path.join(flags.data_dir, flag.removesuffix('_tar'))
-      if path and os.path.exists(final):
-        print(f"already done: '{final}'")
+      path, folder = getattr(flags, flag), _folder(flags, flag)
+      if path and os.path.exists(folder):
+        print(f"already done: '{folder}'")
       elif path:
-        if flag == 'train_tar':
-          prepare_train(path, flags.data_dir)
-        else:
-          prepare_val(path, flags.devkit, flags.data_dir)
-        print(f"wrote '{final}'")
+        ids = read_devkit(flags.devkit) if flag == 'val_tar' else None
+        image_archives.unpack(path, ARCHIVES[flag][2], folder, place_of(flag, ids))
+        print(f"wrote '{folder}'")
   except BrokenPipeError:
     raise
   except OSError as e:
@@ -552,11 +340,6 @@ def run(flags):
   except KeyboardInterrupt:
     print('interrupted: run again to go on', file=sys.stderr)
     raise
-
-
-def main(argv=None):
-  """Runs the program; returns its exit code."""
-  return run_program('imagenet.py', lambda: run(parse_flags(argv)))
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""Residual networks as graphs: WRN-d-k, ResNet-18; and older checkpoints of them.
+"""Writes residual networks as graphs; reads older checkpoints of them.
 
 Sources: Kim et al., SplitNet (ICML 2017); Zagoruyko and Komodakis, Wide Residual Networks (2016); He et al., Deep
 Residual Learning for Image Recognition (2016); the released code for names and the meaning of each flag.
@@ -13,7 +13,7 @@ from splitnet.network.settings import Settings, from_dict
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WideResNet(Settings):
-  """What a wide residual network looks like."""
+  """Says what a wide residual network looks like."""
 
   network = 'wrn'
   split_depths = ('unit_2', 'unit_3', 'logits')
@@ -58,12 +58,9 @@ class WideResNet(Settings):
     return b.graph()
 
 
-Config = WideResNet
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ResNet18(Settings):
-  """What a ResNet-18 looks like.
+  """Says what a ResNet-18 looks like.
 
   The paper's ResNet-18x2 has width 2, and groups at conv4, conv5 and fc.
   """
@@ -124,7 +121,7 @@ def read_older(settings, values, path):
 
 
 def config_from_shapes(values, path):
-  """Reads the Config of a released grouping network off the shapes of its variables.
+  """Reads the WideResNet of a released grouping network off the shapes of its variables.
 
   Raises UserError if they (arrays by the released names, of the checkpoint `path`) are not such a network's.
   """
@@ -133,7 +130,7 @@ def config_from_shapes(values, path):
     return next((len(values[f'group/{n}/alpha']) for n in names if f'group/{n}/alpha' in values), 1)
 
   try:
-    return Config(
+    return WideResNet(
       k=values['unit_1_0/conv_1/kernel'].shape[-1] // 16,
       num_residual_units=1 + max(int(m.group(1)) for m in (re.match(r'unit_1_(\d+)/', n) for n in values) if m),
       num_classes=values['logits/fc/biases'].shape[0],

@@ -24,7 +24,7 @@ import cifar100
 import image_folder
 import imagenet
 import resnet_split
-from splitnet.common.errors import UserError, run_program
+from splitnet.common.errors import UserError, program
 from splitnet.common.flags import Parser, add, automatic, boolean, epochs, integer, number, one_of, take
 from splitnet.data.dataset import DataSettings
 from splitnet.network import counting
@@ -248,18 +248,15 @@ def train(flags, machine, placed):
   return loop.train(images, validation)
 
 
-def main(argv=None):
+@program('train.py', lasting=True)
+def main(argv):
   """Runs the program; returns its exit code."""
-
-  def program():
-    flags = parse_flags(argv)
-    machine, placed, flags.jit_compile = replicas.set_up(take(replicas.Machine, vars(flags)), flags.batch_size)
-    # Before anything in the folder is looked at: another run there would change it meanwhile.
-    alone = checkpoints.locked(flags.train_dir) if machine.chief else contextlib.nullcontext()
-    with machine.explaining_losses(), alone:
-      train(flags, machine, placed)
-
-  return run_program('train.py', program, lasting=True)
+  flags = parse_flags(argv)
+  machine, placed, flags.jit_compile = replicas.set_up(take(replicas.Machine, vars(flags)), flags.batch_size)
+  # Before anything in the folder is looked at: another run there would change it meanwhile.
+  alone = checkpoints.locked(flags.train_dir) if machine.chief else contextlib.nullcontext()
+  with machine.explaining_losses(), alone:
+    train(flags, machine, placed)
 
 
 if __name__ == '__main__':

@@ -68,7 +68,7 @@ def decoded_alone(data, batch_size):
 
 def memory():
   """Returns the memory that this process has now, in bytes."""
-  with open('/proc/self/statm') as f:
+  with open('/proc/self/statm', encoding='utf-8') as f:
     return int(f.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
 

@@ -29,7 +29,7 @@ import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 
 import tensorflow as tf
 
-from resnet_split import Config
+from resnet_split import WideResNet
 from splitnet.common.errors import UserError, last_line, program
 from splitnet.common.files import PROJECT, check_output_file, telling_of_output, write_json
 from splitnet.common.flags import Parser, add, integer, integers, number, some_of
@@ -83,8 +83,9 @@ def parse_flags(argv):
 
 
 def config_of(flags, k):
-  """Returns the Config of a width."""
-  return Config.of_split(flags.split, k=k, num_residual_units=flags.num_residual_units, branch_input=flags.branch_input)
+  """Returns the WideResNet of a width."""
+  units, branch_input = flags.num_residual_units, flags.branch_input
+  return WideResNet.of_split(flags.split, k=k, num_residual_units=units, branch_input=branch_input)
 
 
 class Process:
@@ -102,7 +103,7 @@ class Process:
     self.failed, self.turns, self.memory = None, [], None
     arguments = {**arguments, **row.arguments}
     request = json.dumps([row.workload, dataclasses.asdict(config), arguments, time.time()])
-    self._errors = tempfile.TemporaryFile('w+')
+    self._errors = tempfile.TemporaryFile('w+', encoding='utf-8')
     self.process = subprocess.Popen(
       [sys.executable, '-m', 'benchmarks.workloads', request], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
       stderr=self._errors, text=True, bufsize=1, cwd=PROJECT,

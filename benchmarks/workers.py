@@ -62,8 +62,8 @@ def parse_flags(argv):
 
 
 def config_of(row, flags):
-  """Returns a row's Config."""
-  return resnet_split.Config.of_split(row.split, k=flags.k, branch_input=flags.branch_input)
+  """Returns a row's WideResNet."""
+  return resnet_split.WideResNet.of_split(row.split, k=flags.k, branch_input=flags.branch_input)
 
 
 def start_worker(core):

@@ -17,7 +17,7 @@ import tensorflow as tf
 import cifar100
 import resnet_split
 from benchmarks import keras_wrn
-from splitnet.data.batches import Images, training_batches
+from splitnet.data.batches import Images
 from splitnet.data.synthetic import random_images
 from splitnet.network import counting, folding, grouping
 from splitnet.network.graph import Tree
@@ -30,9 +30,9 @@ TRAINING_IMAGES, EVALUATION_IMAGES = 45000, 10000  # as CIFAR-100 has
 
 
 def batches_for(config, batch_size):
-  """Returns `training_batches` of as many random images as CIFAR-100 has."""
+  """Returns training batches of as many random images as CIFAR-100 has."""
   images = random_images(max(TRAINING_IMAGES, batch_size), cifar100.IMAGE_SIZE, config.num_classes)
-  return training_batches(Images(*images), batch_size, seed=0)
+  return Images(*images).training_batches(batch_size, seed=0)
 
 
 def groups_of(graph, uneven=False):
@@ -246,7 +246,7 @@ WORKLOADS = {
 def serve(name, config, arguments, started):
   """Makes a workload, then measures it as often as stdin asks for; yields the answers."""
   devices.configure()
-  config = resnet_split.Config(**config)
+  config = resnet_split.WideResNet(**config)
   workload = WORKLOADS[name](config, **arguments)
   workload.step()
   first = time.time() - started

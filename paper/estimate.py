@@ -27,12 +27,13 @@ from resnet_split import WideResNet
 from splitnet.common.errors import UserError, last_line, program
 from splitnet.common.files import PROJECT
 from splitnet.common.flags import Parser, add, integer, number, one_of, take
-from splitnet.data.batches import Images, training_batches
+from splitnet.data.batches import Images
 from splitnet.data.synthetic import random_images
 from splitnet.parallel import devices
 from splitnet.reporting.machine import peak_memory
 from splitnet.reporting.tables import markdown, number_text
 from splitnet.training import checkpoints, initialize
+from splitnet.training.saver import Saver
 from splitnet.training.step import make_step
 
 # What is measured of each stage: a run of the tables. Fine-tuning computes what training from scratch does.
@@ -80,7 +81,7 @@ def measure(settings, batch_size, steps):
   images = Images(*random_images(max(256, batch_size), cifar100.IMAGE_SIZE, config.num_classes))
 
   def measured_steps(batch_size, steps):
-    batches = iter(training_batches(images, batch_size, 0))
+    batches = iter(images.training_batches(batch_size, 0))
     seconds = []
     for _ in range(2 + steps):  # the first two compile and settle
       started = time.perf_counter()
@@ -110,7 +111,7 @@ def checkpoint_sizes(train_step, mode):
   with tempfile.TemporaryDirectory() as folder:
     configuration = checkpoints.describe(mode, {}, train_step.network, {}, {})
     state = dict(weights=train_step.network.weights, momentum=train_step.optimizer.slots, step=train_step.step)
-    saver = checkpoints.Saver(folder, configuration, 1, **state)
+    saver = Saver(folder, configuration, 1, **state)
     prefixes = {'checkpoint': saver.save(0), 'best': saver.save_best(0)}
     return {name: sum(os.path.getsize(prefix + end) for end in ('.index', '.data-00000-of-00001'))
             for name, prefix in prefixes.items()}  # fmt: skip

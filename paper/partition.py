@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from splitnet.network import counting, layers
 from splitnet.network.dropout import Dropout
-from splitnet.network.graph import WEIGHTED
+from splitnet.network.graph_checks import WEIGHTED
 from splitnet.parallel import placement
 
 

@@ -12,7 +12,7 @@ import os
 
 from paper.published import DROPOUT_SPLITS, GROUPINGS, SPLITS, TABLE_1_DENSE
 from paper.runs import Run
-from resnet_split import Config
+from resnet_split import WideResNet
 from splitnet.common.files import PROJECT
 
 TRAIN_IMAGES = 45000  # the paper's, by which a recipe's epochs are counted
@@ -101,8 +101,8 @@ class Experiment:
     return os.path.join(self.out, f'k{self.k}')
 
   def config(self, split):
-    """Returns the resnet_split.Config of a split."""
-    return Config.of_split(split, k=self.k, branch_input=self.branch_input)
+    """Returns the resnet_split.WideResNet of a split."""
+    return WideResNet.of_split(split, k=self.k, branch_input=self.branch_input)
 
 
 def steps_of(recipe, stage):

@@ -210,7 +210,7 @@ def call(arguments, log, report=lambda: None, interval=REPORT_SECONDS):
   Meanwhile `report` is called every `interval` seconds. An interrupt is passed on once, and the command's own end
   waited for: train.py writes a checkpoint.
   """
-  with open(log, 'a') as f:
+  with open(log, 'a', encoding='utf-8') as f:
     try:
       fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the command inherits it, so it holds as long as that lives
     except BlockingIOError as e:
@@ -265,7 +265,7 @@ def execute(run, arguments, interval=REPORT_SECONDS):
   finally:
     add_cost(run, time.monotonic() - started)
   if code:
-    with open(log, errors='replace') as f:
+    with open(log, encoding='utf-8', errors='replace') as f:
       said = last_line(f.read())
     raise UserError(f"the run in '{run.folder}' failed (exit code {code}: {said}); its log is '{log}'")
 

@@ -46,13 +46,13 @@ def read(path):
     with np.load(path) as archive:
       reference = {name: archive[name] for name in archive.files}
   except OSError as e:
-    raise UserError("'%s' cannot be read (%s)" % (path, e.strerror or e)) from e
+    raise UserError(f"'{path}' cannot be read ({e.strerror or e})") from e
   # What numpy raises for bytes that are no archive, a lone array, an empty file, a cut one and flipped bits.
   except (ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as e:
-    raise UserError("'%s' is no reference file, or it is damaged (%s)" % (path, e)) from e
+    raise UserError(f"'{path}' is no reference file, or it is damaged ({e})") from e
   missing = [name for name in QUANTITIES + ['weights', 'flops'] if name not in reference]
   if missing:
-    raise UserError("'%s' is no reference file: it has no '%s'" % (path, missing[0]))
+    raise UserError(f"'{path}' is no reference file: it has no '{missing[0]}'")
   return reference
 
 
@@ -60,7 +60,7 @@ def relative_difference(ours, theirs):
   """Largest difference of two arrays, relative to the largest magnitude of the second; they must have one shape."""
   ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
   if ours.shape != theirs.shape:
-    raise UserError('a quantity has shape %s here and %s in the file' % (ours.shape, theirs.shape))
+    raise UserError(f'a quantity has shape {ours.shape} here and {theirs.shape} in the file')
   return float(np.max(np.abs(ours - theirs)) / max(np.max(np.abs(theirs)), 1e-30))
 
 
@@ -69,7 +69,7 @@ def build(variables, config):
   network = create(config.graph(), with_assignments=True)
   unknown = sorted(set(variables) - set(network.weights))
   if unknown:
-    raise UserError("the network has no variable '%s'" % unknown[0])
+    raise UserError(f"the network has no variable '{unknown[0]}'")
   checkpoints.assign(network.weights, variables, 'the reference file')
   return network
 
@@ -93,7 +93,7 @@ def compare(path, weighted_group_loss):
     ours = np.array([t.numpy() for t in terms[name + '_terms'].values()])
     theirs = reference[name]
     if ours.shape != theirs.shape:
-      raise UserError('%s: %d terms of %s here, %d there' % (path, len(ours), name, len(theirs)))
+      raise UserError(f'{path}: {len(ours)} terms of {name} here, {len(theirs)} there')
     differences[name] = float(np.max(np.abs(ours - theirs) / np.abs(theirs)))
   counted = counting.total(counting.counts(network))
   differences['weights'] = relative_difference(counted[0], reference['weights'])
@@ -113,7 +113,7 @@ def compare(path, weighted_group_loss):
       of = optimizer.slots if slot else network.weights
       variable = variable.removesuffix('/Momentum')
       if variable not in of:
-        raise UserError("the network has no variable '%s'" % variable)
+        raise UserError(f"the network has no variable '{variable}'")
       ours = of[variable]
       differences[name] = relative_difference(ours, value)
   return differences
@@ -136,12 +136,12 @@ def main(argv=None):
       print(path)
       for name, difference in check(path).items():
         # `not <=`, because a difference may be NaN.
-        print('  %-40s %.1e%s' % (name, difference, '   TOO LARGE' if not difference <= args.tolerance else ''))
+        print(f"  {name:40} {difference:.1e}{'   TOO LARGE' if not difference <= args.tolerance else ''}")
         found.append(difference)
   except UserError as e:
-    print('check_reference.py: %s' % e, file=sys.stderr)
+    print(f'check_reference.py: {e}', file=sys.stderr)
     return 1
-  print('largest: %.1e (tolerance %.0e)' % (np.max(found), args.tolerance))  # numpy's max of a NaN is NaN
+  print(f'largest: {np.max(found):.1e} (tolerance {args.tolerance:.0e})')  # numpy's max of a NaN is NaN
   return int(not all(difference <= args.tolerance for difference in found))
 
 

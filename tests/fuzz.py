@@ -66,7 +66,7 @@ def set_up(folder):
   evaluate = ['--checkpoint', paths['split'], '--data_dir', paths['data']]
   assert evaluation.main([*evaluate, '--output_file', os.path.join(folder, 'eval.json')]) == 0
   assert export.main([*evaluate, '--out', os.path.join(folder, 'export')]) == 0
-  with open(os.path.join(folder, 'groups.json'), 'w') as f:
+  with open(os.path.join(folder, 'groups.json'), 'w', encoding='utf-8') as f:
     json.dump([[f'class_{i:02d}' for i in range(100) if i % 3 == g] for g in range(3)], f)
   archives.pack(os.path.join(folder, 'archive.tar.gz'), archives.pickled(archives.content()), 'w:gz')
   with open(os.path.join(folder, 'image.png'), 'wb') as f:

@@ -50,15 +50,15 @@ def write(folder, sizes=None, seed=0):
   for name, arrays in splits.items():
     np.savez(os.path.join(folder, name + '.npz'), **arrays)
   names = {
-    'fine': ['class_%02d' % i for i in range(100)],
-    'coarse': ['superclass_%02d' % i for i in range(20)],
+    'fine': [f'class_{i:02}' for i in range(100)],
+    'coarse': [f'superclass_{i:02}' for i in range(20)],
     'fine_to_coarse': fine_to_coarse.tolist(),
     'source': 'synthetic',
     'seed': seed,
     'num_val_instance': len(splits['val']['labels']),
     'images_per_class': 1,
   }
-  with open(os.path.join(folder, 'names.json'), 'w') as f:
+  with open(os.path.join(folder, 'names.json'), 'w', encoding='utf-8') as f:
     json.dump(names, f)
   return str(folder)
 
@@ -89,6 +89,26 @@ def start(program, arguments):
   return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
+LOGICAL_DEVICES = """
+import json, sys
+sys.path[:0] = sys.argv[2:]
+import splitnet.common.quiet, tensorflow as tf
+cpu, count = tf.config.list_physical_devices('CPU')[0], int(sys.argv[1])
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
+devices = [f'/CPU:{i}' for i in range(count)]
+"""
+
+
+def on_logical_devices(count, text):
+  """What a program finds, its variable `found`, that has so many `devices`; the CPU must be divided before its use."""
+  command = [sys.executable, '-c', LOGICAL_DEVICES + text + '\nprint(json.dumps(found))', str(count)]
+  environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '-1'}
+  folders = [PROJECT, os.path.join(PROJECT, 'tests')]
+  done = subprocess.run([*command, *folders], capture_output=True, text=True, env=environment)
+  assert done.returncode == 0, done.stderr
+  return json.loads(done.stdout.splitlines()[-1])
+
+
 def read_until(process, beginning):
   """Reads a process's stdout until a line begins so; returns the lines."""
   lines = []
@@ -96,7 +116,7 @@ def read_until(process, beginning):
     lines.append(line)
     if line.startswith(beginning):
       return lines
-  raise AssertionError('no line begins with %r in:\n%s\n%s' % (beginning, ''.join(lines), process.stderr.read()))
+  raise AssertionError(f"no line begins with {beginning!r} in:\n{''.join(lines)}\n{process.stderr.read()}")
 
 
 def validations(text):
@@ -178,5 +198,5 @@ def evaluated(factory, stage, *more):
   path = str(factory.mktemp('evaluated') / 'result.json')
   arguments = ['--checkpoint', stages(factory)[stage], '--data_dir', data(factory), '--output_file', path, *more]
   assert evaluation.main(arguments) == 0
-  with open(path) as f:
+  with open(path, encoding='utf-8') as f:
     return json.load(f)

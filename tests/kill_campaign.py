@@ -113,7 +113,7 @@ def events(folder):
 
 def report(folder):
   """Returns what a run has reported, without speeds and without the lines that tell of a resume."""
-  with open(os.path.join(folder, log.TEXT)) as f:
+  with open(os.path.join(folder, log.TEXT), encoding='utf-8') as f:
     lines = [re.sub(r'[\d.]+ images/s|; last checkpoint .*', '', line) for line in f]
   metrics = [{n: v for n, v in m.items() if n != 'images_per_second'} for m in log.read_metrics(folder)]
   return [line for line in lines if not line.startswith('going on')], metrics, events(folder)

@@ -21,9 +21,9 @@ def make_runs(out, *arguments, seed=0, table='all'):
 def finish(run, accuracy, parameters=1000, flops=10**7, data=DATA, **more):
   """Makes a run's folder look done."""
   os.makedirs(run.folder)
-  with open(os.path.join(run.folder, 'settings.json'), 'w') as f:
+  with open(os.path.join(run.folder, 'settings.json'), 'w', encoding='utf-8') as f:
     json.dump({'settings': run.settings, 'data': data}, f)
-  with open(run.evaluation, 'w') as f:
+  with open(run.evaluation, 'w', encoding='utf-8') as f:
     json.dump({'accuracy': accuracy, 'parameters': parameters, 'flops': flops, **more}, f)
 
 

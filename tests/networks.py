@@ -3,9 +3,9 @@
 import numpy as np
 import tensorflow as tf
 
-from resnet_split import Config
+from resnet_split import WideResNet
 from splitnet.network import hardening
-from splitnet.network.graph import Builder
+from splitnet.network.builder import Builder
 from splitnet.network.network import create
 
 # a-b-c = ngroups3-ngroups2-ngroups1. 2-3-5 merges unevenly twice, 3-3-3 has three ways from the bottom.
@@ -15,7 +15,7 @@ SPLITS = ['1-1-4', '1-2-2', '2-2-2', '2-4-4', '2-3-5', '3-3-3']
 def config_of(split, **keywords):
   ngroups3, ngroups2, ngroups1 = (int(part) for part in split.split('-'))
   keywords = {'k': 1, 'num_residual_units': 2, 'num_classes': 20, **keywords}
-  return Config(ngroups1=ngroups1, ngroups2=ngroups2, ngroups3=ngroups3, **keywords)
+  return WideResNet(ngroups1=ngroups1, ngroups2=ngroups2, ngroups3=ngroups3, **keywords)
 
 
 def graph_of(split, **keywords):
@@ -23,7 +23,7 @@ def graph_of(split, **keywords):
 
 
 def build(config, groups=None, **keywords):
-  """The network of a Config, of keywords of network.create."""
+  """The network of a WideResNet, of keywords of network.create."""
   return create(config.graph(), groups, **keywords)
 
 
@@ -89,7 +89,7 @@ TREES = {
 
 def make(seed=0, negative=False, dtype=tf.float32, **config):
   """A network whose batch normalisations have seen something; with `negative`, a tenth of their scales are below 0."""
-  graph = Config(**dict(dict(k=1), **config)).graph()
+  graph = WideResNet(**dict(dict(k=1), **config)).graph()
   rng = np.random.default_rng(seed)
   groups = {n: rng.permutation(np.arange(u.size) % u.groups) for n, u in graph.units.items()}
   network = create(graph, groups if graph.classes.groups > 1 else None, dtype=dtype)

@@ -12,7 +12,7 @@ def copy(folder):
   python = folder / '.venv' / 'bin' / 'python'
   python.parent.mkdir(parents=True)
   python.write_text('#!/bin/sh\nif [ "$1" = -m ] && [ "$2" != pip ]; then shift; set -- "program: $@"; fi\n'
-    'case "$1" in "%s"/*.py | "program: "*) printf "%%s\\n" "$@" ;; esac\n' % folder)
+    f'case "$1" in "{folder}"/*.py | "program: "*) printf "%s\\n" "$@" ;; esac\n')
   python.chmod(0o755)
   for name in os.listdir(helpers.PROJECT):
     if name == 'scripts':

@@ -80,7 +80,7 @@ RESULT = {
   'accuracy': 0.5, 'top5_accuracy': 0.9, 'parameters': 1000, 'flops': 10_000, 'images': 10, 'split': 'test',
   'groups': [['a'], ['b', 'c']], 'agreement': 0.5, 'superclass_of_class': {'a': 'x', 'b': 'y', 'c': 'y'},
 }  # fmt: skip
-CONFIG = resnet_split.Config(k=1, num_residual_units=1, num_classes=4, ngroups3=1)
+CONFIG = resnet_split.WideResNet(k=1, num_residual_units=1, num_classes=4, ngroups3=1)
 GRAPH = CONFIG.graph()
 CONFIGURATION = {
   'mode': 'split', 'network': {'k': 1, 'num_residual_units': 1, 'num_classes': 4, 'ngroups3': 1}, 'settings': {},
@@ -109,7 +109,7 @@ def make_run(folder):
 
 def read_grouping(path):
   names = readers.read_names(os.path.join(os.path.dirname(path), 'names.json'), cifar100.Names, '')
-  graph = resnet_split.Config(num_classes=3, ngroups1=2, ngroups2=2, ngroups3=1).graph()
+  graph = resnet_split.WideResNet(num_classes=3, ngroups1=2, ngroups2=2, ngroups3=1).graph()
   grouping.read_file(path, cifar100.ClassNames(names['fine'], names['coarse'], None, {}), graph)
 
 
@@ -161,7 +161,7 @@ def test_any_file_of_a_run(name, tmp_path):
   path = os.path.join(run.folder, name)
   good = {'accuracy': 0.5, 'seconds': 1.5, 'device': 'one'}
   if os.path.exists(path):
-    with open(path) as f:
+    with open(path, encoding='utf-8') as f:
       good = json.load(f)
 
   @few
@@ -183,7 +183,7 @@ def test_any_file_of_an_image_folder(name, tmp_path):
 
   read()
   path = str(tmp_path / 'images' / name)
-  with open(path) as f:
+  with open(path, encoding='utf-8') as f:
     good = json.load(f)
 
   @few

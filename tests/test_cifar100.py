@@ -168,7 +168,7 @@ def test_a_subset_without_labels_is_damaged(tmp_path):
 def test_damaged_names_name_the_file_and_the_way_out(tmp_path, content):
   folder = helpers.write(tmp_path)
   path = os.path.join(folder, 'names.json')
-  with open(path, 'w') as f:
+  with open(path, 'w', encoding='utf-8') as f:
     f.write(content)
   with pytest.raises(UserError) as error:
     cifar100.load_names(folder)

@@ -40,7 +40,7 @@ LEAST_COMMANDS = {'README.md': 30, 'docs/groups.md': 10, 'docs/training.md': 8, 
 
 
 def read(page):
-  with open(os.path.join(helpers.PROJECT, page)) as f:
+  with open(os.path.join(helpers.PROJECT, page), encoding='utf-8') as f:
     return f.read()
 
 

@@ -35,7 +35,7 @@ def load(folder):
   for subset in dl.SUBSETS:
     with np.load(os.path.join(str(folder), subset + '.npz'), allow_pickle=False) as f:
       splits[subset] = {key: f[key] for key in f.files}
-  with open(os.path.join(str(folder), 'names.json')) as f:
+  with open(os.path.join(str(folder), 'names.json'), encoding='utf-8') as f:
     return splits, json.load(f)
 
 

@@ -67,18 +67,18 @@ def test_the_table_shows_the_numbers(tmp_path_factory, runs, data, capsys):
   result = helpers.evaluated(tmp_path_factory, 'split')
   code, stdout, stderr = helpers.call(evaluation, ['--checkpoint', runs['split'], '--data_dir', data], capsys)
   assert code == 0 and stderr == ''
-  assert 'accuracy, top 1            %.2f %%\n' % (100 * result['accuracy']) in stdout
-  assert 'parameters                 {:,}\n'.format(result['parameters']) in stdout
+  assert f"accuracy, top 1            {100 * result['accuracy']:.2f} %\n" in stdout
+  assert f"parameters                 {result['parameters']:,}\n" in stdout
   for name in [*result['class_accuracy'], *result['accuracy_within_superclass'], 'group 2, ']:
     assert name in stdout
 
 
 def test_a_precision_that_is_slow_here_is_told(runs, data, capsys, monkeypatch):
-  monkeypatch.setattr(devices, 'precision_note', lambda precision, training: 'note: %s, %s' % (precision, training))
+  monkeypatch.setattr(devices, 'precision_note', lambda precision, training: f'note: {precision}, {training}')
   arguments = ['--checkpoint', runs['split'], '--data_dir', data, '--test_iter', 1]
   for precision in ('float32', 'bfloat16'):
     code, _, stderr = helpers.call(evaluation, [*arguments, '--precision', precision], capsys)
-    assert (code, stderr) == (0, 'note: %s, False\n' % precision)
+    assert (code, stderr) == (0, f'note: {precision}, False\n')
 
 
 def test_fewer_batches_and_other_sizes_evaluate_the_first_images(runs, data):
@@ -97,7 +97,7 @@ def test_the_validation_accuracy_is_the_one_that_train_reported(runs, data, tmp_
   path = str(tmp_path / 'made' / 'result.json')
   arguments = ['--checkpoint', runs[stage], '--data_dir', data, '--split', 'val', '--output_file', path]
   assert evaluation.main(arguments) == 0
-  with open(path) as f, open(os.path.join(runs[stage], 'train.log')) as log:
+  with open(path, encoding='utf-8') as f, open(os.path.join(runs[stage], 'train.log'), encoding='utf-8') as log:
     result, lines = json.load(f), log.read()
   step = helpers.LAST[stage]
   reported = 'step %d: validation accuracy %.2f %%, cross-entropy %.4f,'
@@ -171,7 +171,7 @@ def test_a_released_checkpoint_evaluates_dense_and_hardened(data, tmp_path):
     path = str(tmp_path / 'result.json')
     arguments = ['--checkpoint', helpers.RELEASED, '--data_dir', data, '--output_file', path]
     assert evaluation.main(arguments + more) == 0
-    with open(path) as f:
+    with open(path, encoding='utf-8') as f:
       results.append(json.load(f))
   assert [r['network_text'] for r in results] == ['WRN-16-1, grouping, not hardened 2-2-2', 'WRN-16-1, split 2-2-2']
   assert results[0]['groups'] == results[1]['groups'] and len(results[0]['groups']) == 2
@@ -196,9 +196,9 @@ def test_logits_do_not_depend_on_the_placement(tmp_path_factory, runs, data, tmp
   process = helpers.start('eval.py', arguments + ['--output_file', path])
   stdout, stderr = process.communicate()
   assert (process.returncode, stderr) == (0, '')
-  with open(path) as f:
+  with open(path, encoding='utf-8') as f:
     result = json.load(f)
-  assert result['devices'] == ['/CPU:%d' % i for i in range(count)]
+  assert result['devices'] == [f'/CPU:{i}' for i in range(count)]
   assert result['trunk'] == trunk and {part['device'] for part in result['placement']} == set(result['devices'])
   assert ', '.join(result['devices']) in stdout
   assert result['cross_entropy'] == pytest.approx(alone['cross_entropy'], rel=1e-6)
@@ -275,10 +275,10 @@ def test_a_mistake_is_told_in_one_sentence_and_leaves_no_trace(runs, data, capsy
 def test_data_with_other_classes_is_refused(runs, tmp_path, capsys):
   folder = helpers.write(tmp_path)
   path = os.path.join(folder, 'names.json')
-  with open(path) as f:
+  with open(path, encoding='utf-8') as f:
     names = json.load(f)
   names.update(fine=names['fine'][:10], fine_to_coarse=names['fine_to_coarse'][:10])
-  with open(path, 'w') as f:
+  with open(path, 'w', encoding='utf-8') as f:
     json.dump(names, f)
   subset = os.path.join(folder, 'test.npz')
   with np.load(subset) as archive:
@@ -291,9 +291,9 @@ def test_data_with_other_classes_is_refused(runs, tmp_path, capsys):
 def test_other_data_than_in_training_is_pointed_out(runs, tmp_path, capsys):
   folder = helpers.write(tmp_path)
   path = os.path.join(folder, 'names.json')
-  with open(path) as f:
+  with open(path, encoding='utf-8') as f:
     names = json.load(f)
-  with open(path, 'w') as f:
+  with open(path, 'w', encoding='utf-8') as f:
     json.dump(dict(names, source='official'), f)
   code, _, stderr = helpers.call(evaluation, ['--checkpoint', runs['split'], '--data_dir', folder], capsys)
   assert code == 0 and 'synthetic' in stderr and 'official' in stderr and stderr.count('\n') == 1

@@ -80,7 +80,7 @@ def test_few_images_leave_some_to_train_on(tmp_path):
 
 
 def test_superclasses_are_optional(folder):
-  with open(os.path.join(folder, 'superclasses.json'), 'w') as f:
+  with open(os.path.join(folder, 'superclasses.json'), 'w', encoding='utf-8') as f:
     json.dump({'season': ['été'], 'animal': ['dog', 'cat']}, f)
   names = opened(folder).names
   assert names.coarse == ['season', 'animal'] and names.fine_to_coarse.tolist() == [1, 1, 0]
@@ -92,7 +92,7 @@ def test_superclasses_are_optional(folder):
   ({'a': [1, *CLASSES]}, 'is damaged'),
 ])  # fmt: skip
 def test_wrong_superclasses_are_refused(folder, content, sentence):
-  with open(os.path.join(folder, 'superclasses.json'), 'w') as f:
+  with open(os.path.join(folder, 'superclasses.json'), 'w', encoding='utf-8') as f:
     json.dump(content, f)
   with pytest.raises(UserError, match=sentence):
     opened(folder)

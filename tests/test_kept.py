@@ -48,7 +48,7 @@ def test_a_kept_run_goes_on(mode, expected, data, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)  # its configuration names its base model as kept/MODE
   folder = os.path.join('kept', mode)
   assert train.main(helpers.flags(mode, data, folder, *MORE[mode], '--max_to_keep', 1, '--max_steps', 12)) == 0
-  with open(os.path.join(folder, 'train.log')) as f:
+  with open(os.path.join(folder, 'train.log'), encoding='utf-8') as f:
     assert 'from step 6' in f.readline()
   # Another processor rounds otherwise, and six steps of training make more of it.
   assert_logits(folder, expected, mode + '_on', 1e-2)

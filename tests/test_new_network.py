@@ -22,7 +22,7 @@ pytestmark = pytest.mark.slow
 @pytest.fixture
 def small():
   """The class that the page defines."""
-  with open(os.path.join(helpers.PROJECT, 'docs', 'networks.md')) as f:
+  with open(os.path.join(helpers.PROJECT, 'docs', 'networks.md'), encoding='utf-8') as f:
     (code,) = re.findall(r'^```python\n(.*?)^```$', f.read(), re.DOTALL | re.MULTILINE)
   assert len([line for line in code.splitlines() if line]) <= 32
   names = {'__name__': 'example'}
@@ -49,10 +49,10 @@ def test_the_example_goes_through_all_stages_evaluation_and_export(small, data, 
 
   split = ['--checkpoint', tmp_path / 'split', '--data_dir', data]
   succeed(evaluation, *split, '--output_file', tmp_path / 'result.json')
-  with open(tmp_path / 'result.json') as f:
+  with open(tmp_path / 'result.json', encoding='utf-8') as f:
     assert json.load(f)['images'] == helpers.SIZES['test']
   succeed(export, *split, '--branches', '--out', tmp_path / 'exported')
-  with open(tmp_path / 'exported' / 'manifest.json') as f:
+  with open(tmp_path / 'exported' / 'manifest.json', encoding='utf-8') as f:
     (path,) = [model['path'] for model in json.load(f)['models'] if model['name'] == 'whole']
   images = cifar100.load(data, 'test').images[:5]
   signature = tf.saved_model.load(str(tmp_path / 'exported' / path)).signatures['serving_default']

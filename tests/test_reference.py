@@ -106,7 +106,7 @@ def test_a_file_that_is_no_reference_is_one_sentence(tmp_path, capsys, make):
 @pytest.mark.slow
 def test_a_missing_file_is_one_sentence_and_no_traceback(tmp_path):
   path = str(tmp_path / 'nowhere.npz')
-  assert check(path) == (1, path + '\n', "check_reference.py: '%s' cannot be read (No such file or directory)\n" % path)
+  assert check(path) == (1, path + '\n', f"check_reference.py: '{path}' cannot be read (No such file or directory)\n")
 
 
 # --- the optimiser, over more steps than the files record ----------------------------------------------------------

@@ -13,7 +13,7 @@ from networks import (
 )
 
 import utils
-from resnet_split import Config
+from resnet_split import WideResNet
 from splitnet.common.errors import UserError
 from splitnet.network import counting
 
@@ -36,7 +36,7 @@ from splitnet.network import counting
 )
 def test_a_configuration_that_cannot_be_is_one_sentence(given, words):
   with pytest.raises(UserError) as error:
-    Config(**given).graph()
+    WideResNet(**given).graph()
   assert all(word in str(error.value) for word in words), error.value
   assert '\n' not in str(error.value)
 
@@ -48,7 +48,7 @@ def test_a_configuration_that_cannot_be_is_one_sentence(given, words):
 def test_more_groups_than_channels_is_one_sentence(given, sentence):
   # Some group would stay empty for ever: better said at the start than when hardening.
   with pytest.raises(UserError, match=sentence):
-    Config(k=1, num_classes=100, **given).graph()
+    WideResNet(k=1, num_classes=100, **given).graph()
 
 
 def test_names_of_splits():

@@ -36,7 +36,7 @@ FILES = {
 
 def imports(module):
   """The modules that a file imports, anywhere in it: those of the project that are files, the others by first name."""
-  with open(os.path.join(helpers.PROJECT, FILES[module])) as f:
+  with open(os.path.join(helpers.PROJECT, FILES[module]), encoding='utf-8') as f:
     tree = ast.parse(f.read())
   names = set()
   for node in ast.walk(tree):

@@ -106,7 +106,7 @@ def test_without_a_python_that_will_do_there_is_one_sentence(project, tmp_path):
   for name in ('python3', 'python3.13', 'python3.12', 'python3.11', 'python3.10'):
     (found / name).write_text('#!/bin/sh\nexit 1\n')  # to whatever it is asked: too old, too new, nothing installed
     (found / name).chmod(0o755)
-  code, calls, stderr = run(project, 'eval.sh', PATH='%s:/usr/bin:/bin' % found)
+  code, calls, stderr = run(project, 'eval.sh', PATH=f'{found}:/usr/bin:/bin')
   assert code == 1 and not calls and len(stderr.splitlines()) == 1
   assert 'no Python 3.10 to 3.13' in stderr and 'PYTHON=' in stderr
   assert not (project / '.venv').exists()
@@ -122,5 +122,5 @@ def test_an_empty_environment_is_not_preferred_to_a_python_that_has_all(project,
   python.write_text('#!/bin/sh\nexit 1\n')
   for name in glob.glob('installed-*', root_dir=project / '.venv'):
     (project / '.venv' / name).unlink()
-  code, calls, stderr = run(project, 'eval.sh', '--data_dir', 'data', PATH='%s:/usr/bin:/bin' % found)
+  code, calls, stderr = run(project, 'eval.sh', '--data_dir', 'data', PATH=f'{found}:/usr/bin:/bin')
   assert (code, stderr, [name for name, _ in calls]) == (0, '', ['eval.py'])

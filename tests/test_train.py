@@ -19,7 +19,7 @@ from splitnet.training import checkpoints
 
 
 def read(*path):
-  with open(os.path.join(*path)) as f:
+  with open(os.path.join(*path), encoding='utf-8') as f:
     return f.read()
 
 
@@ -35,7 +35,7 @@ def test_each_folder_describes_its_run(runs):
     assert stored[mode]['data']['train_images'] == 90 and stored[mode]['data']['source'] == 'synthetic'
     assert stored[mode]['settings']['max_steps'] == helpers.LAST[mode]
   for mode in ('group', 'split'):
-    assert [stored[mode]['network']['ngroups%d' % i] for i in (1, 2, 3)] == [3, 2, 1]
+    assert [stored[mode]['network'][f'ngroups{i}'] for i in (1, 2, 3)] == [3, 2, 1]
   assert stored['baseline']['groups'] is None and stored['group']['groups'] is None
   assert stored['split']['settings']['basemodel'] == runs['group']
   assert [stored[m]['settings']['l2_weight'] for m in ('baseline', 'group', 'split')] == [0.0005, 0.0001, 0.0005]
@@ -49,7 +49,7 @@ def test_each_folder_keeps_its_last_and_its_best_checkpoints(runs):
   for folder in runs.values():
     best = helpers.read_checkpoint(os.path.join(folder, 'best'))
     steps, accuracies, _ = zip(*helpers.validations(read(folder, 'train.log')))
-    assert best.path.endswith('-%d' % steps[accuracies.index(max(accuracies))])
+    assert best.path.endswith(f'-{steps[accuracies.index(max(accuracies))]}')
     assert len(glob.glob(os.path.join(folder, 'best', '*.index'))) == 1
 
 
@@ -71,11 +71,11 @@ def test_the_log_tells_each_stages_start_and_end(runs, data):
   for mode, folder in runs.items():
     log = read(folder, 'train.log')
     assert log.startswith('step 0: validation accuracy ') == (mode != 'baseline')  # which starts from random weights
-    assert 'done at step %d: ' % helpers.LAST[mode] in log
-    assert 'step %d: validation accuracy' % helpers.LAST[mode] in log
+    assert f'done at step {helpers.LAST[mode]}: ' in log
+    assert f'step {helpers.LAST[mode]}: validation accuracy' in log
   split = checkpoints.load_network(helpers.read_checkpoint(os.path.join(runs['split'], 'ckpt-0')))
   accuracy = (split(cifar100.whiten(val.images)).numpy().argmax(1) == val.labels).mean()
-  assert read(runs['split'], 'train.log').startswith('step 0: validation accuracy %.2f %%' % (100 * accuracy))
+  assert read(runs['split'], 'train.log').startswith(f'step 0: validation accuracy {100 * accuracy:.2f} %')
 
 
 def test_a_dozen_steps_learn_something(runs):
@@ -98,7 +98,7 @@ def test_a_released_checkpoint_is_gone_on_from(data, tmp_path, mode):
   else:
     assert first.groups.keys() >= {'split_q1', 'split_p1', 'split_p2', 'split_p3', 'split_r21', 'split_r32'}
     for name in ('split_q1', 'split_r31'):
-      expected = released.values['group/%s/alpha' % name].argmax(0)
+      expected = released.values[f'group/{name}/alpha'].argmax(0)
       np.testing.assert_array_equal(first.groups[name], expected)
     classes = np.flatnonzero(first.groups['split_q1'] == 1)
     np.testing.assert_array_equal(
@@ -111,7 +111,7 @@ def test_a_released_checkpoint_is_gone_on_from(data, tmp_path, mode):
 
 @pytest.mark.slow
 def test_bfloat16_trains_with_float32_weights(runs, data, tmp_path, monkeypatch):
-  monkeypatch.setattr(devices, 'precision_note', lambda precision, training: 'note: %s, %s' % (precision, training))
+  monkeypatch.setattr(devices, 'precision_note', lambda precision, training: f'note: {precision}, {training}')
   more = ['--basemodel', runs['group'], '--max_steps', 3, '--precision', 'bfloat16', '--train_split', 'train_val']
   more += ['--initial_lr', 0.01]
   assert train.main(helpers.flags('split', data, str(tmp_path), *more)) == 0
@@ -227,7 +227,7 @@ REFUSED = {
   'other basemodel': ('group', 'RUNS/group', ['--basemodel', 'RELEASED'], 1, ['--basemodel', 'RELEASED']),
 }  # fmt: skip
 for name, value in NUMBERS.items():
-  REFUSED[name] = ('group', NEW, ['--%s=%s' % (name, value)], 1, ['--%s is' % name, str(value)])
+  REFUSED[name] = ('group', NEW, [f'--{name}={value}'], 1, [f'--{name} is', str(value)])
 
 
 @pytest.mark.parametrize('case', REFUSED)
@@ -258,7 +258,7 @@ def test_a_mistake_is_told_in_one_sentence_and_leaves_no_trace(runs, data, tmp_p
 def test_a_folder_with_a_released_checkpoint_is_not_trained_in(data, tmp_path, capsys):
   folder = str(tmp_path / 'released')
   shutil.copytree(os.path.dirname(helpers.RELEASED), folder)
-  with open(os.path.join(folder, 'checkpoint'), 'w') as f:
+  with open(os.path.join(folder, 'checkpoint'), 'w', encoding='utf-8') as f:
     f.write('model_checkpoint_path: "model.ckpt-0"\nall_model_checkpoint_paths: "model.ckpt-0"\n')
   before = helpers.files(folder)
   arguments = helpers.flags('group', data, folder, '--basemodel', folder, '--max_steps', 2)

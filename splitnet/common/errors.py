@@ -1,4 +1,4 @@
-"""Ends programs: what a user or a machine did is one sentence on stderr, never a traceback; a bug keeps its own.
+"""Ends programs: what a user or a machine did is one sentence, never a traceback.
 
 A program that writes files goes on if whoever reads its output goes away (`| head`, `| tee` at Ctrl-C).
 """
@@ -36,19 +36,15 @@ MEMORY = 'the memory does not suffice: give smaller batches or a smaller network
 def outside_cause(error):
   """Returns what a user, a disk or a machine did that an exception tells of.
 
-  Args:
-    error: an exception, one of TensorFlow's included.
-
-  Returns:
-    A text of one line; None for any other exception, which may be a bug.
+  None for any other exception, which may be a bug.
   """
   tensorflow = sys.modules.get('tensorflow')  # what has not been imported has raised nothing
   if isinstance(error, MemoryError):
     return MEMORY
   if isinstance(error, UnicodeError):
-    return f'a name or a file is not text as it must be ({_one_line(error)})'
+    return f'a name or a file is not text as it must be ({first_line(error)[:200]})'
   if isinstance(error, (socket.gaierror, socket.herror)):
-    return f'the host is not known ({_one_line(error.strerror or error)})'
+    return f'the host is not known ({first_line(error.strerror or error)[:200]})'
   if isinstance(error, OSError):
     if error.errno == errno.ENOMEM:
       return MEMORY
@@ -63,17 +59,17 @@ def outside_cause(error):
       if found:
         return os.strerror(number) + (f": '{found.group(1)}'" if found.group(1) else '') + _way_out(number)
     if isinstance(error, tensorflow.errors.ResourceExhaustedError):
-      return f'{MEMORY} ({_one_line(message)})'
+      return f'{MEMORY} ({first_line(message)[:200]})'
   return None
 
 
-def _one_line(error):
-  """Returns the first line of an error's text, at most 200 characters."""
-  return str(error).strip().split('\n')[0][:200]
+def first_line(error):
+  """Returns the first line of an error's text, its kind if it has none."""
+  return str(error).strip().split('\n')[0] or type(error).__name__
 
 
 def _way_out(number):
-  """Returns what to do about an errno, the end of a sentence; '' if the error says it all."""
+  """Returns what to do about an errno, the end of a sentence, or ''."""
   if number in (errno.ENOSPC, errno.EDQUOT):
     return ' (free some space, or write elsewhere)'
   if number == errno.EFBIG:
@@ -84,23 +80,16 @@ def _way_out(number):
 
 
 class Terminated(KeyboardInterrupt):
-  """A signal that asks a program to end, raised as Ctrl-C is.
-
-  Attributes:
-    exit_code: what the program ends with: 128 and the signal's number.
-  """
+  """Is raised, as Ctrl-C is, for a signal that asks a program to end."""
 
   def __init__(self, number):
     super().__init__()
-    self.exit_code = 128 + number
+    self.exit_code = 128 + number  # of the program
 
 
 @contextlib.contextmanager
 def terminable():
-  """Opens a context in which SIGTERM and SIGHUP are raised like Ctrl-C.
-
-  What is ignored stays so (nohup).
-  """
+  """Raises SIGTERM and SIGHUP like Ctrl-C in a context, unless ignored (nohup)."""
 
   def stop(number, frame):
     raise Terminated(number)
@@ -118,14 +107,11 @@ def terminable():
 
 
 class Output:
-  """A standard stream that may be written to if nobody reads it any more.
-
-  Attributes:
-    error: None, or the OSError of the first text that could not be written; it and all others are dropped.
-  """
+  """Replaces a standard stream that may be written to if nobody reads it any more."""
 
   def __init__(self, stream, lasting):
-    self._stream, self._lasting, self.error = stream, lasting, None
+    self._stream, self._lasting = stream, lasting
+    self.error = None  # or the OSError of the first text that could not be written; it and all others are dropped
 
   def __getattr__(self, name):
     return getattr(self._stream, name)
@@ -154,7 +140,7 @@ class Output:
 def _outputs(lasting):
   """Opens a context in which stdout and stderr are Outputs; yields stdout."""
   before = sys.stdout, sys.stderr
-  streams = [open(os.devnull, 'w') if stream is None else stream for stream in before]
+  streams = [open(os.devnull, 'w', encoding='utf-8') if stream is None else stream for stream in before]
   for stream in streams:
     if hasattr(stream, 'reconfigure'):
       stream.reconfigure(errors='backslashreplace')  # a name that the console cannot show ends no program

@@ -17,7 +17,7 @@ PROBE_BYTES = 1 << 16  # a folder that takes so many is not full
 
 
 def is_stream(path):
-  """Returns whether a path is a device, a pipe, or a stream of this process: written to, never replaced."""
+  """Returns whether a path is a device, a pipe or a stream, which is never replaced."""
   if os.path.abspath(path).startswith(('/dev/fd/', '/dev/stdout', '/dev/stderr', '/proc/')):
     return True
   try:
@@ -63,10 +63,8 @@ def whole_file(path, mode='w'):
 def remove_leftovers(folder, names=None):
   """Removes what killed processes left of files that `whole_file` wrote in a folder.
 
-  Only for whoever keeps the folder (`locked`): another process may be writing one.
-
-  Args:
-    folder: the folder, which may be missing; names: of the files, a set; None: any.
+  Only for whoever keeps the folder (`locked`), as another process may be writing one. `names` are a set of the files;
+  None: any.
   """
   with contextlib.suppress(FileNotFoundError, NotADirectoryError):
     for name in os.listdir(folder):
@@ -79,14 +77,8 @@ def remove_leftovers(folder, names=None):
 def locked(folder, taken, name='lock'):
   """Makes a folder and keeps it for this process as long as the context lasts.
 
-  The lock goes in the end and, if nothing has been written there, so do the folders that were made for it.
-
-  Args:
-    folder: the folder; taken: the sentence if another process keeps it; name: of the file that is locked.
-
-  Raises:
-    UserError: another process keeps it.
-    OSError: the folder cannot be made or written to.
+  The file `name` that is locked goes in the end and, if nothing has been written there, so do the folders that were
+  made for it. Raises UserError, the sentence `taken`, if another process keeps it, and OSError if it cannot be written.
   """
   made, parent = [], os.path.abspath(folder)
   while not os.path.isdir(parent):
@@ -95,7 +87,7 @@ def locked(folder, taken, name='lock'):
   os.makedirs(folder, exist_ok=True)
   path = os.path.join(folder, name)
   while True:
-    lock = open(path, 'a')
+    lock = open(path, 'a', encoding='utf-8')
     try:
       fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as e:
@@ -120,12 +112,7 @@ def locked(folder, taken, name='lock'):
 
 @contextlib.contextmanager
 def plain_path(folder):
-  """Opens a context with a path to a folder that TensorFlow takes for no pattern.
-
-  Raises:
-    UserError: if this system has none.
-    OSError: if there is no such folder.
-  """
+  """Opens a context with a path to a folder that TensorFlow takes for no pattern."""
   folder = os.path.abspath(folder)
   if not re.search(r'[][*?\\]', folder):
     yield folder
@@ -157,7 +144,7 @@ def _reason(error):
 
 @contextlib.contextmanager
 def telling_of_output(flag, path):
-  """Opens a context in which a failure to write is a UserError that names the flag and the path."""
+  """Makes a failure to write a UserError that names the flag and the path."""
   try:
     yield
   except OSError as e:
@@ -165,7 +152,7 @@ def telling_of_output(flag, path):
 
 
 def check_folder(flag, path):
-  """Makes the folder that a flag names and checks, by writing one, that it takes files.
+  """Makes the folder that a flag names, and checks by writing that it takes files.
 
   Raises UserError if not; the flag is for its text, such as '--out'.
   """

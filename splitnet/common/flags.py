@@ -1,4 +1,4 @@
-"""Command lines: types that know their range; mistakes told in one sentence."""
+"""Reads command lines: types know their range, mistakes are told in one sentence."""
 
 import argparse
 import dataclasses
@@ -11,7 +11,7 @@ from splitnet.common.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Type:
-  """What a flag's value may be."""
+  """Says what a flag's value may be."""
 
   metavar: str  # stands for the value in the help
   parse: Callable[[str], Any]  # from text to value; ValueError if it is none
@@ -38,10 +38,7 @@ def integer(low=None, high=None):
 
 
 def number(interval='(-inf, inf)'):
-  """Returns the type of the numbers in an interval.
-
-  It is written as in mathematics: '[0, 1)' has 0 and has not 1.
-  """
+  """Returns the type of the numbers in an interval, such as '[0, 1)' without the 1."""
   low, high = (float(end) for end in interval[1:-1].split(','))
 
   def inside(value):  # not a number is in none
@@ -109,7 +106,7 @@ epochs = Type('EPOCHS', str, 'rising epochs separated by commas, such as 100,140
 
 
 class Parser(argparse.ArgumentParser):
-  """A parser whose errors are the one sentence, without the whole usage above it."""
+  """Parses flags; its errors are the one sentence, without the whole usage above it."""
 
   def __init__(self, description, **keywords):
     given = {'formatter_class': argparse.RawDescriptionHelpFormatter, 'allow_abbrev': False, **keywords}
@@ -156,10 +153,7 @@ def switch(section, name, text, **keywords):
 
 
 def take(kind, values, **more):
-  """Makes a settings object, a dataclass, of the values that its fields name.
-
-  A field whose value is None or missing keeps its default; `more` goes before `values`.
-  """
+  """Makes a dataclass of the values of its fields' names; None means the default."""
   chosen = {**values, **more}
   names = [field.name for field in dataclasses.fields(kind)]
   return kind(**{name: chosen[name] for name in names if chosen.get(name) is not None})

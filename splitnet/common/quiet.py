@@ -21,13 +21,7 @@ if importlib.util.find_spec('tensorflow') is None:
 
 
 def unused_gpu(usable, installed, environment):
-  """Returns a sentence about a GPU that TensorFlow cannot use; '' if all is well.
-
-  Args:
-    usable: the GPUs that TensorFlow lists.
-    installed: those that the system has.
-    environment: os.environ.
-  """
+  """Returns a sentence if TensorFlow cannot use a GPU that is installed, or ''."""
   if usable or not installed or environment.get('CUDA_VISIBLE_DEVICES', 'all').strip() in ('', '-1', 'none'):
     return ''
   return (

@@ -1,4 +1,4 @@
-"""Reads files that others may have written or damaged: whole, bounded, and checked against what they must be.
+"""Reads files that others may have written or damaged: bounded and checked.
 
 What a JSON file must be is a type that pydantic understands; objects are `record`s, whose further keys are kept:
 
@@ -37,11 +37,7 @@ exact = with_config(ConfigDict(strict=True, extra='forbid'))
 
 
 def open_file(path):
-  """Opens a regular file for reading bytes.
-
-  Raises:
-    OSError: there is none, it may not be read, or it is a folder, a pipe or a device, which may have no end.
-  """
+  """Opens a regular file for reading; OSError if it is none, such as a pipe."""
   try:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe without a writer blocks no one
   except ValueError as e:  # a zero character
@@ -53,11 +49,7 @@ def open_file(path):
 
 
 def read_bytes(path, limit):
-  """Reads a regular file whole.
-
-  Raises:
-    OSError: as of `open_file`, or the file has more than `limit` bytes.
-  """
+  """Reads a regular file whole; OSError if it is none or longer than the limit."""
   with open_file(path) as f:
     content = f.read(limit + 1)
   if len(content) > limit:
@@ -66,16 +58,10 @@ def read_bytes(path, limit):
 
 
 def read_json(path, kind, advice, missing=None):
-  """Reads a JSON file that is a `kind`, a type.
+  """Reads a JSON file whose content is a `kind`, a type; else raises UserError.
 
-  Args:
-    path: of the file.
-    kind: what its content must be.
-    advice: what the user can do if it is not, the end of a sentence.
-    missing: the whole sentence if there is no such file; None: it is like any other that cannot be read.
-
-  Raises:
-    UserError: the file cannot be read or is something else.
+  The sentence ends with `advice`, what the user can do. `missing` is the whole sentence if there is no such file; None:
+  it is like any other that cannot be read.
   """
   try:
     return parse_json(read_bytes(path, MAX_BYTES), kind)
@@ -88,31 +74,31 @@ def read_json(path, kind, advice, missing=None):
 
 
 def parse_json(content, kind):
-  """Parses bytes of JSON (UTF-8) that are a `kind`, a type.
+  """Parses bytes of JSON that are a `kind`, a type.
 
-  Raises:
-    ValueError: they are something else; its text is one line that names field and value.
+  Raises ValueError, whose text is one line that names field and value, if they are something else.
   """
   return _validate(_adapter(kind).validate_json, content.removeprefix(b'\xef\xbb\xbf'))
 
 
 def check(value, kind):
-  """Returns a value that is a `kind`, a type; raises ValueError as `parse_json` does."""
+  """Returns a value that is a `kind`, a type; ValueError as `parse_json`."""
   return _validate(functools.partial(_adapter(kind).validate_python, strict=True), value)
 
 
-def check_fields(kind, values):
-  """Checks that a dict holds some of a dataclass's fields, of its types, and nothing else.
-
-  Raises:
-    ValueError: as `parse_json`.
-  """
-  check(values, _fields_of(kind))
-
-
 @functools.cache
-def _fields_of(kind):
-  return exact(TypedDict(kind.__name__, {field.name: NotRequired[field.type] for field in dataclasses.fields(kind)}))
+def fields_of(kind, **others):
+  """Returns the type of a dict with a dataclass's fields and nothing else.
+
+  Those without a default must be there. `others` are types of fields that are of another type there.
+  """
+  types = {field.name: others.get(field.name, field.type) for field in dataclasses.fields(kind)}
+  types.update({
+    field.name: NotRequired[types[field.name]]
+    for field in dataclasses.fields(kind)
+    if field.default is not dataclasses.MISSING
+  })
+  return exact(TypedDict(kind.__name__, types))
 
 
 def _validate(validate, value):

@@ -13,10 +13,10 @@ ClassNames = collections.namedtuple('ClassNames', 'fine coarse fine_to_coarse so
 
 
 class Part(collections.namedtuple('Part', 'begin end of')):
-  """One worker's part of every batch: that of the replicas `begin` to `end - 1` of `of`."""
+  """Marks a worker's part of a batch: the replicas `begin` to `end - 1` of `of`."""
 
   def rows(self, batch):
-    """Returns the first row of this part of a batch of so many images, and the row after its last."""
+    """Returns the first row of this part of a batch, and the one after its last."""
     return batch * self.begin // self.of, batch * self.end // self.of
 
 
@@ -24,20 +24,11 @@ WHOLE = Part(0, 1, 1)
 
 
 def index_batches(size, batch_size, seed, first_step=0):
-  """Yields endless batches of indices, which are shuffled anew in every epoch.
+  """Yields endless batches, a tf.data.Dataset: (indices int32 [batch], step int64).
 
-  They are a stream of permutations, one per epoch, cut into batches: none is left out, and a batch may reach over the
-  end of an epoch. Batch `step` is the same whatever `first_step` is, so a training run that is resumed from a
-  checkpoint sees the batches that it would have seen without the interruption.
-
-  Args:
-    size: how many images there are.
-    batch_size: images per batch.
-    seed: int.
-    first_step: step of the first batch.
-
-  Returns:
-    tf.data.Dataset of (indices int32 [batch], step int64 []).
+  They are a stream of permutations of all `size` images, one per epoch, cut into batches: none is left out, and a batch
+  may reach over the end of an epoch. Batch `step` is a function of the seed alone, whatever `first_step` is, so a
+  training run that is resumed from a checkpoint sees the batches that it would have seen without the interruption.
   """
   epoch, done = divmod(first_step * batch_size, size)
 
@@ -52,15 +43,10 @@ def index_batches(size, batch_size, seed, first_step=0):
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Images:
-  """Images in memory, which stay uint8 until they are on the device.
+  """Holds images in memory, which stay uint8 until they are on the device."""
 
-  Attributes:
-    images: uint8 [N, height, width, channels].
-    labels: int32 [N].
-  """
-
-  images: np.ndarray
-  labels: np.ndarray
+  images: np.ndarray  # uint8 [N, height, width, channels]
+  labels: np.ndarray  # int32 [N]
 
   def training_batches(self, batch_size, seed, first_step=0, part=WHOLE):
     """Yields endless batches of raw images in the order of `index_batches`.
@@ -81,15 +67,7 @@ class Images:
     return batches.prefetch(4)
 
   def evaluation_batches(self, batch_size, part=WHOLE):
-    """Yields the images once, in order; the last batch may be smaller.
-
-    Args:
-      batch_size: images per batch.
-      part: the Part of each batch whose images are read; the labels are always those of the whole batch.
-
-    Returns:
-      tf.data.Dataset of (images uint8 [rows, height, width, channels], labels int32 [batch]).
-    """
+    """Yields (images, labels) once, in order; the last batch may be smaller."""
     batches = tf.data.Dataset.from_tensor_slices((self.images, self.labels)).batch(batch_size)
     if part != WHOLE:
 
@@ -106,7 +84,7 @@ class Images:
     raise error
 
   def digest(self):
-    """Computes a digest of images and labels, which workers compare: 64 hexadecimal digits."""
+    """Computes a digest, which workers compare, of images and labels: 64 digits."""
     content = hashlib.sha256(np.ascontiguousarray(self.images))
     content.update(np.ascontiguousarray(self.labels))
     return content.hexdigest()
@@ -120,15 +98,10 @@ UNREADABLE = (
 
 
 def numbered_batches(data, batch_size, limit=0, **options):
-  """Yields (number, images, labels) of the evaluation batches of an Images or an ImageFiles.
+  """Yields (number, images, labels) of the first evaluation batches.
 
-  Args:
-    data, batch_size: whose batches, and how many images each.
-    limit: how many batches; 0: all.
-    **options: of `evaluation_batches`.
-
-  Raises:
-    UserError: an image cannot be read.
+  `data` is an Images or an ImageFiles; a limit of 0 takes all. The options are those of `evaluation_batches`. Raises
+  UserError if an image cannot be read.
   """
   count = -(-len(data.labels) // batch_size)
   batches = iter(data.evaluation_batches(batch_size, **options))
@@ -138,13 +111,3 @@ def numbered_batches(data, batch_size, limit=0, **options):
     except UNREADABLE as e:
       data.explain(e, batch_size, i)
     yield i, images, labels
-
-
-def training_batches(data, batch_size, seed, first_step=0):
-  """Yields the whole training batches of an Images or an ImageFiles; see there."""
-  return data.training_batches(batch_size, seed, first_step)
-
-
-def evaluation_batches(data, batch_size):
-  """Yields the whole evaluation batches of an Images or an ImageFiles; see there."""
-  return data.evaluation_batches(batch_size)

@@ -1,6 +1,6 @@
-"""What the programs need of a data set: its names, its subsets, and how an image becomes what a network reads.
+"""Defines what a data set gives the programs.
 
-A data set is a module with one function, `open_dataset(settings)`, which takes a DataSettings and returns a DataSet.
+It is a module with one function, `open_dataset(settings)`, which takes a DataSettings and returns a DataSet.
 """
 
 import dataclasses
@@ -12,36 +12,28 @@ from splitnet.data.batches import ClassNames
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
-  """Which data are read, and how; the names are those of the programs' flags.
+  """Says which data are read, and how; the names are those of the programs' flags."""
 
-  Attributes:
-    data_dir: their folder; None: where the data set's own program writes it.
-    image_size: pixels a side of the images that the network reads; None: the data set's own.
-    skip_damaged: whether images that cannot be decoded are left out; otherwise they are a UserError.
-    cache: whether images of files are decoded once and kept on the disk.
-    min_crop_area: least share of an image that a crop for training shows.
-    flip: whether half of the images for training are mirrored.
-  """
-
-  data_dir: str | None = None
-  image_size: int | None = None
-  skip_damaged: bool = False
-  cache: bool = False
-  min_crop_area: float = 0.08
-  flip: bool = True
+  data_dir: str | None = None  # their folder; None: where the data set's own program writes it
+  image_size: int | None = None  # pixels a side of the images that the network reads; None: the data set's own
+  skip_damaged: bool = False  # leave out images that cannot be decoded, which otherwise are a UserError
+  cache: bool = False  # decode images of files once, and keep them on the disk
+  min_crop_area: float = 0.08  # least share of an image that a crop for training shows
+  flip: bool = True  # mirror half of the images for training
 
 
 @dataclasses.dataclass(frozen=True)
 class DataSet:
-  """A data set that has been found and opened.
+  """Holds a data set that has been found and opened.
 
   Attributes:
     names: a ClassNames; its `source` says in config.json which data a network was trained on.
     image_size: pixels a side of the images in a batch, which are uint8 [batch, image_size, image_size, 3].
     load: function from the name of a subset, and `limit` (take so many images; None: all), to an Images or an
       ImageFiles; UserError if there is no such subset, or fewer images.
-    augment: function from raw images of a batch, an int32 seed [2], and a replica's share of the batch or None, to
-      images of the same shape and type, drawn at random by the seed.
+    augment: function from images [batch, height, width, channels], an int32 seed [2], and None or the part of a batch
+      that they are (its `batch` is the size of the whole, its `take(values)` picks this part's rows), to images of the
+      same shape and type, drawn at random by the seed as if the whole batch were there.
     prepare: function from raw images to the float32 images that a network reads.
     read: function from the path of an image file to a raw image, uint8 [image_size, image_size, 3]; UserError if it
       is damaged. None if the images come from no such files.

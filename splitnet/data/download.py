@@ -20,10 +20,8 @@ def download(url, path, size, md5, alternative):
   """Downloads a file of `size` bytes, resuming `path`.part if there is one.
 
   The file gets its name only once its MD5 is right; one with a wrong MD5 is removed, lest it be resumed for ever.
-
-  Raises:
-    UserError: there is no connection, it keeps breaking, or the checksum is wrong; it ends with `alternative`.
-    OSError: the disk is full or not writable.
+  Raises UserError, which ends with `alternative`, if there is no connection, it keeps breaking, or the checksum is
+  wrong; OSError if the disk is full or not writable.
   """
   part = path + '.part'
   reason = 'the connection closed'

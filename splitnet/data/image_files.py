@@ -1,4 +1,4 @@
-"""Finds image files in folders, and tells which of them are damaged, before the first step.
+"""Finds image files in folders, and tells before the first step what is damaged.
 
 What is learned about a folder of images (how it is divided, which files have been checked) is written down beside it,
 in `.splitnet`, or in the user's cache if the folder cannot be written.
@@ -25,6 +25,7 @@ MAX_BYTES = 1 << 28
 MIN_SIDE = 8
 MAX_ASPECT = 20  # longer side by shorter side
 UNREADABLE = 'cannot be read'
+MAX_NOTES = 1 << 30  # bytes of what is known of the images; of a million 80 MB
 NAMED = 10  # damaged images that a message names
 EXTENSIONS = (
   'jpg', 'jpeg', 'jpe', 'jfif', 'png', 'gif', 'bmp', 'webp', 'tif', 'tiff', 'heic', 'heif', 'avif', 'ppm', 'pgm', 'jp2',
@@ -44,14 +45,18 @@ def quoted(path):
   return f"'{text}'" if text.isprintable() else ascii(text)
 
 
+def text_of(file):
+  """Returns the path of a file, bytes, as text that JSON can hold."""
+  return file.decode('utf-8', 'backslashreplace')
+
+
 # --- one file ----------------------------------------------------------------------------------------------------
 
 
 def fault(path, place=None):
-  """Returns why a file is no image that can be decoded, the end of a sentence, or None if it is one.
+  """Returns why a file is no image that can be decoded, the end of a sentence.
 
-  Args:
-    path: of the file; place: bytes before the image in it and of it, or None: the file is the image.
+  None if it is one. `place` are the bytes before the image in it and of it; None: the file is the image.
   """
   try:
     status = os.stat(path)
@@ -86,7 +91,7 @@ def fault(path, place=None):
 
 
 def _size_of_jpeg(contents):
-  """Returns height and width; (1, 1) times MIN_SIDE if there is no header, which decoding will tell."""
+  """Returns height and width; MIN_SIDE if decoding will tell what is wrong."""
   at = 2
   while at + 9 <= len(contents) and contents[at] == 0xFF:
     marker = contents[at + 1]
@@ -125,26 +130,18 @@ def _format(contents):
 
 
 def folders_in(path):
-  """Lists the names of the folders in a folder, sorted, without hidden ones.
-
-  Raises:
-    UserError: the folder is missing or cannot be read.
-  """
+  """Lists the folders in a folder, sorted, without hidden ones."""
   return sorted(entry.name for entry in _entries(path) if _is_folder(entry))
 
 
 def images_in(path):
-  """Lists the image files in a folder, those whose names say that they are images: sorted names, bytes.
-
-  Raises:
-    UserError: the folder is missing or cannot be read.
-  """
+  """Lists the files in a folder whose names are those of images: sorted, bytes."""
   entries = [entry for entry in _entries(path) if is_image_name(entry.name) and not _is_folder(entry)]
   return sorted(os.fsencode(entry.name) for entry in entries)
 
 
 def is_image_name(name):
-  """Returns whether the name of a file says that it is an image; of hidden files it never does."""
+  """Returns whether a name is that of an image file that is not hidden."""
   return name[0] != '.' and name.rpartition('.')[2].lower() in EXTENSIONS
 
 
@@ -164,13 +161,9 @@ def _is_folder(entry):
 
 
 def notebook(data_dir, name):
-  """Returns where something about a folder is written down: a path, whose folder exists.
+  """Returns the path at which something about a folder of images is written down.
 
-  Args:
-    data_dir: the folder of images; name: of the file.
-
-  Raises:
-    UserError: it cannot be written anywhere.
+  Its own folder exists. Raises UserError if it cannot be written anywhere.
   """
   data_dir = os.path.realpath(data_dir)
   cache = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
@@ -189,22 +182,22 @@ def notebook(data_dir, name):
 
 
 def find_faults(data_dir, files, places=None):
-  """Decodes every image that has not been checked before, and returns what is damaged.
+  """Decodes every image that has not been checked before; returns the Faults.
 
   What was found is written down by name, size and time, so that a file is checked once.
 
   Args:
     data_dir: folder; files: paths of the images below it, bytes.
-    places: as of `images.ImageFiles`.
-
-  Returns:
-    list of Fault, in the order of the files.
+    places: as of image_batches.ImageFiles.
   """
   path = notebook(data_dir, 'checked.json')
-  known = _read_json(path)
+  try:
+    known = schema.parse_json(schema.read_bytes(path, MAX_NOTES), dict[str, tuple[list[int] | None, str | None]])
+  except (OSError, ValueError):  # missing or damaged: all are checked
+    known = {}
   paths = [os.path.join(os.fsencode(data_dir), file) for file in files]
   stamps = _stamps(paths)
-  names = [os.fsdecode(file) for file in files]
+  names = [text_of(file) for file in files]
   if places is not None:
     names = [f'{name} at byte {place[0]}' for name, place in zip(names, places)]
   new = [i for i, name in enumerate(names) if _is_stale(known.get(name), stamps[i])]
@@ -218,17 +211,10 @@ def find_faults(data_dir, files, places=None):
 
 
 def leave_out(data_dir, files, skip_damaged, places=None):
-  """Checks all images; returns which are to be read, and a sentence about the others.
+  """Returns which images are to be read, and a sentence about the others.
 
-  Args:
-    data_dir, files, places: as of `find_faults`.
-    skip_damaged: whether damaged images are left out.
-
-  Returns:
-    (bool array [files], the sentence or None).
-
-  Raises:
-    UserError: some are damaged and are not to be left out.
+  Returns (bool array [files], the sentence or None). Raises UserError if some are damaged, and `skip_damaged` does not
+  say that they are to be left out.
   """
   faults = find_faults(data_dir, files, places)
   kept = np.ones(len(files), bool)
@@ -252,10 +238,8 @@ def stamps_digest(root, files):
 
 
 def _is_stale(known, stamp):
-  """Returns whether what is known of a file (its stamp, its fault) may no longer be so."""
-  if not isinstance(known, list) or len(known) != 2 or not isinstance(known[1], str | None):
-    return True
-  return stamp is None or known[0] != stamp or (known[1] or '').startswith(UNREADABLE)
+  """Returns whether what is known of a file (its stamp, its fault) may be outdated."""
+  return known is None or stamp is None or known[0] != stamp or (known[1] or '').startswith(UNREADABLE)
 
 
 def _stamps(paths):
@@ -269,13 +253,3 @@ def _stamps(paths):
       except OSError:
         known[path] = None
   return [known[path] for path in paths]
-
-
-def _read_json(path):
-  """Returns the content of a JSON object, or {} if it is missing or damaged."""
-  try:
-    with schema.open_file(path) as f:
-      content = json.load(f)
-    return content if isinstance(content, dict) else {}
-  except (OSError, ValueError, RecursionError):
-    return {}

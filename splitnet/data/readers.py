@@ -1,4 +1,4 @@
-"""Reads a data set's files, checked against what they must be, whoever wrote them: class names, arrays of images.
+"""Reads class names and arrays of images, checked against what they must be.
 
 It needs no TensorFlow, as a program that only prepares data does not.
 """
@@ -19,7 +19,7 @@ MAX_CLASSES = 1 << 20
 
 @schema.record
 class Names(schema.TypedDict):
-  """What names.json holds; a data set adds what says where its images come from, in a record of its own."""
+  """Describes names.json; a data set's own record adds where its images come from."""
 
   fine: Annotated[list[schema.Text], Field(min_length=1, max_length=MAX_CLASSES)]
   coarse: Annotated[list[schema.Text], Field(min_length=1, max_length=MAX_CLASSES)]
@@ -27,15 +27,9 @@ class Names(schema.TypedDict):
 
 
 def read_names(path, kind, advice, missing=None):
-  """Reads the names of classes and superclasses: a dict with the fields of `kind`.
+  """Reads the names of classes and superclasses, a `kind` (extends Names).
 
-  Args:
-    path: of the JSON file.
-    kind: a record that extends Names.
-    advice, missing: as of schema.read_json.
-
-  Raises:
-    UserError: the file is missing or is something else.
+  `advice` and `missing` are as of schema.read_json. Raises UserError if the JSON file is missing or something else.
   """
   content = schema.read_json(path, kind, advice, missing)
   fine, coarse, fine_to_coarse = (content[field] for field in Names.__annotations__)
@@ -54,18 +48,9 @@ def read_names(path, kind, advice, missing=None):
 
 
 def read_subset(path, size, classes, advice, missing=None):
-  """Reads a subset of images and labels, an .npz file.
+  """Reads a subset of images [N, size, size, 3] and labels [N], an .npz file.
 
-  Args:
-    path: of the file, with arrays `images`, uint8 [N, size, size, 3], and `labels`, integers [N].
-    size: pixels a side; classes: labels are below.
-    advice, missing: as of schema.read_json.
-
-  Returns:
-    images as they are there, and labels int32 [N].
-
-  Raises:
-    UserError: the file is missing, damaged, or holds something else.
+  Images are uint8, labels integers below `classes`, returned as int32; for the rest see `read_arrays`.
   """
   wanted = {'images': ('u1', (size, size, 3)), 'labels': ('iu', ())}
   arrays = read_arrays(path, wanted, advice, missing)
@@ -79,7 +64,7 @@ def read_subset(path, size, classes, advice, missing=None):
 
 
 def read_arrays(path, wanted, advice, missing=None):
-  """Reads arrays of one length, at least 1, of an .npz file: dict from name to array.
+  """Reads arrays of one length, at least 1, of an .npz file: dict by name.
 
   Their checksums are compared; their headers are checked before anything is made.
 
@@ -88,8 +73,7 @@ def read_arrays(path, wanted, advice, missing=None):
     wanted: dict from name to (types, shape): 'u1' for uint8 or 'iu' for integers, and the shape behind the length.
     advice, missing: as of schema.read_json.
 
-  Raises:
-    UserError: the file is missing, damaged, or holds something else.
+  Raises UserError if the file is missing, damaged, or holds something else.
   """
   try:
     with schema.open_file(path) as f, zipfile.ZipFile(f) as archive:
@@ -108,11 +92,7 @@ def read_arrays(path, wanted, advice, missing=None):
 
 
 def _read_array(archive, name, types, shape):
-  """Reads an array of a zip file; see `read_arrays`.
-
-  Raises:
-    ValueError, and what zipfile raises: there is no such array, or it is another.
-  """
+  """Reads an array of a zip file; raises ValueError or what zipfile raises."""
   if f'{name}.npy' not in archive.namelist():
     raise ValueError(f"it has no array '{name}'")
   with archive.open(f'{name}.npy') as f:

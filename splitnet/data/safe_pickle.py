@@ -1,4 +1,4 @@
-"""Reads pickles of arrays, flat lists, strings and numbers; runs nothing they name, builds nothing that is nested."""
+"""Reads pickles of arrays, flat lists, strings and numbers; runs nothing."""
 
 import io
 import pickle
@@ -24,10 +24,8 @@ _SCALARS = (str, bytes, int, float, type(None))
 def load(data):
   """Reads a pickle of Python 2, or of 3 up to protocol 4: a dict with str keys.
 
-  Its values are integer arrays, lists, numbers and strings, which stay bytes if they are of Python 2.
-
-  Raises:
-    ValueError: the bytes are no such pickle, or ask for anything else.
+  Its values are integer arrays, lists, numbers and strings, which stay bytes if they are of Python 2. Raises ValueError
+  if the bytes are no such pickle, or ask for anything else.
   """
   try:
     loaded = _PlainUnpickler(data).load()
@@ -40,7 +38,7 @@ def load(data):
 
 
 def _plain(value):
-  """Returns an array, a flat list or a scalar as it is to be; anything else is refused."""
+  """Returns an array, a flat list or a scalar; anything else is refused."""
   if isinstance(value, _Array):
     return value.numpy()
   if not all(isinstance(item, _SCALARS) for item in (value if isinstance(value, list) else [value])):
@@ -105,7 +103,7 @@ _REPLACEMENTS = {
 
 
 class _Limited(dict):
-  """The operations, each time one is looked up counted."""
+  """Holds the operations, and counts how often one is looked up."""
 
   steps = 0
 

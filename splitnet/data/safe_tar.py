@@ -1,4 +1,4 @@
-"""Reads files in a tar archive that may be damaged or hostile; extracts nothing, reads it to its end."""
+"""Reads files in a tar archive that may be hostile, to its end; extracts nothing."""
 
 import bz2
 import contextlib
@@ -27,10 +27,9 @@ _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
 
 
 def read_members(path, folder, names, alternative):
-  """Reads files of one folder of a tar, plain or compressed: dict from name to bytes.
+  """Reads files of one folder of a tar, plain or compressed: dict by name.
 
-  Raises:
-    UserError: the archive is missing, not a whole tar, dangerous, or lacks a file; it ends with `alternative`.
+  Raises UserError, which ends with `alternative`, if it is missing, not a whole tar, dangerous, or lacks a file.
   """
   contents = {}
   try:
@@ -78,7 +77,7 @@ class _Stream:
     return content
 
   def take(self, size, keep=True):
-    """Reads `size` bytes, and returns them if they are to be kept; EOFError if there are fewer."""
+    """Reads `size` bytes and returns them if kept; EOFError if there are fewer."""
     parts = []
     while size:
       part = self.read(min(size, 1 << 20))
@@ -105,7 +104,7 @@ def _open(path):
 
 
 def _headers(stream):
-  """Yields the headers of the members, TarInfos; whoever takes one reads the content before the next."""
+  """Yields the members' headers, TarInfos; the content is read before the next."""
   extension_bytes, said = 0, {}
   for _ in range(MAX_HEADERS):
     block = stream.read(BLOCK)
@@ -132,7 +131,7 @@ def _headers(stream):
 
 
 def _pax_records(content):
-  """Yields the (key, value) of POSIX's extended header: records 'length key=value\\n'; ValueError if it is none."""
+  """Yields the (key, value) of an extended header, records 'length key=value\\n'."""
   while content:
     length = int(content[:8].split(b' ')[0])
     if not 0 < length <= len(content) or content[length - 1 : length] != b'\n':

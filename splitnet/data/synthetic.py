@@ -1,4 +1,4 @@
-"""Draws images to try the programs on without CIFAR-100: 100 classes in 20 superclasses.
+"""Draws images to try the programs on: 100 classes in 20 superclasses.
 
 They form a tree in which nothing cuts across the branches, so that a grouping by meaning exists and can be checked:
 
@@ -34,13 +34,9 @@ SUPERCLASSES = [(*place, shape) for place, (_, shapes) in SURROUNDINGS.items() f
 def make(images_per_class, seed):
   """Draws the whole data set; the same arguments give the same bytes.
 
-  Args:
-    images_per_class: training images per class, at least 1; there are a fifth as many test images, at least 1.
-    seed: int, at least 0.
-
-  Returns:
-    dict: `train_images`, `test_images` uint8 [N, 32, 32, 3], RGB, in random order; `train_labels`, `test_labels`
-    uint8 [N], 0-99; `fine`, `coarse` lists of 100 and 20 names; `fine_to_coarse` list of 100 ints.
+  There are at least one training image per class, and a fifth as many test images, at least one. Returns a dict:
+  `train_images`, `test_images` uint8 [N, 32, 32, 3], RGB, in random order; `train_labels`, `test_labels` uint8 [N],
+  0-99; `fine`, `coarse` lists of 100 and 20 names; `fine_to_coarse` list of 100 ints.
   """
   fine, coarse, fine_to_coarse, number = classes()
   patterns = emblems()

@@ -10,7 +10,7 @@ from splitnet.network.graph import Tree
 
 @dataclasses.dataclass(frozen=True)
 class LayerCount:
-  """The size of one layer in one branch."""
+  """Holds the size of one layer in one branch."""
 
   name: str  # prefix of its variables
   op: str

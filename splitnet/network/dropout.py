@@ -1,4 +1,4 @@
-"""Dropout that costs little beside the convolutions that it stands before.
+"""Drops values at little cost beside the convolutions that they go to.
 
 A mask needs one random bit per value if half are kept, not a random float32; relu and mask share one gradient; and the
 factor that inverted dropout multiplies by goes into the batch normalisation below the relu, which has one anyway.
@@ -12,13 +12,10 @@ BITS = np.arange(256)[:, None] >> np.arange(8) & 1
 
 
 class Dropout:
-  """Inverted dropout whose masks depend on the call's seed and the masks before.
+  """Makes inverted dropout; masks depend on the call's seed and the masks before.
 
-  The probability is kept exactly if it is a whole number of 256ths, such as 0.5, else to 1 / 131072.
-
-  Attributes:
-    active: whether anything is dropped.
-    factor: what the values that are kept are multiplied by, 1 / keep_prob.
+  The probability is kept exactly if it is a whole number of 256ths, such as 0.5, else to 1 / 131072. `active` says
+  whether anything is dropped, `factor` what the values that are kept are multiplied by, 1 / keep_prob.
   """
 
   def __init__(self, seed, keep_prob, share=None):

@@ -20,7 +20,8 @@ import dataclasses
 
 import numpy as np
 
-from splitnet.network.graph import WEIGHTED, Graph
+from splitnet.network.graph import Graph
+from splitnet.network.graph_checks import WEIGHTED
 from splitnet.network.layers import BATCH_NORM_EPSILON
 from splitnet.network.network import Network
 
@@ -48,15 +49,12 @@ def folded(network):
 
 
 class _Fold:
-  """A network's values while they are folded.
-
-  Attributes:
-    values: dict from variable name to array, float64: everything is multiplied in that and rounded once.
-  """
+  """Holds a network's values, by variable name, while they are folded."""
 
   def __init__(self, network):
     self.network, self.graph = network, network.graph
     values = {n: v for n, v in network.weights.items() if not n.startswith('group/')}
+    # Everything is multiplied in float64 and rounded once.
     self.values = {n: np.asarray(v).astype(np.float64) for n, v in values.items()}
     self._biased = set()
 

@@ -1,4 +1,4 @@
-"""A network as one list of layers, each with the units that it reads and writes.
+"""Describes a network as a list of layers that know what they read and write.
 
 A set of units (channels, features or classes) has an assignment of its units to groups, and a layer stands at a depth
 of the tree, which has a number of branches. Every layer knows its input and its output assignment; everything else
@@ -19,65 +19,55 @@ from pydantic import Field
 import utils
 from splitnet.common import schema
 from splitnet.common.errors import UserError
-
-WEIGHTED = ('conv', 'linear')
-KEEPS_UNITS = ('batch_norm', 'relu', 'max_pool', 'lrn', 'add', 'mean')
-OPS = ('image', *WEIGHTED, *KEEPS_UNITS)
-
-# Beyond these a network is a slip of the keyboard or a damaged file; they are told before anything is made.
-MAX_LAYERS = 5000  # ResNet-1202 has 4,200
-MAX_UNITS = 1 << 17  # of a layer
-MAX_PIXELS = 1 << 13  # a side
-MAX_WEIGHTS = 1 << 31
-MAX_NODES = 20_000  # layers times the branches that they stand in
+from splitnet.network.graph_checks import MAX_LAYERS, WEIGHTED, check
 
 
 @dataclasses.dataclass(frozen=True)
 class Units:
-  """One set of units that layers write and read."""
+  """Names one set of units that layers write and read."""
 
-  name: str  # of its assignment, such as 'split_p2'
-  size: int
-  groups: int  # of its assignment; 1: nothing divides it
-  depth: str  # whose layers its assignment serves unmerged; layers below see it merged
+  name: schema.Text  # of its assignment, such as 'split_p2'
+  size: schema.Positive
+  groups: schema.Positive  # of its assignment; 1: nothing divides it
+  depth: schema.Text  # whose layers its assignment serves unmerged; layers below see it merged
 
   @property
   def alpha(self):
-    """The name of the variable [groups, units] whose softmax assigns units to groups."""
+    """Names the variable [groups, units] whose softmax assigns units to groups."""
     return f'group/{self.name}/alpha'
 
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-  """One layer; those whose names begin alike, up to the first '/', are a block."""
+  """Describes a layer; those whose names begin alike, up to '/', are a block."""
 
-  name: str  # as in the released checkpoints, such as 'unit_2_0/conv_1'
-  op: str  # one of OPS
+  name: schema.Text  # as in the released checkpoints, such as 'unit_2_0/conv_1'
+  op: schema.Text  # one of OPS
   inputs: tuple[str, ...]  # the layers that it reads: two of `add`, none of `image`, else one
   units: Units  # that it writes
-  depth: str
-  size: int = 1  # height (= width) of the output, pixels
-  kernel: int = 1  # height (= width) of a convolution's or pool's window
-  stride: int = 1
-  padding: str = 'SAME'
+  depth: schema.Text
+  size: schema.Positive = 1  # height (= width) of the output, pixels
+  kernel: schema.Positive = 1  # height (= width) of a convolution's or pool's window
+  stride: schema.Positive = 1
+  padding: Literal['SAME', 'VALID'] = 'SAME'
   bias: bool = False  # whether a convolution or a linear layer adds biases
-  counted: str = 'none'  # what the paper's tables count of it: 'all', 'weights' (no biases) or 'none'
+  counted: Literal['all', 'weights', 'none'] = 'none'  # what the paper's tables count of it; weights: no biases
   scaled: bool = True  # whether a batch normalisation learns its scale
   dropout: bool = False  # whether training drops what a relu writes, or a linear layer reads
 
   @property
   def block(self):
-    """What its name shares with those of the layers that belong together."""
+    """Names what the layer belongs to with others."""
     return self.name.split('/')[0]
 
   @property
   def weights(self):
-    """The name of its weights in the dense network; None if it has none."""
+    """Names its weights in the dense network; None if it has none."""
     return f'{self.name}/{self.variables[0]}' if self.op in WEIGHTED else None
 
   @property
   def variables(self):
-    """The last parts of its variables' names, in the order in which they are made."""
+    """Lists the last parts of its variables' names, in their order."""
     if self.op == 'batch_norm':
       return ('beta', 'gamma', 'mu', 'sigma')
     own = {'conv': ('kernel',), 'linear': ('weights',)}.get(self.op, ())
@@ -86,7 +76,7 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Graph:
-  """All layers, in an order in which they can be computed, and their branches.
+  """Lists all layers, in an order in which they can be computed, and their branches.
 
   Raises:
     ValueError: if inputs do not come before; an edge leaves its depth for another than the next; more than one layer is
@@ -99,18 +89,18 @@ class Graph:
   layers: tuple[Layer, ...]  # the first is the image, the last one writes the classes
 
   def __post_init__(self):
-    _check(self)
+    check(self)
 
   # What follows from the list.
 
   @functools.cached_property
   def by_name(self):
-    """Dict from name to layer."""
+    """Maps names to layers."""
     return {layer.name: layer for layer in self.layers}
 
   @functools.cached_property
   def readers(self):
-    """Dict from a layer's name to the list of the layers that read it."""
+    """Maps a layer's name to the list of the layers that read it."""
     readers = {layer.name: [] for layer in self.layers}
     for layer in self.layers:
       for name in layer.inputs:
@@ -119,27 +109,27 @@ class Graph:
 
   @functools.cached_property
   def units(self):
-    """Dict from name to Units, in the order in which they are written."""
+    """Maps names to Units, in the order in which they are written."""
     return {layer.units.name: layer.units for layer in self.layers}
 
   @functools.cached_property
   def weighted(self):
-    """The convolutions and linear layers, bottom up (the released losses' order)."""
+    """Lists convolutions and linear layers, bottom up (the released losses' order)."""
     return [layer for layer in self.layers if layer.op in WEIGHTED]
 
   @functools.cached_property
   def split_layers(self):
-    """The weighted layers that stand where the tree has branches."""
+    """Lists the weighted layers that stand where the tree has branches."""
     return [layer for layer in self.weighted if self.branches(layer) > 1]
 
   @functools.cached_property
   def blocks(self):
-    """The layers in runs of one block at one depth: list of lists."""
+    """Lists the layers in runs of one block at one depth: list of lists."""
     return [list(run) for _, run in itertools.groupby(self.layers, lambda layer: (layer.depth, layer.block))]
 
   @functools.cached_property
   def borders(self):
-    """Dict from depth to the layer below that its branches read; None for the first."""
+    """Maps each depth to the layer below that its branches read; the first to None."""
     borders = dict.fromkeys(self.depths)
     for layer in self.layers:
       for name in layer.inputs:
@@ -149,17 +139,17 @@ class Graph:
 
   @property
   def classes(self):
-    """The Units that the last layer writes."""
+    """Returns the Units that the last layer writes."""
     return self.layers[-1].units
 
   @property
   def image_size(self):
-    """Height and width of the images, pixels."""
+    """Returns height and width of the images, pixels."""
     return self.layers[0].size
 
   @property
   def split(self):
-    """The paper's name of the split, the groups of the last depths, such as '2-2-2'."""
+    """Returns the paper's name of the split, such as '2-2-2'."""
     return split_name(list(self.depths.values())[1:])
 
   def source(self, layer):
@@ -216,214 +206,23 @@ class Graph:
 
 
 def split_name(counts):
-  """Returns the paper's name of a split: the groups of the last three depths or more."""
+  """Returns the paper's name of a split: groups of the last three depths or more."""
   while len(counts) > 3 and counts[0] == 1:
     counts = counts[1:]
   return '-'.join(map(str, counts))
 
 
 @schema.exact
-class _PlainUnits(schema.TypedDict):
-  name: schema.Text
-  size: schema.Positive
-  groups: schema.Positive
-  depth: schema.Text
-
-
-@schema.exact
-class _PlainLayer(schema.TypedDict):
-  name: schema.Text
-  op: schema.Text
-  inputs: list[schema.Text]
-  units: schema.Text
-  depth: schema.Text
-  size: schema.NotRequired[schema.Positive]
-  kernel: schema.NotRequired[schema.Positive]
-  stride: schema.NotRequired[schema.Positive]
-  padding: schema.NotRequired[Literal['SAME', 'VALID']]
-  bias: schema.NotRequired[bool]
-  counted: schema.NotRequired[Literal['all', 'weights', 'none']]
-  scaled: schema.NotRequired[bool]
-  dropout: schema.NotRequired[bool]
-
-
-@schema.exact
 class _Plain(schema.TypedDict):
-  """What `Graph.to_dict` writes."""
+  """Describes what `Graph.to_dict` writes."""
 
   name: schema.Text
   depths: Annotated[dict[schema.Text, schema.Positive], Field(min_length=1)]
-  units: list[_PlainUnits]
-  layers: Annotated[list[_PlainLayer], Field(min_length=1, max_length=MAX_LAYERS)]
-
-
-def windowed_size(size, kernel, stride, padding):
-  """Returns how many pixels a side a convolution or a pool writes, below 1 if its window is too large."""
-  return -(-size // stride) if padding == 'SAME' else (size - kernel) // stride + 1
-
-
-def _check_size(graph):
-  """Checks that a graph is not beyond the limits; UserError if it is."""
-  of = f'{graph.name} has'
-  for layer in graph.layers:
-    if layer.units.size > MAX_UNITS:
-      raise UserError(f'{of} {layer.units.size:,} units in {layer.name}; more than {MAX_UNITS:,} are not made')
-    if max(layer.size, layer.kernel, layer.stride) > MAX_PIXELS:
-      raise UserError(f'{of} more than {MAX_PIXELS:,} pixels a side in {layer.name}, which is not made')
-  kernels = {layer.name: layer.kernel**2 * graph.read(layer).size * layer.units.size for layer in graph.weighted}
-  if sum(kernels.values()) > MAX_WEIGHTS:
-    raise UserError(f'{of} {sum(kernels.values()):,} weights; more than {MAX_WEIGHTS:,} are not made')
-  nodes = sum(graph.branches(layer) for layer in graph.layers)
-  if nodes > MAX_NODES:
-    raise UserError(f'{of} {nodes:,} layers in all branches together; more than {MAX_NODES:,} are not made')
-
-
-def _check(graph):
-  """Raises what Graph's docstring says."""
-  order, seen, crossing = list(graph.depths), {}, {}
-  for below, above in itertools.pairwise(order):
-    if graph.depths[above] < graph.depths[below]:
-      raise UserError(
-        f'the tree has {graph.depths[below]} branches at {below} but only {graph.depths[above]} above it, at {above}: '
-        'groups must not fall from one depth to the next'
-      )
-
-  def require(holds, reason):
-    if not holds:
-      raise ValueError(f"layer '{layer.name}' ({layer.op} at {layer.depth}) {reason}")
-
-  for layer in graph.layers:
-    require(layer.name not in seen, 'has a name that was there before')
-    require(layer.op in OPS and layer.depth in order, 'has an unknown op or depth')
-    require(seen.keys() >= set(layer.inputs), f'reads what does not come before it, of {layer.inputs}')
-    require(len(layer.inputs) == {'image': 0, 'add': 2}.get(layer.op, 1), f'reads {len(layer.inputs)} layers')
-    require((layer.op == 'image') == (not seen), 'stands first or is an image, and not both')
-    require(graph.units[layer.units.name] == layer.units, f"writes one of two sets of units '{layer.units.name}'")
-    require(layer.units.depth in order, 'writes units at an unknown depth')
-    if layer.units.groups > layer.units.size:
-      raise UserError(
-        f'{layer.units.groups} groups were asked for at {layer.units.depth}, but {layer.name} has only '
-        f'{layer.units.size} units to divide'
-      )
-    sources = [seen[name] for name in layer.inputs]
-    for source in sources:
-      if source.depth != layer.depth:
-        require(order.index(layer.depth) == order.index(source.depth) + 1, f"reads '{source.name}' at {source.depth}")
-        other = crossing.setdefault(layer.depth, source)
-        require(other is source, f"reads '{source.name}', but '{other.name}' and '{source.name}' cross the border")
-      require(layer.op not in KEEPS_UNITS or source.units == layer.units, 'reads other units than it writes')
-      size = 1 if layer.op in ('mean', 'linear') else source.size
-      if layer.op in ('conv', 'max_pool'):
-        size = windowed_size(size, layer.kernel, layer.stride, layer.padding)
-      require(layer.size == size, f'writes {layer.size} pixels a side; of what it reads it makes {size}')
-    if layer.op == 'lrn' and layer.units.groups > 1:
-      raise UserError(
-        f"'{layer.name}' normalises over neighbouring channels, which {layer.units.groups} groups would part: it can "
-        'stand only below the layers that are split'
-      )
-    require(layer.op != 'linear' or sources[0].op == 'mean', 'does not read a mean')
-    require(not layer.dropout or layer.op in ('relu', 'linear'), 'cannot drop values')
-    seen[layer.name] = layer
-  layer = graph.layers[-1]
-  classes = layer.op == 'linear' and layer.depth == order[-1] and layer.units.groups == graph.branches(layer)
-  require(classes and graph.depths[order[0]] == 1, 'is the last, but not the classes of a tree with one root')
-  for layer in graph.layers[:-1]:
-    require(graph.readers[layer.name], 'is read by no other')
-  _check_size(graph)
-
-
-class Builder:
-  """Writes a graph as one writes a Keras functional model.
-
-  Each method adds a layer and returns it. Layers stand at the builder's `depth`, which is the first one until `at`
-  changes it.
-  """
-
-  def __init__(self, name, depths, image_size, branch_input='group'):
-    """Adds the image.
-
-    With branch_input 'group', the released code's, a child of a tree reads its own group of its parent's units; with
-    'all', as the paper counts for CIFAR-100, all of them.
-    """
-    self.name, self.depths, self.layers = name, dict(depths), []
-    self.depth = next(iter(self.depths))
-    self.branch_input = branch_input
-    self.image = self._add('image', 'image', (), self.shared('image', 3), image_size)
-
-  def at(self, depth):
-    """Sets the depth of the layers that follow."""
-    self.depth = depth
-
-  # Units.
-
-  def shared(self, name, size):
-    """Returns units that nothing divides."""
-    return Units(name, size, 1, next(iter(self.depths)))
-
-  def inner(self, name, size):
-    """Returns units that only layers at the present depth write and read."""
-    return Units(name, size, self.depths[self.depth], self.depth)
-
-  def border(self, name, size, above):
-    """Returns units that one depth writes and the next, `above`, reads."""
-    order = list(self.depths)
-    groups = self.depths[above]
-    if self.branch_input == 'all' and above != order[-1]:  # the last layer is split on both sides in any case
-      groups = min(groups, self.depths[order[order.index(above) - 1]])
-    return Units(name, size, groups, above)
-
-  # Layers.
-
-  def _add(self, name, op, inputs, units, size, **keywords):
-    if len(self.layers) == MAX_LAYERS:
-      raise UserError(f'{self.name} has more than {MAX_LAYERS:,} layers, which is not made: give a smaller network')
-    self.layers.append(Layer(name, op, tuple(x.name for x in inputs), units, self.depth, size, **keywords))
-    return self.layers[-1]
-
-  def _windowed(self, name, op, x, units, kernel, stride, padding, **keywords):
-    size = windowed_size(x.size, kernel, stride, padding)
-    if size < 1:
-      raise UserError(
-        f'images of {self.image.size} x {self.image.size} pixels are too small for {self.name}: {name} reads '
-        f'{x.size} x {x.size} with a window of {kernel}'
-      )
-    return self._add(name, op, [x], units, size, kernel=kernel, stride=stride, padding=padding, **keywords)
-
-  def conv(self, name, x, units, kernel, stride=1, padding='SAME', bias=False, counted='all'):
-    """Adds a convolution that writes `units`."""
-    return self._windowed(name, 'conv', x, units, kernel, stride, padding, bias=bias, counted=counted)
-
-  def linear(self, name, x, units, counted='all', dropout=False):
-    """Adds a fully connected layer with biases, of a mean."""
-    return self._add(name, 'linear', [x], units, 1, bias=True, counted=counted, dropout=dropout)
-
-  def batch_norm(self, name, x, scaled=True):
-    """Adds a batch normalisation."""
-    return self._add(name, 'batch_norm', [x], x.units, x.size, scaled=scaled)
-
-  def relu(self, x, dropout=False):
-    """Adds a rectifier."""
-    return self._add(x.name + '/relu', 'relu', [x], x.units, x.size, dropout=dropout)
-
-  def max_pool(self, x, kernel, stride, padding='SAME'):
-    """Adds the largest value of each window."""
-    return self._windowed(x.name + '/pool', 'max_pool', x, x.units, kernel, stride, padding)
-
-  def lrn(self, x):
-    """Adds a local response normalisation over neighbouring channels."""
-    return self._add(x.name + '/lrn', 'lrn', [x], x.units, x.size)
-
-  def add(self, name, residual, x):
-    """Adds the sum of a residual stream and what a block adds to it."""
-    return self._add(name, 'add', [residual, x], x.units, x.size)
-
-  def mean(self, x):
-    """Adds the mean over all pixels: [batch, channels], float32."""
-    return self._add(x.name + '/mean', 'mean', [x], x.units, 1)
-
-  def graph(self):
-    """Returns the Graph of the layers so far."""
-    return Graph(self.name, self.depths, tuple(self.layers))
+  units: list[schema.fields_of(Units)]
+  layers: Annotated[
+    list[schema.fields_of(Layer, inputs=list[schema.Text], units=schema.Text)],
+    Field(min_length=1, max_length=MAX_LAYERS),
+  ]
 
 
 # --- hard groups and branches -------------------------------------------------------------------------------------
@@ -477,7 +276,7 @@ def check_groups(graph, groups):
 
 
 class Tree:
-  """A graph with one branch at every depth (dense), or divided by hard groups.
+  """Gives a graph one branch at every depth (dense), or divides it by hard groups.
 
   Attributes:
     groups: None, or the hard groups that it is divided by: dict from units name to int array.
@@ -497,7 +296,7 @@ class Tree:
 
   @property
   def built(self):
-    """Every layer in every branch: list of (layer, branch)."""
+    """Lists every layer in every branch: (layer, branch)."""
     return [(layer, branch) for layer in self.graph.layers for branch in range(self.branches(layer))]
 
   def prefix(self, layer, branch):

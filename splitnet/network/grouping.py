@@ -1,4 +1,4 @@
-"""Groupings that are not learned, and a start for those that are.
+"""Makes groupings that are not learned, and a start for those that are.
 
 A grouping of the classes is an int array [classes] of groups at the logits; consecutive groups belong together further
 down the tree (utils.parents). `even_features` makes it a grouping of all units, as the paper's S, C and R have it.
@@ -91,10 +91,7 @@ def _divide(points, depths, seed):
 
 
 def balanced_clusters(points, sizes, seed=0):
-  """Runs k-means with clusters of given sizes: int array [points].
-
-  Points are [points, dimensions], sizes ints whose sum is the number of points.
-  """
+  """Runs k-means on [points, dimensions] with clusters of given sizes: int array [points]."""
   if len(sizes) == 1:
     return np.zeros(len(points), np.int64)
   centres = KMeans(len(sizes), n_init=20, random_state=seed).fit(points).cluster_centers_
@@ -145,20 +142,14 @@ def read_file(path, names, graph):
 
 
 def even_features(graph, class_groups):
-  """Groups all units: the classes as given, every other set of units divided evenly.
-
-  Returns a dict from units name to int array.
-  """
+  """Groups all units, by name: the classes as given, all others evenly."""
   groups = {name: utils.parents(units.size, units.groups) for name, units in graph.units.items()}
   groups[graph.classes.name] = np.asarray(class_groups, np.int64)
   return groups
 
 
 def even_groups(graph, seed=0):
-  """Returns groups of all units of an untrained network, None if nothing is divided.
-
-  Features are divided evenly, classes at random: dict from units name to int array.
-  """
+  """Groups an untrained network's units; None if nothing is divided."""
   classes = graph.classes
   return even_features(graph, random(classes.size, classes.groups, seed)) if classes.groups > 1 else None
 
@@ -192,10 +183,7 @@ def carried_down(graph, values, class_groups):
 
 
 def spectral_start(graph, values, seed=0):
-  """Returns the alphas, by units name, that a trained dense network suggests.
-
-  They are the structure of its weights (`values`, by variable name), carried down level by level.
-  """
+  """Returns the alphas, by units name, that a dense network's `values` suggest."""
   alphas = {}
   for name, groups in carried_down(graph, values, clustering(graph, values, seed)).items():
     count = graph.units[name].groups
@@ -206,10 +194,7 @@ def spectral_start(graph, values, seed=0):
 
 
 def moved(graph, before, after):
-  """Returns the shares of classes and of features that changed their group.
-
-  Both are dicts from units name to int array; only units that are in several groups count.
-  """
+  """Returns the shares of grouped classes and of features that changed groups."""
   changed = {name: before[name] != after[name] for name, units in graph.units.items() if units.groups > 1}
   classes = changed.pop(graph.classes.name)
   return float(np.mean(classes)), float(np.mean(np.concatenate(list(changed.values()))))

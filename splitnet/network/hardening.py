@@ -1,4 +1,4 @@
-"""Hardening: the most probable groups make a tree of branches (Algorithm 1)."""
+"""Hardens: the most probable groups make a tree of branches (Algorithm 1)."""
 
 import collections
 
@@ -18,11 +18,7 @@ def harden(network, **keywords):
   """Splits a grouping network by the most probable group of each unit.
 
   The result computes what the grouping network computes with its between-group weights set to zero: weights are sliced,
-  nothing is drawn anew. Raises UserError if a group is empty.
-
-  Args:
-    network: a Network with assignments.
-    **keywords: of network.create (dtype, place).
+  nothing is drawn anew. The keywords are network.create's. Raises UserError if a group is empty.
   """
   groups = present_groups(network)
   values = {name: variable.numpy() for name, variable in network.weights.items()}
@@ -30,12 +26,7 @@ def harden(network, **keywords):
 
 
 def split_values(graph, groups, values):
-  """Slices a dense network's weights into those of the tree.
-
-  Args:
-    groups: hard groups by units name.
-    values: dict from the dense network's variable names to arrays; the result has the tree's.
-  """
+  """Slices a dense network's arrays by name into those of the tree of hard groups."""
   tree, parts = Tree(graph, groups), {}
   for layer, branch in tree.built:
     for variable, name in tree.names(layer, branch).items():

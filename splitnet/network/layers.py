@@ -1,4 +1,4 @@
-"""What each kind of layer computes.
+"""Computes each kind of layer.
 
 Tensors are [batch, height, width, channels], after a mean [batch, channels].
 """
@@ -12,7 +12,9 @@ from splitnet.network.dropout import Dropout
 
 BATCH_NORM_EPSILON = 1e-5
 BATCH_NORM_DECAY = 0.9
-LRN = dict(depth_radius=2, bias=1.0, alpha=2e-5, beta=0.75)  # Krizhevsky et al. (2012): alpha 1e-4 over 5 channels
+# As Caffe's bvlc_alexnet has it: x / (1 + 1e-4 / 5 * sum of 5 channels' squares)^0.75. Krizhevsky et al. (2012) print
+# (2 + 1e-4 * sum)^0.75; TensorFlow's slim has an AlexNet without.
+LRN = dict(depth_radius=2, bias=1.0, alpha=1e-4 / 5, beta=0.75)
 # Learned groups have odd sizes, for which processors' batch normalisations and convolutions are up to four times
 # slower. So what branches compute has channels of zeros at the end, up to a multiple of this.
 CHANNEL_MULTIPLE = 16
@@ -20,7 +22,7 @@ CHANNEL_MULTIPLE = 16
 
 @dataclasses.dataclass
 class Call:
-  """One call of a network."""
+  """Holds what is the same for all layers of one call of a network."""
 
   images: tf.Tensor | None  # what the image layer gives; None in a part without it
   dtype: tf.DType  # in which the convolutions compute

@@ -1,4 +1,4 @@
-"""The network of any graph: dense, grouping (dense, with assignments), or a tree."""
+"""Makes the network of any graph: dense, grouping (with assignments), or a tree."""
 
 import contextlib
 
@@ -12,7 +12,7 @@ from splitnet.network.graph import Tree
 
 
 class Network(Tree):
-  """A graph, its weights, and where they are; computes logits.
+  """Computes logits by a graph and weights, which may be on several devices.
 
   Attributes:
     graph, groups, depths: of the Tree; a dense network is a tree with one branch.
@@ -33,6 +33,7 @@ class Network(Tree):
     # Where each class stands among the leaves' logits side by side; None: where its number says.
     order = np.argsort(self.leaf_classes())
     self._class_order = order if self._whole and not np.array_equal(order, np.arange(len(order))) else None
+    # The layers that multiply by dropout's factor.
     self._scaling = {_scaling(graph, layer) for layer in graph.layers if layer.op == 'relu' and layer.dropout}
 
   def leaf_classes(self):
@@ -124,9 +125,8 @@ class Network(Tree):
   def part(self, nodes, copied=False):
     """Returns a network that computes some branches only, with their weights alone.
 
-    Args:
-      nodes: dict from depth to a list of branches, all above one branch; not placed.
-      copied: copy the variables to where the caller's tf.device says.
+    `nodes` maps depths to lists of branches, all above one branch. `copied` variables go where the caller's tf.device
+    says.
     """
     nodes = {depth: list(nodes.get(depth, [])) for depth in self.depths}
     weights = {}
@@ -148,7 +148,7 @@ class Network(Tree):
 
   @property
   def input_spec(self):
-    """What a part whose lowest depth is one branch reads: tf.TensorSpec."""
+    """Returns the tf.TensorSpec of what a part whose lowest depth is one branch reads."""
     depth = next(depth for depth, branches in self.nodes.items() if branches)
     below, branch = self.graph.borders[depth], self.nodes[depth][0]
     spec = self.output_spec(below.depth, self.reads(depth, branch)[0])
@@ -158,12 +158,12 @@ class Network(Tree):
 
   @property
   def trained(self):
-    """Dict from name to trainable variable."""
+    """Maps names to trainable variables."""
     return {name: v for name, v in self.weights.items() if isinstance(v, tf.Variable) and v.trainable}
 
   @property
   def decayed(self):
-    """The variables that weight decay applies to: weights, no biases."""
+    """Lists the variables that weight decay applies to: weights, no biases."""
     return [v for name, v in self.weights.items() if name.endswith(('/kernel', '/weights'))]
 
   def soft_assignments(self):
@@ -202,10 +202,7 @@ class Network(Tree):
 
 
 def _scaling(graph, rectifier):
-  """Returns the layer that multiplies by dropout's factor, by name.
-
-  That is the batch normalisation that only the rectifier reads, or the rectifier itself.
-  """
+  """Names the batch normalisation that only a rectifier reads, or the rectifier."""
   below = graph.source(rectifier)
   return (below if below.op == 'batch_norm' and graph.readers[below.name] == [rectifier] else rectifier).name
 

@@ -1,4 +1,4 @@
-"""What flags say of a network: its settings, groups, and who knows which flag.
+"""Holds what flags say of a network: settings, groups, and who knows which flag.
 
 A network is a subclass of Settings, whose fields are its flags and whose `graph()` is its Graph. A dict from name to
 subclass, which the programs hold, is handed to what must find one by its name.
@@ -11,12 +11,13 @@ from typing import ClassVar
 
 from splitnet.common import schema
 from splitnet.common.errors import UserError
-from splitnet.network.graph import Builder, split_name
+from splitnet.network.builder import Builder
+from splitnet.network.graph import split_name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Settings(abc.ABC):
-  """What a network looks like; stored beside every checkpoint, named as the flags.
+  """Says what a network looks like, by its flags; stored beside every checkpoint.
 
   A subclass adds its fields, among them ngroups4 and further ones if it has more than three depths. No depth has more
   groups than that above it.
@@ -67,12 +68,12 @@ class Settings(abc.ABC):
 
   @property
   def counts(self):
-    """The numbers of groups at `split_depths`: list of ints."""
+    """Returns the numbers of groups at `split_depths`: list of ints."""
     return [getattr(self, f'ngroups{i}') for i in range(len(self.split_depths), 0, -1)]
 
   @property
   def split(self):
-    """The paper's name of the split, the groups of the last three depths or more, such as '2-2-2'."""
+    """Returns the paper's name of the split, such as '2-2-2'."""
     return split_name(self.counts)
 
   @classmethod
@@ -135,7 +136,7 @@ def from_dict(networks, content):
   kind = find(networks, content.pop('network', next(iter(networks))))
   _refuse_others(networks, kind, content)
   try:
-    schema.check_fields(kind, content)
+    schema.check(content, schema.fields_of(kind))
   except ValueError as e:
     raise UserError(f'{kind.network} cannot be made of these settings ({e})') from e
   return kind(**content)

@@ -1,4 +1,4 @@
-"""A network's variables: names as in the released checkpoints, shapes, order."""
+"""Makes a network's variables, named as in the released checkpoints."""
 
 import contextlib
 
@@ -10,12 +10,9 @@ ASSIGNMENT_STDDEV = 0.01
 
 
 def make(tree: Tree, with_assignments=False, seed=0, values=None, devices=None) -> dict[str, tf.Variable]:
-  """Makes a network's variables, float32, by name.
+  """Makes a network's variables, float32, by name; arguments as of network.create.
 
-  Args:
-    with_assignments: whether a dense network also has assignments to learn (the grouping stage).
-    values: None, or the initial values: dict from name to array.
-    devices: None, or the device of each branch: dict from depth to a list of names.
+  `devices` are None, or those of the branches: dict from depth to a list of names.
   """
   if tree.groups is not None and with_assignments:
     raise ValueError('a split network has nothing to assign')

@@ -1,4 +1,4 @@
-"""Connections to other machines: who answers, and how to give one up that is silent.
+"""Tells who answers at other machines, and gives up connections that are silent.
 
 gRPC in TensorFlow sends its own connections, too, through an http_proxy of the environment. A proxy knows nothing of
 workers, and may take a connection that then stays silent.
@@ -16,7 +16,7 @@ from splitnet.parallel import port_filter
 
 
 def ignore_proxies():
-  """Takes the proxies out of this process's environment; before gRPC makes a connection."""
+  """Takes the proxies out of the environment, before gRPC makes a connection."""
   for name in ('grpc_proxy', 'http_proxy', 'https_proxy', 'all_proxy'):
     for variable in (name, name.upper()):
       os.environ.pop(variable, None)
@@ -25,14 +25,8 @@ def ignore_proxies():
 def unreachable(addresses, timeout):
   """Returns the addresses at which no gRPC server answers, with the reason.
 
-  A process that is stopped or hangs still has connections accepted by its kernel, so its answer is waited for.
-
-  Args:
-    addresses: list of 'host:port'.
-    timeout: seconds that all of them together may take.
-
-  Returns:
-    Dict from address to a reason, text; None for no answer in time.
+  A process that is stopped or hangs still has connections accepted by its kernel, so its answer is waited for,
+  `timeout` seconds for all of them together. Returns a dict from 'host:port' to a text; None for no answer in time.
   """
   states, reasons = queue.SimpleQueue(), dict.fromkeys(addresses)
   waiting = set(addresses)
@@ -62,7 +56,7 @@ def unreachable(addresses, timeout):
 
 
 def give_up(address):
-  """Ends this process's connections to 'host:port', so that whatever waits for an answer there gets an error."""
+  """Ends this process's connections to 'host:port': whatever waits gets an error."""
   host, port = address.rsplit(':', 1)
   with contextlib.suppress(OSError, UnicodeError):
     peers = {info[4][0] for info in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)}

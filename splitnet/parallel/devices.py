@@ -8,18 +8,14 @@ import time
 
 import tensorflow as tf
 
-from splitnet.common.errors import UserError
+from splitnet.common.errors import UserError, first_line
 
 
 def configure(gpu_fraction=1.0, num_logical_devices=1, log_device_placement=False):
   """Sets how TensorFlow uses the devices; does not start them, so it comes first.
 
-  Raises UserError if TensorFlow has started its devices already.
-
-  Args:
-    gpu_fraction: share of each GPU's memory to take, in (0, 1]; 1 grows as needed.
-    num_logical_devices: cut the first GPU, or the CPU if there is none, into this many logical devices.
-    log_device_placement: log on which device every operation runs.
+  Of each GPU's memory a share is taken; 1 grows as needed. The first GPU, or the CPU if there is none, is cut into so
+  many logical devices. Raises UserError if TensorFlow has started its devices already.
   """
   tf.debugging.set_log_device_placement(log_device_placement)
   gpus = tf.config.get_visible_devices('GPU')
@@ -50,10 +46,7 @@ def names():
 
 
 def parse(text):
-  """Returns the devices in a comma-separated flag; `names` if it is empty.
-
-  Raises UserError if one does not exist.
-  """
+  """Returns the devices in --devices, `names` if empty; UserError if one is none."""
   if not text:
     return names()
   chosen = [name.strip() for name in text.split(',') if name.strip()]
@@ -147,19 +140,15 @@ def check_xla():
     for dtype in (tf.float32, tf.bfloat16):
       compiled(tf.ones([8, 8, 8, 16], dtype), tf.ones([3, 3, 16, 16], dtype))[0].numpy()
   except tf.errors.OpError as e:
-    reason = str(e).strip().split('\n')[0] or type(e).__name__
     raise UserError(
-      f'XLA cannot compile here ({reason}): on a GPU it needs libdevice, ptxas and a recent cuDNN, which pip brings '
-      'with tensorflow[and-cuda] (XLA_FLAGS=--xla_gpu_cuda_data_dir=FOLDER names the folder of the first two); with '
-      '--jit_compile False it goes without'
+      f'XLA cannot compile here ({first_line(e)}): on a GPU it needs libdevice, ptxas and a recent cuDNN, which pip '
+      'brings with tensorflow[and-cuda] (XLA_FLAGS=--xla_gpu_cuda_data_dir=FOLDER names the folder of the first two); '
+      'with --jit_compile False it goes without'
     ) from e
 
 
 def compile_with_xla(choice, count=1):
-  """Returns `use_xla` once XLA is known to work.
-
-  If it does not, that is printed for 'auto', and the answer is False; for True it is a UserError.
-  """
+  """Returns `use_xla` if XLA works; if not, UserError if asked for, else a note."""
   wanted = use_xla(choice, count)
   if wanted:
     try:

@@ -26,7 +26,7 @@ Speed = collections.namedtuple('Speed', 'images_per_second latency parts')
 
 
 class DeviceError(Exception):
-  """A device failed, or did not answer in time: its name, and its exception or None."""
+  """Tells that a device failed, its name and exception, or did not answer in time."""
 
   def __init__(self, device, reason=None):
     super().__init__(f'{device}: {"no answer" if reason is None else reason}')
@@ -34,17 +34,15 @@ class DeviceError(Exception):
 
 
 class DeviceQueues:
-  """A queue of calls for each device, and one of their results.
+  """Holds a queue of calls for each device, and one of their results.
 
   The threads are daemons: a call that never returns (its worker hangs) does not keep the program from ending.
   """
 
   def __init__(self, device_names, in_flight, time_limit=None):
-    """Starts the threads.
+    """Starts the threads; each device computes `in_flight` calls at once.
 
-    Args:
-      in_flight: calls that each device computes at once.
-      time_limit: seconds that a device with calls may take until it returns the next one; None: any time.
+    A device with calls may take `time_limit` seconds until it returns the next one; None: any time.
     """
     self._calls = {device: queue.SimpleQueue() for device in device_names}
     self._results, self._in_flight, self._time_limit = queue.SimpleQueue(), in_flight, time_limit
@@ -96,12 +94,10 @@ class DeviceQueues:
 
 
 class PartProgram:
-  """The compiled computation of one part on its device.
+  """Computes one placement.Part on its device, compiled.
 
-  Attributes:
-    part: the placement.Part.
-    function: the tf.types.experimental.ConcreteFunction, from the part's input to its output.
-    classes: the classes of its logits, in their order, int array; None if its output is features.
+  `function` is the tf.types.experimental.ConcreteFunction, `classes` are those of its logits, in their order, int
+  array; None if its output is features.
   """
 
   def __init__(self, network, part, image_spec, prepare, jit_compile):
@@ -127,13 +123,7 @@ class PartProgram:
 
 
 class BranchExecutor:
-  """A network on devices: from batches of raw images to their logits.
-
-  Attributes:
-    parts: list of placement.Part.
-    programs: list of PartProgram, one for each part.
-    devices: names of the devices that have a part, each once.
-  """
+  """Computes batches of raw images by `parts` and `programs` on `devices`."""
 
   def __init__(self, network, device_names, image_spec, prepare, trunk='replicate', in_flight=IN_FLIGHT,
                jit_compile=False, time_limit=None):  # fmt: skip
@@ -201,12 +191,9 @@ class BranchExecutor:
 
 
 def latency(executor, images, repeats=3):
-  """Returns the median seconds from handing in a batch, alone, to its logits.
-
-  One time more than `repeats`, at first, warms up and does not count.
-  """
+  """Returns the median seconds from handing in a batch, alone, to its logits."""
   seconds = []
-  for _ in range(repeats + 1):
+  for _ in range(repeats + 1):  # the first one warms up
     started = time.perf_counter()
     for _ in executor.run([(0, images)]):
       seconds.append(time.perf_counter() - started)

@@ -25,7 +25,7 @@ MOST_VISITS = 100000  # leaves put on a device until the search for a better dea
 def paths(depths):
   """Returns the path from the root to each leaf: lists of (depth, branch), by leaf.
 
-  `depths` is a dict from depth name to number of branches, trunk first.
+  `depths` maps the depths to their numbers of branches, trunk first.
   """
   counts = list(depths.values())
   branches = [utils.parents_along(counts[i:][::-1]).tolist() for i in range(len(counts))]  # by depth: each leaf's
@@ -39,13 +39,8 @@ def deal(depths, costs, devices):
   its logits are there after as much, so the same deal is best. Of deals with the same load the best is the one that
   keeps subtrees together. Every device gets a leaf if there are enough of them. The search starts from the best deal in
   which each device has consecutive leaves, and goes through all others; in trees of dozens of leaves it stops early,
-  with the best so far.
-
-  Args:
-    depths: as for `paths`; costs: dict from node to number; devices: how many there are.
-
-  Returns:
-    List of each leaf's device, ints from 0; the first leaf is on device 0.
+  with the best so far. `costs` are those of the nodes, `devices` how many there are. Returns a list of each leaf's
+  device, ints from 0; the first leaf is on device 0.
   """
   leaves = [frozenset(path) for path in paths(depths)]
   devices, visits = min(devices, len(leaves)), 0

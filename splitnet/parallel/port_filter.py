@@ -1,4 +1,6 @@
-"""Keeps a port of this process to one address of the machine, by a program of Linux' kernel that needs no privilege.
+"""Keeps a port of this process to one address of the machine.
+
+A program of Linux' kernel does it, which needs no privilege.
 
 TensorFlow's servers listen on all addresses of a machine, whichever address they are given, and answer from the moment
 they are made. So the port is occupied first, by a socket of our own whose queue is full, so that the kernel drops
@@ -37,21 +39,10 @@ _kept = []  # the sockets that keep a port for as long as this process lives
 
 
 class Guard:
-  """Occupies a port, lets nobody in, and then lets in those who come to one address of a server of TensorFlow.
-
-  Attributes:
-    port: the number.
-  """
+  """Occupies a port; then lets in who comes to one address of TensorFlow's server."""
 
   def __init__(self, port=0):
-    """Occupies a port on all addresses.
-
-    Args:
-      port: its number; 0: any free one.
-
-    Raises:
-      OSError: if the port is taken, or the system has no such filters.
-    """
+    """Occupies a port (0: a free one) on all addresses; OSError if it cannot."""
     if not sys.platform.startswith('linux'):
       raise OSError('only Linux can filter a socket')
     self._own = _wildcard_socket(port)
@@ -81,13 +72,10 @@ class Guard:
 
   @contextlib.contextmanager
   def open_for(self, host):
-    """Opens a context in which TensorFlow's server is made; behind it, the server can be reached.
+    """Opens a context in which TensorFlow's server is made, then lets it be reached.
 
-    Args:
-      host: an IPv4 address of this machine, the one at which the server may be reached; None: at none.
-
-    Raises:
-      OSError: if no server has come, or one that listens in another way; it must not be used.
+    That is at `host`, an IPv4 address of this machine; None: at none. Raises OSError if no server has come, or one that
+    listens in another way, which must not be used.
     """
     before = os.environ.get(REUSE_PORT)
     os.environ[REUSE_PORT] = '1'
@@ -118,7 +106,7 @@ class Guard:
 
 
 def _servers_if_sent_to(host):
-  """Returns the program that chooses the server's socket for what is sent to an IPv4 address, ours for all else."""
+  """Returns the program that chooses the server's socket for an IPv4 address only."""
   (address,) = struct.unpack('!I', socket.inet_aton(host))
   return [  # operation, instructions to skip if equal and if not, value
     (LOAD_HALF_WORD, 0, 0, PROTOCOL),
@@ -131,7 +119,7 @@ def _servers_if_sent_to(host):
 
 
 def _wildcard_socket(port):
-  """Returns a socket bound to a port on all addresses, as gRPC does it: of IPv6 for both, if there is IPv6."""
+  """Returns a socket bound to a port on all addresses, as gRPC's (IPv6 if there is)."""
   if socket.has_dualstack_ipv6() and _has_ipv6_loopback():
     own, address = socket.socket(socket.AF_INET6), ANY[1]
     own.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
@@ -170,7 +158,7 @@ def _same(one, other):
 
 
 def own_sockets():
-  """Yields duplicates of this process's sockets of IPv4 and IPv6; whoever takes one closes it."""
+  """Yields duplicates of this process's IP sockets; whoever takes one closes it."""
   for descriptor in os.listdir('/proc/self/fd'):
     try:
       own = socket.socket(fileno=os.dup(int(descriptor)))

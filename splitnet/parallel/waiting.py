@@ -17,11 +17,7 @@ TIMEOUT = 5  # seconds that a connection may take
 
 @contextlib.contextmanager
 def telling_of_missing(addresses, first=FIRST):
-  """Opens a context during which notes on stderr tell in what state workers are.
-
-  Args:
-    addresses: list of 'host:port'; first: seconds before the first note.
-  """
+  """Opens a context in which notes on stderr tell the state of workers, 'host:port'."""
   command = [sys.executable, '-I', '-S', __file__, str(first), *addresses]
   with subprocess.Popen(command, stdin=subprocess.PIPE) as process:
     try:

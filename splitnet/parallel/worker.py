@@ -16,7 +16,7 @@ import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 
 import tensorflow as tf
 
-from splitnet.common.errors import UserError, run_program
+from splitnet.common.errors import UserError, program
 from splitnet.common.flags import Parser, add, integer, number
 from splitnet.parallel import connections, devices, port_filter
 
@@ -33,7 +33,7 @@ def parse_flags(argv):
 
 
 def find_address(host):
-  """Returns the IPv4 address of a host, port_filter.ANY[0] only if it was asked for in so many words.
+  """Returns a host's IPv4 address, port_filter.ANY[0] only if asked for in words.
 
   Raises UserError if this machine has no such address.
   """
@@ -103,8 +103,10 @@ def start_server(address, port, threads, gpu_fraction):
     raise UserError(f'TensorFlow cannot start a server on {listens_at} ({e.message})') from e
 
 
-def run(flags):
+@program('worker.py')
+def main(argv):
   """Serves until a signal ends it."""
+  flags = parse_flags(argv)
   connections.ignore_proxies()  # with --trunk first, workers call each other
   for caught in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore the first by default
     signal.signal(caught, signal.default_int_handler)
@@ -115,11 +117,6 @@ def run(flags):
       time.sleep(0.5)  # signal.pause() would miss one that comes just before it
   except KeyboardInterrupt:
     os._exit(130)  # TensorFlow's server does not end otherwise
-
-
-def main(argv=None):
-  """Runs the program; returns its exit code."""
-  return run_program('worker.py', lambda: run(parse_flags(argv)))
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 
 import tensorflow as tf
 
-from splitnet.common.errors import UserError
+from splitnet.common.errors import UserError, first_line
 from splitnet.parallel import connections, port_filter
 
 CALL_SHARE = 0.75  # of the time that a worker has to answer; in the rest it is found out which one does not
@@ -44,25 +44,19 @@ def parse_addresses(text):
 
 
 class _ConnectionError(Exception):
-  """The workers could not be connected to; there may be others."""
+  """Tells that the workers could not be connected to; there may be others."""
 
 
 class Workers:
-  """Connected workers; those that are lost are dropped."""
+  """Holds connected workers, and drops those that are lost."""
 
   any_connected = False  # in this process, or being connected to
 
   def __init__(self, addresses, timeout, retry=False):
-    """Connects to workers; before anything of the program runs on a device, or lists the devices.
+    """Connects to workers, before anything runs on a device or lists the devices.
 
-    Once TensorFlow has begun to use devices, connecting keeps Python from running, and no time limit can end it.
-
-    Raises UserError if one does not answer, or with `retry` none.
-
-    Args:
-      addresses: list of 'host:port'.
-      timeout: seconds within which a worker has to answer.
-      retry: go on without those that do not, as long as one remains.
+    Once TensorFlow has begun to use devices, connecting keeps Python from running, and no time limit can end it. Raises
+    UserError if one of the addresses does not answer within `timeout` seconds, or with `retry` none.
     """
     connections.ignore_proxies()
     self._timeout, self._retry = timeout, retry
@@ -98,7 +92,7 @@ class Workers:
         tf.config.experimental_connect_to_cluster(tf.train.ClusterSpec(cluster), job_name='client')
         tf.config.list_logical_devices()  # connects now rather than at the first operation
       except Exception as e:
-        errors.append(_first_line(e))
+        errors.append(first_line(e))
 
     thread = threading.Thread(target=connect, daemon=True)
     thread.start()
@@ -120,7 +114,7 @@ class Workers:
 
   @property
   def devices(self):
-    """The names of all workers' devices: their GPUs, or CPU if they have none."""
+    """Lists all workers' devices: their GPUs, or CPU if they have none."""
     return [name for worker in self._workers for name in worker.devices]
 
   def label_of(self, device):
@@ -129,7 +123,7 @@ class Workers:
     return f'{address}/{device.rsplit("/device:", 1)[-1]}'
 
   def drop_failed(self, error):
-    """Drops the worker, or the workers, that a DeviceError comes from.
+    """Drops the workers that a DeviceError comes from.
 
     When a worker dies TensorFlow ends the calls of others too, and a worker may be waiting for another one's features,
     so all are asked whether they are there. Raises UserError, which says which worker it was; if the others go on
@@ -138,7 +132,7 @@ class Workers:
     reasons = connections.unreachable([worker.address for worker in self._workers], (1 - CALL_SHARE) * self._timeout)
     if not reasons:
       failed = next(worker.address for worker in self._workers if error.device in worker.devices)
-      reasons = {failed: error.reason and f'failed ({_first_line(error.reason)})'}
+      reasons = {failed: error.reason and f'failed ({first_line(error.reason)})'}
     self._drop(reasons)
 
   def _drop(self, reasons):
@@ -156,13 +150,9 @@ class Workers:
       print(f'note: {why}; going on with {remaining}', file=sys.stderr, flush=True)
 
 
-def _first_line(error):
-  return str(error).strip().split('\n')[0]
-
-
 @contextlib.contextmanager
 def _unreachable_port():
-  """Opens a context in which TensorFlow makes a server that nobody can reach, at the port that it gives."""
+  """Opens a context, with a port, in which TensorFlow's server cannot be reached."""
   try:
     guard = port_filter.Guard()
   except OSError as e:
@@ -180,7 +170,7 @@ def _unreachable_port():
 
 
 def exit_program(code):
-  """Ends the program; at once if it was connected to workers, for which TensorFlow may wait."""
+  """Ends the program, at once if connected to workers, for which TensorFlow waits."""
   if Workers.any_connected:
     for stream in filter(None, (sys.stdout, sys.stderr)):
       with contextlib.suppress(OSError):

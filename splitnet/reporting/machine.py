@@ -15,7 +15,7 @@ INSTRUCTIONS = {'avx2': 'AVX2', 'avx512f': 'AVX-512', 'avx512_bf16': 'AVX-512 BF
 def describe_machine():
   """Returns the hardware: dict of 'cpu', 'cores', 'gpu' (or None), 'tensorflow'."""
   try:
-    with open('/proc/cpuinfo') as f:
+    with open('/proc/cpuinfo', encoding='utf-8') as f:
       lines = (line.partition(':') for line in f)
       facts = {name.strip(): value.strip() for name, _, value in lines}  # the last core's; all are alike
   except OSError:
@@ -30,7 +30,7 @@ def describe_machine():
 def peak_memory():
   """Returns the most bytes this process has held: 'host' and, if there is one, 'GPU'."""
   try:
-    with open('/proc/self/status') as f:
+    with open('/proc/self/status', encoding='utf-8') as f:
       host = next(1024 * int(line.split()[1]) for line in f if line.startswith('VmHWM'))
   except (OSError, StopIteration):  # no Linux; there, a process may also inherit its parent's peak
     host = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == 'darwin' else 1024)

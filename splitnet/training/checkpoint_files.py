@@ -1,4 +1,4 @@
-"""The files of the checkpoints in a folder: which there are, writing one whole or not at all, rotation, leftovers.
+"""Finds, writes, rotates and cleans up the files of checkpoints.
 
   ckpt-STEP.data-*-of-*, ckpt-STEP.index   a checkpoint; the index comes last and goes first, so it vouches for the rest
   ckpt-STEP_temp/                          one that is being written
@@ -47,12 +47,9 @@ def latest(folder):
 
 
 def lost_step(folder):
-  """Returns the step up to which a run has come whose checkpoints are lost.
+  """Returns the step that a run reached whose checkpoints are lost, else 0.
 
-  That is the highest one that the best checkpoint or a part of another tells of.
-
-  Returns:
-    int; 0 if the folder has a checkpoint, or tells of no step.
+  It is the highest one that the best checkpoint or a part of another tells of.
   """
   if latest(folder):
     return 0
@@ -62,18 +59,10 @@ def lost_step(folder):
 
 
 def write(checkpoint, folder, step, keep):
-  """Writes a checkpoint whole or not at all, and then removes older ones.
+  """Writes a tf.train.Checkpoint whole or not at all; returns its prefix.
 
-  Args:
-    checkpoint: a tf.train.Checkpoint.
-    folder: where; step: its number.
-    keep: how many to keep, this one and those of the steps before it.
-
-  Returns:
-    Its prefix.
-
-  Raises:
-    OSError, tf.errors.OpError: it cannot be written; what was there before is there still.
+  As many as `keep` stay: this one and those of the steps before it. Raises OSError or tf.errors.OpError if it cannot be
+  written; what was there before is there still.
   """
   name = f'ckpt-{step}'
   temporary, complete = (os.path.join(folder, name + end) for end in ('_temp', '_whole'))
@@ -129,10 +118,7 @@ def _list(folder, steps):
 
 
 def clean(folder):
-  """Finishes or removes what a killed run left half done in its folder.
-
-  Only for whoever holds the folder's lock.
-  """
+  """Finishes or removes what a killed run left half done; for who holds the lock."""
   for name in _names(folder):
     path = os.path.join(folder, name)
     if re.fullmatch(r'ckpt-\d+_whole', name) and not os.path.islink(path) and os.path.isdir(path):

@@ -1,4 +1,4 @@
-"""Checkpoints that describe themselves: each folder has its configuration.
+"""Reads checkpoints that describe themselves: each folder has its configuration.
 
   DIR/config.json        mode, network (its settings and its graph), hard groups of a split network, data, settings
   DIR/ckpt-STEP.*        the last checkpoints, weights and optimiser
@@ -18,15 +18,14 @@ import hashlib
 import os
 import re
 import time
-import weakref
 from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
 
 from splitnet.common import files, schema
-from splitnet.common.errors import UserError, outside_cause
-from splitnet.common.files import plain_path, write_json
+from splitnet.common.errors import UserError, first_line, outside_cause
+from splitnet.common.files import plain_path
 from splitnet.network import hardening
 from splitnet.network import network as networks
 from splitnet.network.graph import Graph, check_groups, hard_groups_of
@@ -35,21 +34,14 @@ from splitnet.training.checkpoint_files import CONFIG, latest
 
 LOCK = 'lock'  # held by the process that trains
 
-ADDED = ['validated']  # to a run's state: what checkpoints of the first version do not hold
-
 # What a checkpoint is: its mode ('baseline', 'group', 'split' or 'released'), the settings of its network (a dict), the
 # Graph, its hard groups by units name (or None), its values by variable name, its whole configuration, and the path of
 # the checkpoint itself.
 Stored = collections.namedtuple('Stored', 'mode network graph groups values configuration path')
 
 
-def first_line(error):
-  """Returns the first line of an error's text, which may have many in TensorFlow."""
-  return str(error).split('\n')[0]
-
-
-def _unwritable(folder, error):
-  """Returns the UserError for an error of writing in a run's folder; the error itself if it may be a bug."""
+def unwritable(folder, error):
+  """Returns the UserError for an error of writing in a folder; a bug stays itself."""
   cause = outside_cause(error)
   return UserError(f"cannot write to the folder '{folder}' ({cause}): give another --train_dir") if cause else error
 
@@ -71,7 +63,7 @@ def locked(folder):
         checkpoint_files.clean(path)
       files.remove_leftovers(os.path.join(folder, 'pictures'))
     except OSError as e:
-      raise _unwritable(folder, e) from e
+      raise unwritable(folder, e) from e
     yield
 
 
@@ -82,19 +74,13 @@ def describe(mode, network_settings, network, data, settings):
   flags.
   """
   groups = network.groups and {name: [int(g) for g in groups] for name, groups in network.groups.items()}
-  return {
-    'mode': mode,
-    'network': network_settings,
-    'graph': network.graph.to_dict(),
-    'groups': groups,
-    'data': data,
-    'settings': settings,
-  }
+  graph = network.graph.to_dict()
+  return dict(mode=mode, network=network_settings, graph=graph, groups=groups, data=data, settings=settings)
 
 
 @schema.record
 class Settings(schema.TypedDict):
-  """The flags of a run that other programs read."""
+  """Describes the flags of a run that other programs read."""
 
   seed: schema.NotRequired[int]
   assignment_start: schema.NotRequired[str]
@@ -105,14 +91,14 @@ class Settings(schema.TypedDict):
 
 @schema.record
 class Data(schema.TypedDict):
-  """Which data a network was trained on."""
+  """Says which data a network was trained on."""
 
   source: schema.NotRequired[schema.Text]
 
 
 @schema.record
 class Configuration(schema.TypedDict):
-  """What config.json holds; versions before wrote no graph."""
+  """Describes config.json; versions before wrote no graph."""
 
   mode: Literal['baseline', 'group', 'split']
   network: dict[schema.Text, int | float | str | bool]
@@ -123,10 +109,7 @@ class Configuration(schema.TypedDict):
 
 
 def read_configuration(folder, older):
-  """Reads the configuration stored in a folder: a dict, or None if there is none.
-
-  Raises UserError if it is damaged.
-  """
+  """Reads a folder's configuration, a dict or None; UserError if it is damaged."""
   path, advice = os.path.join(folder, CONFIG), 'restore it or use another folder'
   if not os.path.lexists(path):
     return None
@@ -144,10 +127,7 @@ def read_configuration(folder, older):
 
 
 def hard_groups(configuration):
-  """Returns the hard groups in a stored configuration, or None.
-
-  They are a dict from units name to int array.
-  """
+  """Returns the hard groups in a stored configuration, by units name, or None."""
   groups = configuration['groups']
   return groups and {name: np.array(g, np.int64) for name, g in groups.items()}
 
@@ -211,8 +191,8 @@ def digest(path):
 
 
 @contextlib.contextmanager
-def _reader(prefix):
-  """Opens a context with TensorFlow's reader of a checkpoint, and the prefix for it."""
+def reader_of(prefix):
+  """Opens a context with TensorFlow's reader of a checkpoint and the prefix for it."""
   folder, name = os.path.split(prefix)
   if re.search(r'[][*?\\]', name):
     raise UserError(f"TensorFlow takes '{name}' for a pattern: rename the files, without [ ] * ? and \\")
@@ -228,7 +208,7 @@ def read(path, older):
   """
   prefix = find(path)
   try:
-    with _reader(prefix) as (reader, _):
+    with reader_of(prefix) as (reader, _):
       shapes = reader.get_variable_to_shape_map()
       ours = re.compile(r'weights/(.*)/\.ATTRIBUTES/VARIABLE_VALUE$')
       names = {ours.match(key).group(1).replace('.S', '/'): key for key in shapes if ours.match(key)}
@@ -317,107 +297,3 @@ def class_groups(stored):
   """Returns the hard group of each class in a checkpoint, None for a dense network."""
   groups = unit_groups(stored)
   return groups and groups[stored.graph.classes.name]
-
-
-class Saver:
-  """Writes and restores a training run's checkpoints in its folder."""
-
-  def __init__(self, folder, configuration, max_to_keep, writes=True, **state):
-    """Opens a folder, which is made if missing.
-
-    Args:
-      configuration: dict from `describe`.
-      max_to_keep: how many of the last checkpoints to keep.
-      writes: False if another process writes, with which this one shares the folder.
-      **state: what a checkpoint holds: dicts of variables and variables.
-    """
-    self._folder, self._writes, self._max_to_keep = folder, writes, max_to_keep
-    self._configuration, self._state = configuration, state
-    if writes:
-      self._describe(folder)
-      self._describe(os.path.join(folder, 'best'))
-      # Held open, or a file system might give its number to another folder.
-      self._opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-      weakref.finalize(self, os.close, self._opened)
-    self._last = tf.train.Checkpoint(**state)
-    # Evaluating needs no optimiser, so the best one is a third smaller without it.
-    self._best = tf.train.Checkpoint(weights=state['weights'], step=state['step'])
-    # Checkpoints of earlier versions hold a counter, which is made when it is asked for.
-    self._counters = [checkpoint.save_counter for checkpoint in (self._last, self._best)]
-
-  def _describe(self, folder):
-    """Makes a folder and writes the configuration there."""
-    try:
-      os.makedirs(folder, exist_ok=True)
-      write_json(os.path.join(folder, CONFIG), self._configuration)
-    except OSError as e:
-      raise _unwritable(self._folder, e) from e
-
-  def restore(self):
-    """Restores the last checkpoint, if there is one, and returns its path or None."""
-    path = latest(self._folder)
-    if path:
-      try:
-        with _reader(path) as (reader, plain):
-          names = reader.get_variable_to_shape_map()
-          missing = [name for name in ADDED if not any(key.startswith(f'{name}/') for key in names)]
-          checkpoint = self._last
-          if missing:
-            checkpoint = tf.train.Checkpoint(**{n: value for n, value in self._state.items() if n not in missing})
-          checkpoint.restore(plain).assert_consumed()
-      except Exception as e:
-        raise UserError(
-          f"the checkpoint '{path}' cannot be restored ({first_line(e)}): remove it, to go on from the one before, or "
-          'give another --train_dir'
-        ) from e
-    return path
-
-  def check_folder(self):
-    """Checks that the run's folder is the one that was opened.
-
-    Raises:
-      UserError: if it has been removed, emptied or replaced.
-    """
-    try:
-      there = not self._writes or (
-        os.path.samestat(os.stat(self._folder), os.fstat(self._opened))
-        and os.path.exists(os.path.join(self._folder, CONFIG))
-      )
-    except FileNotFoundError:
-      there = False
-    if not there:
-      raise UserError(
-        f"the folder '{self._folder}' has been removed or replaced while this run trained there, and its checkpoints "
-        'with it: start again, or restore the folder and give the same command to go on'
-      )
-
-  def save(self, step):
-    """Writes a checkpoint of this step and returns its path."""
-    return self._write(self._last, self._folder, step, self._max_to_keep)
-
-  def save_best(self, step):
-    """Writes the checkpoint that is best so far; the one before goes once it is whole."""
-    return self._write(self._best, os.path.join(self._folder, 'best'), step, 1)
-
-  def _write(self, checkpoint, folder, step, keep):
-    if not self._writes:
-      return None
-    self.check_folder()
-    if not os.path.exists(os.path.join(folder, CONFIG)):
-      self._describe(folder)
-    try:
-      return checkpoint_files.write(checkpoint, folder, step, keep)
-    except Exception as e:
-      cause = outside_cause(e)
-      if cause is None:
-        raise
-      last = f"'{self.last}'" if self.last else 'none'
-      raise UserError(
-        f"the checkpoint '{os.path.join(folder, f'ckpt-{step}')}' cannot be written ({cause}); the last whole one is "
-        f'{last}, from which the same command goes on'
-      ) from e
-
-  @property
-  def last(self):
-    """The path of the last checkpoint, or None."""
-    return latest(self._folder)

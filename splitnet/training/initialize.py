@@ -1,4 +1,4 @@
-"""What a new run starts from: base weights, groups and teacher."""
+"""Makes what a new run starts from: base weights, groups and teacher."""
 
 import dataclasses
 import functools
@@ -14,7 +14,7 @@ from splitnet.training import checkpoints
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-  """What a run is asked to start from, named as train.py's flags."""
+  """Says what a run is asked to start from, named as train.py's flags."""
 
   mode: str  # 'baseline', 'group' or 'split'
   network: dict = dataclasses.field(default_factory=dict)  # what was asked for of the network, by flag
@@ -39,12 +39,12 @@ class Start:
 
   @property
   def trained(self):
-    """Whether the weights are a basemodel's; 'clustering' may take only its classes."""
+    """Tells whether the weights are a basemodel's; clustering may only read it."""
     return bool(self.basemodel) and (self.grouping == 'learned' or self.grouping_start == 'basemodel')
 
   @property
   def dtype(self):
-    """The type in which the convolutions compute."""
+    """Returns the type in which the convolutions compute."""
     return tf.dtypes.as_dtype(self.precision)
 
 
@@ -101,13 +101,9 @@ def build_network(start, graph, base=None, names=None, devices=None, before=None
   """Builds the network of a stage, with the basemodel's weights and its groups.
 
   Raises UserError if there is nothing to group, a group is empty, or the basemodel holds other variables than its
-  configuration says.
-
-  Args:
-    base: the basemodel, a checkpoints.Stored, or None.
-    names: the ClassNames of the data; only for --grouping semantic or a file.
-    devices: the devices for the branches, or None.
-    before: the stored configuration of the run to resume, whose weights come from its own checkpoint, or None.
+  configuration says. `base` is the basemodel (a checkpoints.Stored) or None, `names` the data's ClassNames, `devices`
+  those for the branches or None, `before` the stored configuration of the run to resume, whose weights come from its
+  own checkpoint, or None.
   """
   if start.mode == 'group' and graph.classes.groups == 1:
     raise UserError('--ngroups1 is 1, so there is nothing to group: give at least 2, or train with --mode baseline')
@@ -146,10 +142,7 @@ def group_classes(start, graph, base, names):
 
 
 def load_teacher(start, graph, older):
-  """Loads the network to distil from, or None.
-
-  Raises UserError if it is not there or has other classes than the graph.
-  """
+  """Loads the network to distil from, or None; UserError if its classes are others."""
   if not start.teacher:
     return None
   stored = checkpoints.read(start.teacher, older)

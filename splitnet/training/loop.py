@@ -1,4 +1,4 @@
-"""The training loop: steps, validations, checkpoints, and the reports of them."""
+"""Runs the training loop: steps, validations, checkpoints, and their reports."""
 
 import dataclasses
 import os
@@ -10,12 +10,13 @@ from tqdm import tqdm
 
 from splitnet.common.errors import UserError, terminable
 from splitnet.data.batches import UNREADABLE
-from splitnet.training import checkpoints, log
+from splitnet.training import log
+from splitnet.training.saver import Saver
 
 
 @dataclasses.dataclass(frozen=True)
 class LoopSettings:
-  """How long a run trains, and what is kept of it; named as train.py's flags."""
+  """Says how long a run trains, and what is kept of it; named as train.py's flags."""
 
   train_dir: str
   max_steps: int
@@ -45,11 +46,8 @@ class Loop:
   def __init__(self, settings, train_step, replicas, configuration):
     """Opens the run's folder, and restores its last checkpoint if there is one.
 
-    Raises UserError if the folder cannot be written or the checkpoint cannot be restored.
-
-    Args:
-      settings, train_step, replicas: a LoopSettings, a TrainStep and the Replicas that it was made for.
-      configuration: dict from checkpoints.describe.
+    `settings` are a LoopSettings, the Replicas those that the TrainStep was made for, the configuration is that of
+    checkpoints.describe. Raises UserError if the folder cannot be written or the checkpoint cannot be restored.
     """
     self._settings, self._train_step, self._replicas = settings, train_step, replicas
     self._network = train_step.network
@@ -58,7 +56,7 @@ class Loop:
     self._validated = tf.Variable(-1, dtype=tf.int64, trainable=False)  # the step of the last validation
     weights, momentum = self._network.weights, train_step.optimizer.slots
     state = dict(step=train_step.step, best=self._best, since_best=self._since_best, validated=self._validated)
-    self._saver = checkpoints.Saver(
+    self._saver = Saver(
       settings.train_dir, configuration, settings.max_to_keep, writes=replicas.chief, weights=weights,
       momentum=momentum, **state,
     )  # fmt: skip

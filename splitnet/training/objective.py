@@ -1,4 +1,4 @@
-"""What training minimises: each stage's objective; and gradient descent."""
+"""Computes each stage's objective, and descends its gradient."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ import utils
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-  """The weights of the objective's terms, named as train.py's flags."""
+  """Holds the weights of the objective's terms, named as train.py's flags."""
 
   l2_weight: float = 0.0005  # of the weight decay, half the sum of squares
   gamma1: float = 1.0  # of the overlap (the paper's gamma2)
@@ -80,7 +80,7 @@ def _half_square(variable):
 
 
 class Momentum:
-  """Gradient descent with momentum as TensorFlow 1 has it.
+  """Descends the gradient with momentum as TensorFlow 1 does.
 
   slot = momentum slot + gradient; v -= rate slot. (Keras's keeps the learning rate inside the slot, which differs after
   every change of the rate.)

@@ -1,4 +1,4 @@
-"""Training on several devices: replicas, each with its share of every batch.
+"""Trains on several devices: replicas, each with its share of every batch.
 
 In one process the replicas are on its GPUs (tf.distribute.MirroredStrategy); on several hosts TF_CONFIG names the
 workers, and each has a replica on every GPU of its own (tf.distribute.MultiWorkerMirroredStrategy). A step is that of
@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from splitnet.common import schema
-from splitnet.common.errors import UserError
+from splitnet.common.errors import UserError, first_line
 from splitnet.data.batches import Part
 from splitnet.parallel import connections, devices, waiting
 
@@ -31,7 +31,7 @@ LOST = (
 
 @dataclasses.dataclass(frozen=True)
 class Share:
-  """One replica's part of a batch: `count` of its images, from `first` on."""
+  """Marks one replica's part of a batch: `count` of its images, from `first` on."""
 
   first: int | tf.Tensor
   count: int | tf.Tensor
@@ -40,7 +40,7 @@ class Share:
 
   @property
   def weight(self):
-    """The part that this replica's mean has in the mean of the batch."""
+    """Returns the part that this replica's mean has in the mean of the batch."""
     return self.count / self.batch
 
   def take(self, whole):
@@ -58,27 +58,22 @@ class Share:
 
 
 class Replicas:
-  """The replicas of a run: one without a strategy, and then nothing is distributed.
-
-  Attributes:
-    count: replicas in all.
-    workers: addresses of the workers, one of them this process; the first is the chief. Empty for one process.
-    worker: this worker's number.
-  """
+  """Runs the replicas of a run; without a strategy one, and nothing is distributed."""
 
   def __init__(self, strategy=None, workers=(), worker=0):
+    # Workers are addresses, the first of the chief, this process number `worker`; none if there is one process only.
     self._strategy, self.workers, self.worker = strategy, list(workers), worker
     self.count = strategy.num_replicas_in_sync if strategy else 1
 
   @property
   def part(self):
-    """The Part of every batch whose images this worker reads."""
+    """Returns the Part of every batch whose images this worker reads."""
     workers = max(len(self.workers), 1)
     return Part(self.worker * self.count // workers, (self.worker + 1) * self.count // workers, self.count)
 
   @property
   def chief(self):
-    """Whether this process is the one that writes."""
+    """Tells whether this process is the one that writes."""
     return self.worker == 0
 
   def scope(self):
@@ -91,10 +86,7 @@ class Replicas:
     return tf.nest.map_structure(lambda result: self._strategy.experimental_local_results(result)[0], results)
 
   def share(self, batch):
-    """Returns this replica's Share of a batch of so many images, None if all.
-
-    Called in `run`; shares may differ by one image.
-    """
+    """Returns, in `run`, this replica's Share of a batch; None: all."""
     if self._strategy is None:
       return None
     index = tf.get_static_value(tf.distribute.get_replica_context().replica_id_in_sync_group)
@@ -114,10 +106,7 @@ class Replicas:
     return float(self.gather([value])[0, 0])
 
   def must_agree(self, what, *contents):
-    """Waits for all workers, and raises UserError if contents are not alike on each.
-
-    They are bytes or arrays; `what` stands for them in the sentence.
-    """
+    """Waits for all workers; UserError if contents, bytes or arrays, differ."""
     if not self.workers:
       return
     checksum = 0
@@ -159,7 +148,7 @@ def _number(job, task, jobs):
 
 @schema.record
 class Task(schema.TypedDict):
-  """Which worker of TF_CONFIG this one is."""
+  """Says which worker of TF_CONFIG this one is."""
 
   type: schema.NotRequired[schema.Text]
   index: schema.NotRequired[schema.Count]
@@ -167,16 +156,16 @@ class Task(schema.TypedDict):
 
 @schema.record
 class Cluster(schema.TypedDict):
-  """What TF_CONFIG holds."""
+  """Describes TF_CONFIG."""
 
   cluster: schema.NotRequired[dict[str, list[schema.Text]]]
   task: schema.NotRequired[Task]
 
 
 def read_cluster(text):
-  """Reads the workers in TF_CONFIG: (addresses, number of this one).
+  """Reads the workers in TF_CONFIG: (addresses, number of this); ([], 0) if alone.
 
-  That is ([], 0) if it is empty or names one only. Raises UserError if it is no such JSON.
+  Raises UserError if it is no such JSON.
   """
   if not text:
     return [], 0
@@ -206,10 +195,7 @@ def read_cluster(text):
 
 
 def on_devices(names, count):
-  """Makes replicas on the first `count` of some devices, 0 for all.
-
-  Nothing is distributed if that is one. Raises UserError if there are not so many.
-  """
+  """Makes replicas on the first `count` of some devices (0: all)."""
   if count > len(names):
     raise UserError(
       f'--num_replicas is {count}, but there is only {", ".join(names)} (--num_logical_devices N cuts one device '
@@ -226,8 +212,8 @@ def on_devices(names, count):
 def on_hosts(workers, worker):
   """Makes replicas on all GPUs of several hosts, or on CPUs if a host has none.
 
-  Waits until all are there. To be called before TensorFlow has initialised its devices. Raises UserError if this
-  worker's port is taken.
+  Waits until all are there; before TensorFlow has initialised its devices. Raises UserError if this worker's port is
+  taken.
   """
   others = ', '.join(address for i, address in enumerate(workers) if i != worker)
   print(f'worker {worker} ({workers[worker]}): waiting for {others}', flush=True)
@@ -238,10 +224,9 @@ def on_hosts(workers, worker):
     with waiting.telling_of_missing([address for i, address in enumerate(workers) if i != worker]):
       return Replicas(tf.distribute.MultiWorkerMirroredStrategy(), workers, worker)
   except tf.errors.OpError as e:
-    message = str(e).split('\n')[0]
     raise UserError(
-      f"worker {worker} cannot start at '{workers[worker]}' ({message}): is its port free, and does every host have "
-      'the same TF_CONFIG but for the index?'
+      f"worker {worker} cannot start at '{workers[worker]}' ({first_line(e)}): is its port free, and does every host "
+      'have the same TF_CONFIG but for the index?'
     ) from e
   finally:
     for number, handler in before.items():
@@ -251,13 +236,8 @@ def on_hosts(workers, worker):
 def slurm_config(environment):
   """Returns the TF_CONFIG of a task that `srun` started beside others, or None.
 
-  The ports follow from the job's number, so that two jobs on a host do not meet.
-
-  Args:
-    environment: os.environ.
-
-  Raises:
-    UserError: if Slurm's variables cannot be understood.
+  The ports follow from the job's number, so that two jobs on a host do not meet. Raises UserError if Slurm's variables,
+  which are in the environment, cannot be understood.
   """
   tasks = environment.get('SLURM_STEP_NUM_TASKS', '1')
   if tasks == '1' or 'SLURM_PROCID' not in environment:
@@ -282,7 +262,7 @@ def slurm_config(environment):
 
 @dataclasses.dataclass(frozen=True)
 class Machine:
-  """What a run computes on; the names are those of train.py's flags."""
+  """Says what a run computes on; the names are those of train.py's flags."""
 
   num_replicas: int = 0  # devices that share each batch; 0: all GPUs, or all parts of the CPU
   devices: str | None = None  # for the branches instead, names separated by commas

@@ -1,4 +1,4 @@
-"""The run to resume: finding it, and checking that it had the same settings."""
+"""Finds the run to resume, and checks that it had the same settings."""
 
 from splitnet.common.errors import UserError
 from splitnet.training import checkpoint_files, checkpoints

@@ -1,4 +1,4 @@
-"""How the learning rate and the weight of the split change from step to step."""
+"""Changes the learning rate and the weight of the split from step to step."""
 
 import dataclasses
 
@@ -8,7 +8,7 @@ import tensorflow as tf
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-  """The schedules of a run, in epochs; named as train.py's flags."""
+  """Holds the schedules of a run, in epochs; named as train.py's flags."""
 
   steps_per_epoch: float  # batches in an epoch, need not be whole
   max_steps: int = 120000

@@ -1,4 +1,4 @@
-"""A training step and a validation of one stage, compiled."""
+"""Compiles a training step and a validation of one stage."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from splitnet.training.schedule import Schedule
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
-  """How a step is taken; the names are those of train.py's flags."""
+  """Says how a step is taken; the names are those of train.py's flags."""
 
   batch_size: int
   momentum: float = 0.9
@@ -36,20 +36,13 @@ def learning_rate_scales(network, assignment_lr_scale, finetune):
 
 
 class TrainStep:
-  """One stage's network and optimiser (a Momentum), with its compiled steps.
-
-  `step`, an int64 variable, counts the steps that have been taken.
-  """
+  """Trains a stage's network with a Momentum; the variable `step` counts steps."""
 
   def __init__(self, network, dataset, objective, schedule, settings, replicas=None, teacher=None):
-    """Makes the optimiser's slots.
+    """Makes the optimiser's slots for a Network built in the replicas' scope.
 
-    Args:
-      network: a Network, built in the replicas' scope.
-      dataset: a DataSet, or what else has its `augment(images, seed, share)` and `prepare(images)`.
-      objective, schedule, settings: an Objective, a Schedule and a StepSettings.
-      replicas: a Replicas; None: one device.
-      teacher: None, or the network that is distilled from.
+    `dataset` is a DataSet, or what else has its `augment` and `prepare`; `objective`, `schedule` and `settings` are an
+    Objective, a Schedule and a StepSettings; `teacher` is None, or the network that is distilled from.
     """
     self.network, self.objective, self.schedule = network, objective, schedule
     self._dataset, self._settings, self._teacher = dataset, settings, teacher

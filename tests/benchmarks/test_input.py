@@ -16,7 +16,7 @@ def test_every_row_is_measured_and_written(tmp_path, capsys):
   assert code == 0, err
   for name in ('decode', 'train', 'evaluate', 'cached'):
     assert f'| {name} ' in out
-  with open(tmp_path / 'result.json') as f:
+  with open(tmp_path / 'result.json', encoding='utf-8') as f:
     result = json.load(f)
   assert result['images'] == 20 and [len(turns) for turns in result['turns'].values()] == [2] * 4
 

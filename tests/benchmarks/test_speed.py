@@ -17,7 +17,7 @@ import resnet_split
 from benchmarks import keras_wrn, speed, workloads
 from splitnet.network import counting
 
-CONFIG = resnet_split.Config(k=1, num_residual_units=1)
+CONFIG = resnet_split.WideResNet(k=1, num_residual_units=1)
 TINY = ['--k', '1', '--num_residual_units', '1', '--precision', 'float32', '--train_batch', '6', '--seconds', '0.01']
 
 
@@ -56,7 +56,7 @@ def test_the_program_measures_and_its_tables_say_so(tmp_path):
   found = tables_of(out)
   assert list(found) == ['Training', 'Input pipeline alone, against training', 'Ceiling']
   assert [row['network'] for row in found['Training']] == ['dense', 'dense, plain Keras']
-  with open(path) as f:
+  with open(path, encoding='utf-8') as f:
     stored = json.load(f)
   assert stored['machine']['cores'] >= 1 and stored['machine']['tensorflow'] == tf.__version__
   by_row = {line['row']: line for line in stored['results']}
@@ -199,7 +199,7 @@ def test_training_trains(few_images, mode):
 
 @pytest.mark.parametrize('split', ['1-1-4', '2-2-2', '2-4-4'])
 def test_uneven_groups_are_odd_and_none_is_empty(split):
-  config = resnet_split.Config(k=8, **dict(zip(('ngroups3', 'ngroups2', 'ngroups1'), map(int, split.split('-')))))
+  config = resnet_split.WideResNet(k=8, **dict(zip(('ngroups3', 'ngroups2', 'ngroups1'), map(int, split.split('-')))))
   graph = config.graph()
   even, uneven = workloads.groups_of(graph), workloads.groups_of(graph, uneven=True)
   for name, units in graph.units.items():
@@ -245,7 +245,7 @@ def test_the_ceiling_measures_the_networks_shapes():
 
 def test_flops_are_the_built_networks():
   for k in (1, 2):
-    config = resnet_split.Config(k=k)
+    config = resnet_split.WideResNet(k=k)
     network = networks.build(config.dense())
     assert workloads.dense_flops(config) == workloads.flops(network)
     counted = counting.total(counting.counts(network))[1]
@@ -257,7 +257,7 @@ def test_flops_are_the_built_networks():
 
 @pytest.mark.parametrize('k, units, bn_no_scale', [(1, 2, True), (2, 1, False)])
 def test_the_keras_network_computes_what_the_dense_network_computes(k, units, bn_no_scale):
-  config = resnet_split.Config(k=k, num_residual_units=units, bn_no_scale=bn_no_scale)
+  config = resnet_split.WideResNet(k=k, num_residual_units=units, bn_no_scale=bn_no_scale)
   ours = networks.build(config.dense(), seed=1)
   rng = np.random.default_rng(0)
   for variable in ours.weights.values():

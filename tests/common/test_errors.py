@@ -67,8 +67,9 @@ def test_what_is_not_the_programs_own_is_one_sentence(case, capsys):
 
 
 @pytest.mark.parametrize('function', [
-  lambda: 'a..b'.encode('idna'), lambda: '\udcff'.encode(), lambda: b'\xff'.decode(), lambda: open('n' * 300),
-  lambda: open('/'), lambda: open('/dev/full', 'w').write('a' * 100000),
+  lambda: 'a..b'.encode('idna'), lambda: '\udcff'.encode(), lambda: b'\xff'.decode(),
+  lambda: open('n' * 300, encoding='utf-8'), lambda: open('/', encoding='utf-8'),
+  lambda: open('/dev/full', 'w', encoding='utf-8').write('a' * 100000),
 ])  # fmt: skip
 def test_what_python_raises_of_names_and_disks_is_one_sentence(function, capsys):
   assert run_program('train.py', function) == 1

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from splitnet.data.batches import WHOLE, Images, Part, evaluation_batches, training_batches
+from splitnet.data.batches import WHOLE, Images, Part
 
 
 def numbered(size):
@@ -15,7 +15,7 @@ def numbered(size):
 
 def labels_of(data, batch_size, seed, count, first_step=0):
   """Returns the labels of the next `count` training batches: list of int arrays."""
-  batches = training_batches(data, batch_size, seed, first_step)
+  batches = data.training_batches(batch_size, seed, first_step)
   return [labels.numpy() for _, labels, _ in batches.take(count)]
 
 
@@ -35,7 +35,7 @@ def test_every_epoch_is_a_permutation(size, batch_size):
 
 
 def test_batches_are_whole_and_numbered_and_images_go_with_their_labels():
-  for expected_step, (images, labels, step) in enumerate(training_batches(numbered(17), 5, 0).take(8)):
+  for expected_step, (images, labels, step) in enumerate(numbered(17).training_batches(5, 0).take(8)):
     assert images.shape == (5, 32, 32, 3) and images.dtype == tf.uint8
     assert int(step) == expected_step
     np.testing.assert_array_equal(images[:, 0, 0, 0].numpy(), labels.numpy())
@@ -52,7 +52,7 @@ def test_seeds_shuffle_differently_and_the_same_seed_the_same():
 @pytest.mark.parametrize('size, batch_size', [(20, 5), (17, 5), (5, 5)])
 def test_a_later_first_step_gives_the_batches_of_an_uninterrupted_run(size, batch_size, first_step):
   whole = labels_of(numbered(size), batch_size, 3, first_step + 6)
-  rest = training_batches(numbered(size), batch_size, 3, first_step).take(6)
+  rest = numbered(size).training_batches(batch_size, 3, first_step).take(6)
   for (_, labels, step), expected_step in zip(rest, range(first_step, first_step + 6)):
     assert int(step) == expected_step
     np.testing.assert_array_equal(labels.numpy(), whole[expected_step])
@@ -62,7 +62,7 @@ def test_a_later_first_step_gives_the_batches_of_an_uninterrupted_run(size, batc
 
 
 def test_evaluation_batches_are_in_order_and_the_last_is_smaller():
-  batches = [(images.numpy(), labels.numpy()) for images, labels in evaluation_batches(numbered(23), 10)]
+  batches = [(images.numpy(), labels.numpy()) for images, labels in numbered(23).evaluation_batches(10)]
   assert [len(labels) for _, labels in batches] == [10, 10, 3]
   np.testing.assert_array_equal(np.concatenate([labels for _, labels in batches]), np.arange(23))
   np.testing.assert_array_equal(np.concatenate([images for images, _ in batches])[:, 3, 4, 1], np.arange(23))
@@ -82,12 +82,12 @@ def test_the_parts_of_all_workers_are_the_batch(batch_size, replicas):
 def test_a_worker_gets_its_images_and_all_labels():
   data, part = numbered(17), Part(1, 3, 4)
   begin, end = part.rows(5)
-  whole = training_batches(data, 5, 1, 2).take(5)
+  whole = data.training_batches(5, 1, 2).take(5)
   for (images, labels, step), other in zip(data.training_batches(5, 1, 2, part), whole):
     np.testing.assert_array_equal(images, other[0][begin:end])
     np.testing.assert_array_equal(labels, other[1])
     assert int(step) == int(other[2])
-  for (images, labels), other in zip(data.evaluation_batches(5, part), evaluation_batches(data, 5)):
+  for (images, labels), other in zip(data.evaluation_batches(5, part), data.evaluation_batches(5)):
     np.testing.assert_array_equal(images, other[0][slice(*part.rows(len(labels)))])
     np.testing.assert_array_equal(labels, other[1])
 

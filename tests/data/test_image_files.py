@@ -90,7 +90,7 @@ def test_every_damaged_image_is_named_or_left_out(folder):
     image_files.leave_out(folder, files, False)
   assert f'{len(bad)} of the {len(files)} images' in str(e.value) and 'and 6 more' in str(e.value)
   assert '--skip_damaged' in str(e.value)
-  with open(os.path.join(folder, '.splitnet', 'damaged.json')) as f:
+  with open(os.path.join(folder, '.splitnet', 'damaged.json'), encoding='utf-8') as f:
     assert set(json.load(f)) == bad
   kept, note = image_files.leave_out(folder, files, True)
   assert {os.fsdecode(file) for file in files[kept]} == set(SOUND)

@@ -10,7 +10,8 @@ import tensorflow as tf
 from paper import partition
 from splitnet.common.errors import UserError
 from splitnet.network import counting, folding, grouping, hardening
-from splitnet.network.graph import Builder, Graph, Tree
+from splitnet.network.builder import Builder
+from splitnet.network.graph import Graph, Tree
 from splitnet.network.network import create
 
 GRAPHS = {'chain': networks.chain, 'post': networks.post_activation}

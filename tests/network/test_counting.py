@@ -1,7 +1,8 @@
 """counting.py: what single layers have, and what the paper leaves out."""
 
 from splitnet.network import counting
-from splitnet.network.graph import Builder, Tree
+from splitnet.network.builder import Builder
+from splitnet.network.graph import Tree
 
 
 def built(counted='all', scaled=True):

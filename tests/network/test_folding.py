@@ -93,7 +93,7 @@ def test_the_original_is_left_as_it_was_and_can_go_on(images):
 
 
 def test_a_grouping_network_folds_without_its_assignments(images):
-  network = networks.build(resnet_split.Config(k=1, num_residual_units=1), with_assignments=True)
+  network = networks.build(resnet_split.WideResNet(k=1, num_residual_units=1), with_assignments=True)
   folded = folding.folded(network)
   assert not any(name.startswith('group/') for name in folded.weights)
   assert_close(folded(images).numpy(), network(images).numpy())

@@ -18,8 +18,8 @@ SPLITS = {'1-1-4': (4, 1, 1), '2-2-2': (2, 2, 2), '2-4-4': (4, 4, 2), '2-3-5': (
 
 
 def graph_of(split, k=1, branch_input='group'):
-  ngroups1, ngroups2, ngroups3 = SPLITS[split]
-  config = resnet_split.Config(k=k, ngroups1=ngroups1, ngroups2=ngroups2, ngroups3=ngroups3, branch_input=branch_input)
+  groups = dict(zip(('ngroups1', 'ngroups2', 'ngroups3'), SPLITS[split]))
+  config = resnet_split.WideResNet(k=k, **groups, branch_input=branch_input)
   return config, config.graph()
 
 
@@ -27,7 +27,7 @@ def graph_of(split, k=1, branch_input='group'):
 def names():
   """100 classes, five to each of CIFAR-100's superclasses, numbered so that they do not stand together."""
   coarse = sorted(grouping.SUPERCLASS_ORDER)
-  return ClassNames(['class%d' % i for i in range(100)], coarse, np.arange(100) % 20, {})
+  return ClassNames([f'class{i}' for i in range(100)], coarse, np.arange(100) % 20, {})
 
 
 def test_semantic_groups_are_even_and_of_whole_superclasses(names):
@@ -190,7 +190,7 @@ def test_split_from_scratch_builds_the_groups_that_were_asked_for(kind, names, t
   path = tmp_path / 'mine.json'
   path.write_text(json.dumps([names.fine[:50], names.fine[50:]]))
   start = initialize.Start('split', grouping=str(path) if kind == 'file' else kind)
-  network = initialize.build_network(start, resnet_split.Config(k=1).graph(), None, names)
+  network = initialize.build_network(start, resnet_split.WideResNet(k=1).graph(), None, names)
   expected = {
     'semantic': grouping.semantic(names, 2), 'random': grouping.random(100, 2, 0), 'file': np.repeat([0, 1], 50),
   }[kind]  # fmt: skip

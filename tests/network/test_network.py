@@ -1,15 +1,11 @@
 """network.py, hardening.py, counting.py: what is computed, what hardening drops and keeps, counts, placing, parts."""
 
 import functools
-import json
-import os
-import subprocess
-import sys
 
+import helpers
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import PROJECT as ROOT
 from networks import (
   SPLITS,
   build,
@@ -135,7 +131,7 @@ def test_what_grouping_would_harden_into_now_is_counted_without_hardening():
 @pytest.mark.parametrize('empty', ['split_q1', 'split_p2', 'split_r31'])
 def test_an_empty_group_names_the_assignment_and_the_cure(empty):
   dense = grouping(config_of('2-2-2'))
-  alpha = dense.weights['group/%s/alpha' % empty]
+  alpha = dense.weights[f'group/{empty}/alpha']
   alpha.assign(np.stack([np.ones(alpha.shape[1]), np.zeros(alpha.shape[1])]))
   with pytest.raises(UserError) as error:
     hardening.harden(dense)
@@ -228,12 +224,6 @@ def test_terms_are_about_one_at_the_start():
 # --- placement -----------------------------------------------------------------------------------------------------
 
 PLACED = """
-import json, sys
-sys.path[:0] = sys.argv[1:]
-import splitnet.common.quiet, tensorflow as tf
-devices = ['/CPU:%d' % i for i in range(4)]
-cpu = tf.config.list_physical_devices('CPU')[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 4)
 from splitnet.parallel import placement
 from splitnet.network import counting, hardening
 import networks as t
@@ -251,17 +241,12 @@ for split, branch_input, counts in (('2-2-2', 'group', (1, 3)), ('2-4-4', 'all',
     found.append([split, count, difference, sorted({op.device[-1] for op in ops if op.type == 'Conv2D'}),
                   [device for _, device in sorted(layers.items())],
                   {depth: [name[-1] for name in names] for depth, names in expected.items()}])
-print(json.dumps(found))
 """
 
 
 @pytest.mark.slow
 def test_logits_do_not_depend_on_the_placement():
-  # In a program of its own: the CPU must be divided into logical devices before TensorFlow first uses it.
-  here = os.path.join(ROOT, 'tests')
-  done = subprocess.run([sys.executable, '-c', PLACED, ROOT, here], capture_output=True, text=True)
-  assert done.returncode == 0, done.stderr
-  found = json.loads(done.stdout.splitlines()[-1])
+  found = helpers.on_logical_devices(4, PLACED)
   assert len(found) == 6
   for split, count, difference, on, unit_3, expected in found:
     assert difference <= 1e-5, (split, count, difference)
@@ -437,7 +422,7 @@ def test_which_variables_are_trained_and_decayed(bn_no_scale):
   assert len(scales) == (1 if bn_no_scale else 13)
   assert not any(name.endswith(('/mu', '/sigma')) for name in network.trained)
   alphas = ['p1', 'p2', 'p3', 'q1', 'r21', 'r22', 'r31', 'r32']
-  assert sorted(n for n in network.trained if n.startswith('group/')) == ['group/split_%s/alpha' % a for a in alphas]
+  assert sorted(n for n in network.trained if n.startswith('group/')) == [f'group/split_{a}/alpha' for a in alphas]
   decayed = {name for name, v in network.weights.items() if any(v is d for d in network.decayed)}
   assert decayed == {layer.weights for layer in network.graph.weighted}
 

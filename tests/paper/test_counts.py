@@ -55,7 +55,7 @@ def test_layers_add_up_and_everything_adds_what_the_paper_leaves_out():
       numbers = [int(row[column].replace(',', '')) for row in rows]
       assert numbers[-1] == sum(numbers[:-1])
   _, rows = counts.layers_table(counted)
-  assert [row[0] for row in rows if 'fc' in row[0]] == ['branch_%d/logits/fc' % i for i in range(4)]
+  assert [row[0] for row in rows if 'fc' in row[0]] == [f'branch_{i}/logits/fc' for i in range(4)]
 
 
 def test_the_program_prints_counts(capsys):

@@ -19,12 +19,12 @@ from splitnet.training.step import make_step
 
 def test_a_real_checkpoint_of_the_papers_width_is_small_enough_to_move(tmp_path, capsys):
   """The largest state is that of the hierarchical split's grouping network: weights, assignments and momentum."""
-  config = resnet_split.Config(k=8, ngroups1=4, ngroups2=4, ngroups3=2)
+  config = resnet_split.WideResNet(k=8, ngroups1=4, ngroups2=4, ngroups3=2)
   network = networks.build(config, with_assignments=True)
   train_step = make_step(network, cifar100, {'batch_size': 90, 'max_steps': 1}, 500.0)
   sizes = estimate.checkpoint_sizes(train_step, 'group')
   with capsys.disabled():
-    print('\nk = 8: checkpoint %.2f MB, best %.2f MB' % (sizes['checkpoint'] / 1e6, sizes['best'] / 1e6))
+    print('\nk = 8: checkpoint {:.2f} MB, best {:.2f} MB'.format(sizes['checkpoint'] / 1e6, sizes['best'] / 1e6))
   trained = sum(v.shape.num_elements() for v in network.trained.values())
   everything = sum(v.shape.num_elements() for v in network.weights.values())
   assert sizes['best'] == pytest.approx(4 * everything, rel=0.001) and sizes['best'] < 45e6
@@ -37,7 +37,7 @@ def test_a_stage_is_measured_in_a_process_of_its_own(tmp_path):
   before = set(os.listdir('.'))
   found = estimate.measure_apart(settings, 3, 2)
   assert set(os.listdir('.')) == before
-  config = resnet_split.Config.of_split('2-2-2', k=1, branch_input='all')
+  config = resnet_split.WideResNet.of_split('2-2-2', k=1, branch_input='all')
   network = networks.build(config, with_assignments=True)
   assert found['flops'] == counting.total(counting.counts(network), everything=True)[1]
   assert found['fastest'] == pytest.approx(found['per_step'] + 3 * found['per_image'])
@@ -85,7 +85,7 @@ def test_the_plan_has_every_run_and_adds_up(monkeypatch, capsys):
     return dict(MEASURED, batch_size=batch_size)
 
   monkeypatch.setattr(estimate, 'measure_apart', measure_apart)
-  monkeypatch.setattr(devices, 'precision_note', lambda precision, training: 'note: %s, %s' % (precision, training))
+  monkeypatch.setattr(devices, 'precision_note', lambda precision, training: f'note: {precision}, {training}')
   assert estimate.main(['--k', '1', '--measure_batch', '5', '--precision', 'float32']) == 0
   assert called == [(m, 'float32', 5, 20) for m in ('baseline', 'group', 'split')]
   called.clear()

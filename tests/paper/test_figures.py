@@ -17,8 +17,9 @@ from paper import figures, runs
 from splitnet.network import hardening
 from splitnet.reporting import plots
 from splitnet.training import checkpoints
+from splitnet.training.saver import Saver
 
-CONFIG = resnet_split.Config(k=1, num_residual_units=1, ngroups1=4, ngroups2=2, ngroups3=2)
+CONFIG = resnet_split.WideResNet(k=1, num_residual_units=1, ngroups1=4, ngroups2=2, ngroups3=2)
 
 
 @pytest.fixture(scope='module')
@@ -31,7 +32,7 @@ def save(folder, mode, moments, config=CONFIG, groups=None, settings=None):
   network = networks.build(config, groups=groups, with_assignments=mode == 'group')
   step = tf.Variable(0, dtype=tf.int64)
   configuration = checkpoints.describe(mode, dataclasses.asdict(config), network, {}, settings or {})
-  saver = checkpoints.Saver(str(folder), configuration, 100, weights=network.weights, step=step)
+  saver = Saver(str(folder), configuration, 100, weights=network.weights, step=step)
   for number, values in moments.items():
     for name, value in values.items():
       network.weights[name].assign(value)
@@ -43,7 +44,7 @@ def save(folder, mode, moments, config=CONFIG, groups=None, settings=None):
 def alphas_of(graph, groups):
   """Assignments whose most probable groups are `groups`."""
   return {
-    'group/%s/alpha' % name: np.eye(units.groups)[groups[name]].T * 3
+    f'group/{name}/alpha': np.eye(units.groups)[groups[name]].T * 3
     for name, units in graph.units.items()
     if units.groups > 1
   }
@@ -51,7 +52,7 @@ def alphas_of(graph, groups):
 
 def class_run(folder, groups, ngroups, step=7, settings=None):
   """A grouping run's folder, of an FC split into `ngroups` with these groups of the classes."""
-  config = resnet_split.Config(k=1, num_residual_units=1, ngroups1=ngroups, ngroups2=1, ngroups3=1)
+  config = resnet_split.WideResNet(k=1, num_residual_units=1, ngroups1=ngroups, ngroups2=1, ngroups3=1)
   values = {'group/split_q1/alpha': np.eye(ngroups)[groups].T}
   return save(folder, 'group', {step: values}, config, settings=settings)
 
@@ -156,7 +157,7 @@ def test_figure_3_draws_chosen_layers_and_few_moments(run, tmp_path, capsys):
   ],
 )
 def test_one_representative_layer_a_depth(config, layers):
-  graph = resnet_split.Config(**config).graph()
+  graph = resnet_split.WideResNet(**config).graph()
   assert [layer.name for layer in figures.representative_layers(graph)] == layers
 
 
@@ -212,10 +213,10 @@ def test_figure_4_trains_what_is_missing_and_counts_the_classes(data, tmp_path, 
     assert str(counts[balance]) in printed
   configuration = checkpoints.read_configuration(os.path.join(out, 'balance-100'), resnet_split.read_older)
   assert configuration['settings']['gamma3'] == 100 and configuration['settings']['batch_size'] == 20
-  assert [configuration['network']['ngroups%d' % i] for i in (1, 2, 3)] == [3, 1, 1]
+  assert [configuration['network'][f'ngroups{i}'] for i in (1, 2, 3)] == [3, 1, 1]
   assert counts['0.5'] == [40, 31, 29]
   picture = os.path.join(out, 'fig4.png')
-  assert '%s: largest group %d at 0.5, %d at 100 classes' % (picture, counts['0.5'][0], counts['100'][0]) in printed
+  assert f"{picture}: largest group {counts['0.5'][0]} at 0.5, {counts['100'][0]} at 100 classes" in printed
   check_picture(picture)
   # With more steps it would go on.
   folder = os.path.join(out, 'balance-100')
@@ -255,7 +256,7 @@ def test_figure_4_refuses_with_a_sentence(data, tmp_path, capsys):
   assert_sentence(answer('--print', '--gamma2', 5), '--gamma2')
   assert_sentence(answer(), '--basemodel')
   for wrong in ('1,x', '', '-1', '1,1', 'inf'):
-    assert_sentence(answer('--basemodel', 'b', '--balances=' + wrong), '--balances', "'%s'" % wrong)
+    assert_sentence(answer('--basemodel', 'b', '--balances=' + wrong), '--balances', f"'{wrong}'")
   assert_sentence(answer('--basemodel', 'b', '--ngroups', 1), '--ngroups')
   assert_sentence(answer('--basemodel', 'b', 'colour'), "'colour' cannot be passed on")
   assert not out.exists()
@@ -277,7 +278,7 @@ def test_figure_5_counts_classes_of_superclasses(data, tmp_path, capsys):
   table, agreement = figures.figure_5(flags)
   assert agreement == pytest.approx(0.98)
   assert table.tolist() == [[5] * 10 + [2] + [0] * 9, [0] * 10 + [3] + [5] * 9, [0] * 20]
-  assert '%s: agreement 0.98, random groups of the same sizes 0.6' % path in capsys.readouterr().out
+  assert f'{path}: agreement 0.98, random groups of the same sizes 0.6' in capsys.readouterr().out
   check_picture(path, 0.5 * 20 + 2.0, 0.5 * 3 + 2.2)
 
 
@@ -307,7 +308,7 @@ def test_figure_5_refuses_with_a_sentence(data, tmp_path, capsys):
     return helpers.call(figures, arguments, capsys)
 
   baseline = save(tmp_path / 'baseline', 'baseline', {3: {}}, CONFIG.dense())
-  few = resnet_split.Config(k=1, num_residual_units=1, num_classes=10)
+  few = resnet_split.WideResNet(k=1, num_residual_units=1, num_classes=10)
   assert_sentence(answer(baseline), 'baseline checkpoint, without groups')
   assert_sentence(answer(tmp_path / 'missing'), 'there is no checkpoint')
   assert_sentence(answer(baseline, tmp_path / 'missing'), 'there is no CIFAR-100')

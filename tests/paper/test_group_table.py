@@ -12,6 +12,7 @@ import resnet_split
 from paper import group_table, recipes, tables
 from splitnet.network import grouping
 from splitnet.training import checkpoints
+from splitnet.training.saver import Saver
 
 LOGGED = {'total': 1.0, 'accuracy': 0.5, 'images_per_second': 10.0}
 
@@ -22,7 +23,7 @@ def write_metrics(run, values):
   for step in next(iter(values.values())):
     confidence = {name: of_step[step] for name, of_step in values.items()}
     lines += [{'step': step, 'kind': 'train', **LOGGED, 'confidence': confidence}]
-  with open(os.path.join(run.folder, 'metrics.jsonl'), 'w') as f:
+  with open(os.path.join(run.folder, 'metrics.jsonl'), 'w', encoding='utf-8') as f:
     f.write(''.join(json.dumps(line) + '\n' for line in lines) + '{"step": 500, "kind": "tr')  # the last one torn
 
 
@@ -33,7 +34,7 @@ def test_the_table_of_groups_has_each_seed_and_the_means(tmp_path, capsys):
     runs = recipes.make_runs(flags.experiment, seed)
     finish(runs['split-2-2-2'], 0.5 + 0.02 * seed, agreement=0.9 + 0.02 * seed, groups=[['x'] * n for n in size])
     finish(runs['group-2-2-2'], 0.4, agreement=0.9, groups=[['x'] * n for n in size])
-    with open(runs['group-2-2-2'].grouped_evaluation, 'w') as f:
+    with open(runs['group-2-2-2'].grouped_evaluation, 'w', encoding='utf-8') as f:
       json.dump({'accuracy': 0.41}, f)
     # All are confident at 200, one not any more at 300: converged is 400.
     p = {100: 0.5, 200: 0.995, 300: 0.98, 400: 0.992}
@@ -76,12 +77,12 @@ def save(folder, mode, network, settings=None):
   """Writes a checkpoint of a network."""
   configuration = checkpoints.describe(mode, {}, network, {}, settings or {})
   step = tf.Variable(0, dtype=tf.int64)
-  checkpoints.Saver(str(folder), configuration, 1, weights=network.weights, step=step).save(0)
+  Saver(str(folder), configuration, 1, weights=network.weights, step=step).save(0)
 
 
 def test_what_left_its_start_is_told_from_the_checkpoints(tmp_path):
-  config = resnet_split.Config(k=1, ngroups1=2, ngroups2=2, ngroups3=2)
-  dense = networks.build(resnet_split.Config(k=1), seed=1)
+  config = resnet_split.WideResNet(k=1, ngroups1=2, ngroups2=2, ngroups3=2)
+  dense = networks.build(resnet_split.WideResNet(k=1), seed=1)
   save(tmp_path / 'base', 'baseline', dense)
   values = {name: v.numpy() for name, v in dense.weights.items()}
   network = networks.build(config, with_assignments=True)
@@ -90,7 +91,7 @@ def test_what_left_its_start_is_told_from_the_checkpoints(tmp_path):
   start['split_q1'][:, :3] = start['split_q1'][::-1, :3]
   start['split_r21'][:, :32] = start['split_r21'][::-1, :32]
   for name, alpha in start.items():
-    network.weights['group/%s/alpha' % name].assign(alpha)
+    network.weights[f'group/{name}/alpha'].assign(alpha)
   save(tmp_path / 'run', 'group', network, {'assignment_start': 'spectral', 'seed': 3})
   features = sum(units.size for units in network.graph.units.values() if units.groups > 1) - 100
   result = {'folder': str(tmp_path / 'run'), 'base_folder': str(tmp_path / 'base')}

@@ -148,7 +148,7 @@ def test_every_command_is_one_that_the_programs_take(recipe, tmp_path):
     assert parsed.grouping == (name.split('-')[4] if name.startswith(('scratch', 'given')) else 'learned')
     assert bool(parsed.basemodel) == (run.base is not None)
     if not name.startswith('baseline'):
-      config = resnet_split.Config(ngroups1=parsed.ngroups1, ngroups2=parsed.ngroups2, ngroups3=parsed.ngroups3)
+      config = resnet_split.WideResNet(ngroups1=parsed.ngroups1, ngroups2=parsed.ngroups2, ngroups3=parsed.ngroups3)
       assert config.split in name and parsed.branch_input == 'all'
     checked = evaluation.parse_flags(evaluated[2:])
     assert checked.harden == name.startswith('group') and checked.output_file == run.evaluation
@@ -163,7 +163,7 @@ def test_the_papers_recipe_is_that_of_the_scripts(tmp_path):
   runs = make_runs(tmp_path, '--recipe', 'paper')
   scripts = {'baseline': 'baseline.sh', 'group-2-2-2': 'group.sh', 'split-2-2-2': 'split.sh'}
   for name, script in scripts.items():
-    with open(os.path.join(helpers.PROJECT, script)) as f:
+    with open(os.path.join(helpers.PROJECT, script), encoding='utf-8') as f:
       text = ''.join(line for line in f if not line.startswith('#'))
     words = re.sub(r'\nelse\n.*?\nfi\n', '\n', text, flags=re.DOTALL).split()  # group.sh has the paper's settings first
     parsed = train.parse_flags(runs[name].commands('data', 45000)[0][2:])
@@ -196,7 +196,7 @@ def test_only_chooses_cells_rows_and_columns(tmp_path):
 
   assert chosen('1', 'baseline, 2-2-2/semantic') == ['baseline', 'scratch-2-2-2-semantic']
   assert chosen('1', '1-1-4')[-1] == 'split-1-1-4' and len(chosen('1', '1-1-4')) == 4
-  assert chosen('1', 'random') == ['scratch-%s-random' % split for split in published.SPLITS]
+  assert chosen('1', 'random') == [f'scratch-{split}-random' for split in published.SPLITS]
   assert len(chosen('1', '')) == 2 + 16 and len(chosen('2', '')) == 5
   assert chosen('groups', 'dense') == ['baseline', 'baseline-long'] and len(chosen('groups', '')) == 2 + 4 * 10
   with pytest.raises(
@@ -209,7 +209,7 @@ def test_only_chooses_cells_rows_and_columns(tmp_path):
 def test_cells_that_a_recipe_does_not_have_are_left_out_and_refused_by_name(recipe, cell, tmp_path):
   runs = make_runs(tmp_path, '--recipe', recipe)
   assert set(tables.chosen_cells('groups', '', runs)) < set(runs)
-  with pytest.raises(UserError, match="--only names '%s'; table groups of this recipe has dense" % cell):
+  with pytest.raises(UserError, match=f"--only names '{cell}'; table groups of this recipe has dense"):
     tables.chosen_cells('groups', cell, runs)
 
 

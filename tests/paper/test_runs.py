@@ -25,9 +25,9 @@ def test_call_logs_returns_the_code_and_keeps_others_out(tmp_path):
   script = 'import sys; print("out", flush=True); print("err", file=sys.stderr); sys.exit(7)'
   assert runs_module.call([sys.executable, '-c', script], log) == 7
   assert runs_module.call([sys.executable, '-c', script], log) == 7
-  with open(log) as f:
+  with open(log, encoding='utf-8') as f:
     assert f.read() == 'out\nerr\n' * 2
-  with open(log, 'a') as f:
+  with open(log, 'a', encoding='utf-8') as f:
     fcntl.flock(f, fcntl.LOCK_EX)
     with pytest.raises(UserError, match='is being run already'):
       runs_module.call([sys.executable, '-c', script], log)
@@ -64,7 +64,7 @@ def in_this_process(steps=None):
     given = arguments[2:] + ['--num_val_instance', '20', '--display', '2']
     stop = steps and value(arguments, 'mode') == 'split'
     assert train.main(given + (['--max_steps', str(steps)] if stop else [])) == 0
-    with open(log, 'a') as f:
+    with open(log, 'a', encoding='utf-8') as f:
       f.write('stopped\n')
     return 1 if stop else 0
 
@@ -122,7 +122,7 @@ def test_a_run_in_progress_says_how_far_it_is(tmp_path, capsys):
   runs_module.print_progress(run, 4, 360)  # nothing logged yet: nothing to say
   line = {'step': 10, 'kind': 'train', 'total': 4.2, 'accuracy': 0.25, 'images_per_second': 9.4}
   text = json.dumps(line) + '\n' + json.dumps({'step': 10, 'kind': 'val', 'accuracy': 0.01}) + '\n'
-  script = 'import sys, time; open(sys.argv[1], "w").write(%r); time.sleep(1)' % text
+  script = f'import sys, time; open(sys.argv[1], "w").write({text!r}); time.sleep(1)'
   command = [sys.executable, '-c', script, str(tmp_path / 'metrics.jsonl')]
   report = lambda: runs_module.print_progress(run, 4, 360)  # noqa: E731 - one minute per step
   assert runs_module.call(command, str(tmp_path / 'output.txt'), report, 0.02) == 0
@@ -154,5 +154,5 @@ def test_what_another_process_has_made_meanwhile_is_looked_at_again(tmp_path, mo
   write_json(str(tmp_path / 'run' / 'settings.json'), settings)  # by another process, with other flags
   with pytest.raises(UserError, match='max_steps 2, now it is 1'):
     runs_module.complete(run, 'nowhere', data)
-  with open(tmp_path / 'run' / 'settings.json') as f:
+  with open(tmp_path / 'run' / 'settings.json', encoding='utf-8') as f:
     assert json.load(f) == settings

@@ -9,10 +9,10 @@ import subprocess
 import sys
 import threading
 
+import helpers
 import networks
 import numpy as np
 import pytest
-from helpers import PROJECT as ROOT
 
 import resnet_split
 from paper import partition, published, table5
@@ -40,15 +40,9 @@ def rows_of(markdown):
 # --- partitions ---------------------------------------------------------------------------------------------------
 
 PARTITIONED = """
-import json, sys
-sys.path[:0] = sys.argv[1:]
-import splitnet.common.quiet, tensorflow as tf
-devices = ['/CPU:%d' % i for i in range(3)]
-cpu = tf.config.list_physical_devices('CPU')[0]
-tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 3)
 import networks as t
 from paper import partition
-found = []
+partitions = []
 for units in (1, 2):
   dense = t.scramble(t.build(t.config_of('1-1-1', num_residual_units=units)))
   logits = dense(t.images())
@@ -60,7 +54,7 @@ for units in (1, 2):
       held = {inside.name: variable.device for variable, inside in program.graph.captures}
       on = {kind: [op.device[-1] for op in ops if op.type == kind]
             for kind in ('Conv2D', 'FusedBatchNormV3', 'Relu', 'AddV2', 'MatMul', 'ConcatV2')}
-      found.append(dict(
+      partitions.append(dict(
         spread=spread.__name__, units=units, count=count, on=on,
         difference=float(tf.reduce_max(tf.abs(program(t.images()) - logits))),
         reads=[(op.device[-1], op.inputs[1].op.type, held[op.inputs[1].op.inputs[0].name][-1])
@@ -70,20 +64,19 @@ for units in (1, 2):
 half = t.build(t.config_of('1-1-1', num_residual_units=1), dtype=tf.bfloat16)
 expected, ours = half(t.images()), partition.horizontal(half, devices[:2])(t.images())
 rounding = [ours.dtype.name, float(tf.reduce_max(tf.abs(ours - expected)))]
-print(json.dumps([found, rounding]))
+found = [partitions, rounding]
 """
 
 
 @pytest.fixture(scope='module')
 def partitioned():
   """What the partitions of networks on 1 to 3 logical devices were: by (spread, residual units, devices)."""
-  output = program('-c', PARTITIONED, ROOT, os.path.join(ROOT, 'tests')).stdout
-  found, rounding = json.loads(output.splitlines()[-1])
+  found, rounding = helpers.on_logical_devices(3, PARTITIONED)
   return {(f['spread'], f['units'], f['count']): f for f in found}, rounding
 
 
 def graph_of(units):
-  return resnet_split.Config(k=1, num_residual_units=units, num_classes=20).graph()
+  return resnet_split.WideResNet(k=1, num_residual_units=units, num_classes=20).graph()
 
 
 CASES = list(itertools.product((1, 2), (1, 2, 3)))
@@ -141,7 +134,7 @@ def test_weights_are_where_they_are_used(partitioned, spread, units, count):
 def test_vertical_cuts_where_the_busiest_device_has_least(partitioned, units, count):
   found = partitioned[0]['vertical', units, count]
   graph = graph_of(units)
-  network = networks.build(resnet_split.Config(k=1, num_residual_units=units, num_classes=20))
+  network = networks.build(resnet_split.WideResNet(k=1, num_residual_units=units, num_classes=20))
   counts = counting.counts(network)
   where = [int(device) for c in counts for device in found['devices'][c.name]]
   assert len(where) == len(counts) and list(found['devices']) == [layer.name for layer in graph.layers[1:]]
@@ -186,9 +179,9 @@ def test_the_balanced_cut_is_the_best_of_all(seed):
 
 def test_what_cannot_be_partitioned():
   for costs, parts in (([1, 2], 3), ([1, 2], 0)):
-    with pytest.raises(ValueError, match='cannot cut 2 pieces into %d parts' % parts):
+    with pytest.raises(ValueError, match=f'cannot cut 2 pieces into {parts} parts'):
       placement.cut(costs, parts, sum)
-  config = resnet_split.Config(k=1, num_residual_units=1, num_classes=20)
+  config = resnet_split.WideResNet(k=1, num_residual_units=1, num_classes=20)
   groups = {name: np.arange(u.size) * u.groups // u.size for name, u in config.graph().units.items()}
   with pytest.raises(ValueError, match='only a dense network'):
     partition.horizontal(networks.build(config, groups=groups), ['/CPU:0'])
@@ -344,7 +337,7 @@ def test_a_row_for_which_there_are_too_few_devices_stays_empty(monkeypatch, caps
   assert float(baseline['time (s)']) > 0 and baseline['speed-up'] == '1.00'
   assert deep['time (s)'] == '' and deep['remark'] == 'needs 3 devices, there is 1'
   assert 'logical devices' not in out and 'one repeat' in out
-  with open(path, newline='') as f:
+  with open(path, encoding='utf-8', newline='') as f:
     assert list(csv.DictReader(f)) == [baseline, deep]
   assert os.listdir(tmp_path / 'new') == ['table5.csv']
 
@@ -365,13 +358,13 @@ print(json.dumps([sorted({op.device[-1] for op in step.graph.get_operations() if
 def test_the_program_times_every_row_on_its_devices(tmp_path):
   path = str(tmp_path / 'table5.json')
   arguments = ['--k', '1', '--images', '200', '--batch_size', '60', '--repeats', '2', '--output', path]
-  done = program('-c', TIMED, ROOT, *arguments)
+  done = program('-c', TIMED, helpers.PROJECT, *arguments)
   on = json.loads(done.stdout.splitlines()[-1])
   assert on == [['0', '1', '2'][: row.devices] for row in published.TABLE_5]
   assert table5.SHARED['CPU'] in done.stdout
   assert 'random images and untrained weights' in done.stdout and 'WARNING' not in done.stderr
   lines = rows_of(done.stdout)
-  with open(path) as f:
+  with open(path, encoding='utf-8') as f:
     stored = json.load(f)
   assert stored['devices'] == ['/CPU:0', '/CPU:1', '/CPU:2'] and stored['images'] == 200
   assert [row['row'] for row in stored['rows']] == [row.name for row in published.TABLE_5]
@@ -382,4 +375,4 @@ def test_the_program_times_every_row_on_its_devices(tmp_path):
     assert len(row['seconds']) == 2 and min(row['seconds']) > 0 and row['remark'] == ''
     assert row['mean'] == pytest.approx(np.mean(row['seconds']))
     assert row['deviation'] == pytest.approx(np.std(row['seconds'], ddof=1))
-    assert line['speed-up'] == '%.2f' % (first / np.mean(row['seconds']))
+    assert line['speed-up'] == f"{first / np.mean(row['seconds']):.2f}"

@@ -44,9 +44,9 @@ def test_the_files_are_what_is_printed(tmp_path, capsys, table):
   finish(runs['split-1-2-2'], 0.6)
   tables.show(flags, DATA)
   printed = capsys.readouterr().out
-  with open(tmp_path / 'k1' / ('table%s.md' % table), encoding='utf-8') as f:
+  with open(tmp_path / 'k1' / (f'table{table}.md'), encoding='utf-8') as f:
     assert f.read() == printed.strip('\n') + '\n'
-  with open(tmp_path / 'k1' / ('table%s.csv' % table), encoding='utf-8', newline='') as f:
+  with open(tmp_path / 'k1' / (f'table{table}.csv'), encoding='utf-8', newline='') as f:
     rows = list(csv.reader(f))
   assert rows == rows_of(printed)
   assert len(set(rows[0])) == len(rows[0])
@@ -88,12 +88,12 @@ class Recorder:
     program = os.path.basename(arguments[1])
     folder = os.path.basename(os.path.dirname(log))
     self.called.append((program, folder))
-    with open(log, 'a') as f:
+    with open(log, 'a', encoding='utf-8') as f:
       f.write('said something\n\n')
     if self.fail == (program, folder):
       return 3
     if program == 'eval.py':
-      with open(value(arguments, 'output_file'), 'w') as f:
+      with open(value(arguments, 'output_file'), 'w', encoding='utf-8') as f:
         json.dump({'accuracy': 0.5, 'parameters': 10, 'flops': 10}, f)
     return 0
 
@@ -139,7 +139,7 @@ def test_runs_come_after_what_they_need_and_are_not_repeated(program):
 
 
 def test_a_precision_that_is_slow_here_is_told_before_the_first_run(program, tmp_path, monkeypatch):
-  monkeypatch.setattr(devices, 'precision_note', lambda precision, training: 'note: %s, %s' % (precision, training))
+  monkeypatch.setattr(devices, 'precision_note', lambda precision, training: f'note: {precision}, {training}')
   short = ['--recipe', 'short', '--only', 'baseline']
   code, out, _, _ = program(2, *short, '--precision', 'float32')
   assert code == 0 and 'note: ' not in out
@@ -158,7 +158,7 @@ def test_a_broken_off_run_is_run_again_with_the_same_command(program, tmp_path):
   code, _, err, recorder = program(2, '--only', 'baseline', fail=('train.py', 'baseline'))
   folder = str(tmp_path / 'out' / 'k1' / 'seed0' / 'baseline')
   assert (code, recorder.called) == (1, [('train.py', 'baseline')])
-  assert err.count('\n') == 1 and "'%s'" % folder in err and os.path.join(folder, 'output.txt') in err
+  assert err.count('\n') == 1 and f"'{folder}'" in err and os.path.join(folder, 'output.txt') in err
   assert 'exit code 3: said something' in err
   code, _, _, recorder = program(2, '--only', 'baseline')
   assert (code, recorder.trained) == (0, ['baseline'])
@@ -243,7 +243,7 @@ def test_two_cells_of_table_1_for_real(tmp_path, data, monkeypatch, capsys):
     ('baseline', 'dense', 'baseline'),
     ('FC 1-1-4', 'C', 'scratch-1-1-4-clustering'),
   ):
-    with open(tmp_path / 'k1' / 'seed0' / folder / 'eval.json') as f:
+    with open(tmp_path / 'k1' / 'seed0' / folder / 'eval.json', encoding='utf-8') as f:
       assert by_name[name][column] == '%.2f' % (100 - 100 * json.load(f)['accuracy'])
   before = helpers.files(tmp_path)
   monkeypatch.setattr(runs_module, 'call', None)
@@ -283,7 +283,7 @@ def test_the_script_explains_itself():
   code, out, err = script('--help')
   assert (code, err) == (0, '')
   for name in ('1', '2', '5', 'all', 'groups', 'counts', 'plan'):
-    assert './tables.sh %s ' % name in err + out
+    assert f'./tables.sh {name} ' in err + out
   assert '--seeds' in out and '--recipe' in out
   for arguments in (['all', '--recipe', 'tiny'], ['all', '--recipe=tiny']):
     code, out, err = script(*arguments, '--print')

@@ -21,7 +21,7 @@ def driver(tmp_path, monkeypatch):
   def put(text):
     program = tmp_path / 'nvidia-smi'
     if text is not None:
-      program.write_text('#!/bin/sh\ncat <<END\n%sEND\n' % text)
+      program.write_text(f'#!/bin/sh\ncat <<END\n{text}END\n')
       program.chmod(0o755)
     monkeypatch.setenv('PATH', str(tmp_path) + (':/usr/bin:/bin' if text is not None else ''))
 
@@ -44,7 +44,7 @@ def limits(monkeypatch):
 
 
 def gpu(number):
-  return types.SimpleNamespace(name='/physical_device:GPU:%d' % number)
+  return types.SimpleNamespace(name=f'/physical_device:GPU:{number}')
 
 
 @pytest.mark.parametrize('shown, memory', [

@@ -180,7 +180,7 @@ def test_both_trunks_compute_the_networks_logits_on_their_devices():
     case = (split, branch_input, dtype, trunk)
     assert difference <= (1e-5 if dtype == 'float32' else 0.05), case
     devices = [device for device, *_ in parts]
-    assert sorted(set(devices)) == ['/CPU:%d' % i for i in range(min(3, int(split[-1])))], case
+    assert sorted(set(devices)) == [f'/CPU:{i}' for i in range(min(3, int(split[-1])))], case
     if trunk == 'replicate':
       assert len(devices) == len(set(devices)) and all(source is None for _, source, *_ in parts), case
     elif split != '1-1-1':

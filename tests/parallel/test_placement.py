@@ -99,7 +99,7 @@ def test_a_large_tree_is_dealt_soon_and_well():
 
 def described(parts):
   return [
-    (part.device, part.source, ' '.join('%s:%s' % (d, ''.join(map(str, b))) for d, b in part.nodes.items()))
+    (part.device, part.source, ' '.join(f"{d}:{''.join(map(str, b))}" for d, b in part.nodes.items()))
     for part in parts
   ]
 
@@ -143,7 +143,7 @@ def test_shared_parts_are_computed_once(split):
 @pytest.mark.parametrize('devices', [1, 2, 3, 5])
 def test_parts_make_up_the_tree(split, devices):
   depths, nodes = tree(split, 10, unit_2=4, unit_3=3, logits=1)
-  names = ['device %d' % i for i in range(devices)]
+  names = [f'device {i}' for i in range(devices)]
   for trunk in placement.TRUNKS:
     parts = placement.parts(depths, nodes, names, trunk)
     held = [(depth, branch) for part in parts for depth, branches in part.nodes.items() for branch in branches]
@@ -171,7 +171,7 @@ def test_place_puts_each_node_on_the_device_of_its_first_leaf():
 
 
 def test_costs_are_the_networks_flops():
-  config = resnet_split.Config(k=1, num_residual_units=1, num_classes=8, ngroups1=4, ngroups2=4, ngroups3=2)
+  config = resnet_split.WideResNet(k=1, num_residual_units=1, num_classes=8, ngroups1=4, ngroups2=4, ngroups3=2)
   plan = config.graph()
   groups = {name: np.arange(u.size) * u.groups // u.size for name, u in plan.units.items()}
   network = networks.build(config, groups=groups)

@@ -87,7 +87,7 @@ def unused_port():
 
 def assert_same_result(path, alone):
   """Asserts that a result is that of one process, to rounding."""
-  with open(path) as f:
+  with open(path, encoding='utf-8') as f:
     result = json.load(f)
   assert result['cross_entropy'] == pytest.approx(alone['cross_entropy'], rel=1e-6)
   for name in ('images', 'accuracy', 'top5_accuracy', 'confusion', 'groups', 'parameters', 'flops'):
@@ -172,7 +172,7 @@ def test_a_worker_killed_in_the_middle_is_named(pair, start, arguments, trunk):
   more = ['--workers', addresses([pair[0], victim]), '--trunk', trunk]
   code, _, stderr = signalled(victim, 'SIGKILL', arguments + more)
   assert code == 1
-  assert stderr.startswith('eval.py: worker %s cannot be reached: ' % victim.address), stderr
+  assert stderr.startswith(f'eval.py: worker {victim.address} cannot be reached: '), stderr
   assert '--retry' in stderr and stderr.count('\n') == 1
 
 
@@ -182,7 +182,7 @@ def test_with_retry_the_others_go_on(tmp_path_factory, pair, start, arguments, t
   more = ['--workers', addresses([victim, pair[1]]), '--retry', '--output_file', path]
   code, last, stderr = signalled(victim, 'SIGKILL', arguments + more)
   assert code == 0, stderr
-  note = 'note: worker %s cannot be reached; going on with %s\n' % (victim.address, pair[1].address)
+  note = f'note: worker {victim.address} cannot be reached; going on with {pair[1].address}\n'
   assert stderr == note
   result = assert_same_result(path, helpers.evaluated(tmp_path_factory, 'split'))
   assert result['devices'] == [pair[1].address + '/CPU:0']
@@ -204,13 +204,13 @@ def test_a_worker_that_does_not_answer_is_named_and_with_retry_left_out(tmp_path
 
 
 def test_a_wrong_port_is_named_and_with_retry_left_out(tmp_path_factory, pair, arguments, tmp_path):
-  wrong, path = '127.0.0.1:%d' % unused_port(), str(tmp_path / 'result.json')
-  more = ['--workers', '%s,%s' % (wrong, pair[0].address), '--output_file', path]
+  wrong, path = f'127.0.0.1:{unused_port()}', str(tmp_path / 'result.json')
+  more = ['--workers', f'{wrong},{pair[0].address}', '--output_file', path]
   for retry, expected in (([], 1), (['--retry'], 0)):
     process = helpers.start('eval.py', arguments + more + retry)
     _, stderr = process.communicate()
     assert process.returncode == expected
-    assert 'worker %s cannot be reached' % wrong in stderr and stderr.count('\n') == 1
+    assert f'worker {wrong} cannot be reached' in stderr and stderr.count('\n') == 1
     assert os.path.exists(path) == bool(retry)
   assert_same_result(path, helpers.evaluated(tmp_path_factory, 'split'))
 
@@ -222,16 +222,16 @@ def test_refused_silent_and_answering_addresses_are_told_apart(pair):
   with socket.socket() as silent:
     silent.bind((port_filter.LOOPBACK, 0))
     silent.listen()  # its kernel accepts connections, but nobody answers
-    silent_address, refused = '127.0.0.1:%d' % silent.getsockname()[1], '127.0.0.1:%d' % unused_port()
+    silent_address, refused = f'127.0.0.1:{silent.getsockname()[1]}', f'127.0.0.1:{unused_port()}'
     found = connections.unreachable([pair[0].address, silent_address, refused], 10)
   assert found == {silent_address: None, refused: 'cannot be reached'}
   assert connections.unreachable([process.address for process in pair], TIMEOUT) == {}
 
 
 def test_no_worker_at_all_is_told_with_and_without_retry():
-  address = '127.0.0.1:%d' % unused_port()
+  address = f'127.0.0.1:{unused_port()}'
   for retry, words in ((False, 'cannot be reached: start it again'), (True, 'no other is left')):
-    with pytest.raises(UserError, match='worker %s .*%s' % (address, words)):
+    with pytest.raises(UserError, match=f'worker {address} .*{words}'):
       workers.Workers([address], TIMEOUT, retry)
 
 

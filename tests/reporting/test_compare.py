@@ -12,7 +12,7 @@ def test_stages_stand_side_by_side_and_groups_by_class_name(tmp_path, capsys):
     result = dict(accuracy=accuracy, top5_accuracy=0.9, parameters=parameters, flops=10 * parameters)
     result.update(dict(images=10000, split='test'), **more)
     (tmp_path / name).write_text(json.dumps(result))
-    return '%s=%s' % (name, tmp_path / name)
+    return f'{name}={tmp_path / name}'
 
   of = {'ant': 'insects', 'bee': 'insects', 'oak': 'trees', 'elm': 'trees'}
   groups = dict(
@@ -34,6 +34,6 @@ def test_a_file_of_something_else_is_one_sentence(content, tmp_path, capsys):
   path = tmp_path / 'result.json'
   if content is not None:
     path.write_text(content)
-  assert compare.main(['dense=%s' % path]) == 1
+  assert compare.main([f'dense={path}']) == 1
   error = capsys.readouterr().err
   assert error.startswith('compare.py: ') and str(path) in error and error.count('\n') == 1

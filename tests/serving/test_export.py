@@ -22,7 +22,7 @@ from splitnet.common.errors import UserError
 from splitnet.network import counting
 from splitnet.training import checkpoints
 
-NAMES = ['class_%02d' % i for i in range(100)]
+NAMES = [f'class_{i:02}' for i in range(100)]
 
 # Given to a bare Python: knows manifest.json and TensorFlow only.
 SERVE = """
@@ -115,7 +115,7 @@ def served(tmp_path_factory, exports, images):
 
 
 def manifest(folder):
-  with open(os.path.join(folder, 'manifest.json')) as f:
+  with open(os.path.join(folder, 'manifest.json'), encoding='utf-8') as f:
     return json.load(f)
 
 
@@ -155,7 +155,7 @@ def test_the_manifest_says_which_model_reads_what(originals, exports, name):
   for model in branches:
     assert model['reads']['features']['model'] == 'trunk'
     assert model['inputs']['features'] == trunk['outputs'][model['reads']['features']['output']]
-    assert model['outputs']['logits'] == 'float32 [batch, %d]' % len(model['class_ids'])
+    assert model['outputs']['logits'] == f"float32 [batch, {len(model['class_ids'])}]"
   assert {m['reads']['features']['output'] for m in branches} == set(trunk['outputs'])
   assert sorted(i for m in branches for i in m['class_ids']) == list(range(100))
   groups = network.groups['split_q1']
@@ -173,7 +173,7 @@ def test_what_is_sent_to_a_branch_is_what_it_reads(exports):
   for name in ('two', 'deep', 'rounded'):
     assert features[name] == {'features_0': half, 'features_1': half}
   assert features['all'] == {'features_0': 'float32 [batch, 32, 32, 16]'}
-  assert features['logits'] == {'features_%d' % i: 'float32 [batch, 16]' for i in range(4)}
+  assert features['logits'] == {f'features_{i}': 'float32 [batch, 16]' for i in range(4)}
 
 
 def convolutions(network, name):
@@ -213,7 +213,7 @@ def test_each_models_size_is_told(originals, exports):
     two, deep = ({name: m[key] for name, m in sizes[tree].items()} for tree in ('two', 'deep'))
     assert two['whole'] == two['trunk'] + two['branch_0'] + two['branch_1'] and two['branch_0'] == two['branch_1']
     # In the deep tree two branches compute the same unit_2 each.
-    repeated = deep['trunk'] + sum(deep['branch_%d' % i] for i in range(4)) - deep['whole']
+    repeated = deep['trunk'] + sum(deep[f'branch_{i}'] for i in range(4)) - deep['whole']
     counts = [c for c in counting.counts(originals['deep']) if 'unit_2' in c.name and any(c.counted)]
     assert repeated == sum(getattr(c, key) for c in counts) > 0
 
@@ -246,7 +246,7 @@ def test_what_is_not_of_an_export_is_not_replaced_with_it(tmp_path, capsys, stra
     (tmp_path / 'mine').mkdir()
     os.symlink(tmp_path / 'mine', path)
   else:
-    with open(path, 'w') as f:
+    with open(path, 'w', encoding='utf-8') as f:
       f.write('mine')
   before = helpers.files(str(tmp_path))
   code, _, stderr = helpers.call(export, ['--checkpoint', 'none', '--out', out, '--force'], capsys)
@@ -316,7 +316,7 @@ def test_an_export_that_fails_leaves_what_was_there(runs, data, tmp_path, capsys
   else:
     monkeypatch.setattr(os, 'rename', failing(os.rename, 1 if fails == 'rename' else 2))
   code, _, stderr = helpers.call(export, given, capsys)
-  assert code == 1 and stderr == "export.py: --out: '%s' cannot be written (No space left on device)\n" % out
+  assert code == 1 and stderr == f"export.py: --out: '{out}' cannot be written (No space left on device)\n"
   assert len(calls) == {'save': 3, 'rename': 1, 'second rename': 3}[fails]
   assert helpers.files(str(tmp_path)) == before
 
@@ -362,7 +362,7 @@ def pictures(tmp_path, images):
   folder = tmp_path / 'pictures'
   folder.mkdir()
   for i, image in enumerate(images[:3]):
-    Image.fromarray(image).save(folder / ('%d.png' % i))
+    Image.fromarray(image).save(folder / f'{i}.png')
   wide = np.zeros((96, 200, 3), np.uint8)
   wide[:, 52:148] = np.kron(images[0], np.ones((3, 3, 1), np.uint8))
   Image.fromarray(wide).save(folder / 'wide.PNG')
@@ -375,7 +375,7 @@ def expected_lines(network, paths, images, top):
   lines = []
   for path, probabilities in zip(paths, tf.nn.softmax(network(cifar100.whiten(np.stack(images)))).numpy()):
     lines.append(path)
-    lines += ['  %5.1f %%  %s' % (100 * probabilities[i], NAMES[i]) for i in np.argsort(-probabilities)[:top]]
+    lines += [f'  {100 * probabilities[i]:5.1f} %  {NAMES[i]}' for i in np.argsort(-probabilities)[:top]]
   return lines
 
 
@@ -394,7 +394,7 @@ def test_infer_prints_the_networks_most_probable_classes(originals, exports, ima
 
 def test_many_images_are_done_in_batches(originals, exports, images, pictures, capsys, monkeypatch):
   monkeypatch.setattr(infer, 'BATCH', 2)
-  paths = [os.path.join(pictures, '%d.png' % (i % 3)) for i in range(5)]
+  paths = [os.path.join(pictures, f'{i % 3}.png') for i in range(5)]
   code, stdout, _ = helpers.call(infer, ['--export', exports['two'], *paths], capsys)
   assert code == 0
   assert stdout.splitlines() == expected_lines(originals['two'], paths, [images[i % 3] for i in range(5)], 5)
@@ -442,7 +442,7 @@ def test_a_bad_image_is_told_and_the_others_are_done(originals, exports, images,
   told = [*given[:2], *(os.path.join(pictures, name) for name in bad), given[3]]
   assert len(stderr.splitlines()) == len(told)
   for path, line in zip(told, stderr.splitlines()):
-    assert line.startswith('infer.py: ') and "'%s'" % path in line
+    assert line.startswith('infer.py: ') and f"'{path}'" in line
 
 
 def test_what_is_no_file_is_told_and_never_read(originals, exports, images, pictures, tmp_path):

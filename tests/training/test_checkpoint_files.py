@@ -11,6 +11,7 @@ import tensorflow as tf
 import resnet_split
 from splitnet.common.errors import UserError
 from splitnet.training import checkpoint_files, checkpoints, resume
+from splitnet.training.saver import Saver
 
 CONFIGURATION = {'mode': 'baseline', 'network': {}, 'groups': None, 'data': {}, 'settings': {}}
 
@@ -19,7 +20,7 @@ def saver_of(folder, keep=2):
   """(a Saver of one variable in a folder, the variable)."""
   value = tf.Variable(0.0)
   state = dict(weights={'a/b': value}, step=tf.Variable(0, dtype=tf.int64), validated=tf.Variable(0))
-  return checkpoints.Saver(str(folder), CONFIGURATION, keep, **state), value
+  return Saver(str(folder), CONFIGURATION, keep, **state), value
 
 
 def save(folder, *steps, keep=2):

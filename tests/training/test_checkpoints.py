@@ -17,10 +17,11 @@ from splitnet.common.files import write_json
 from splitnet.network import hardening
 from splitnet.network.network import create
 from splitnet.training import checkpoints
+from splitnet.training.saver import Saver
 
 DATA = os.path.join(helpers.PROJECT, 'tests', 'reference')
 RELEASED = os.path.join(DATA, 'original_checkpoint', 'model.ckpt-0')
-SMALL = resnet_split.Config(k=1, num_residual_units=1, num_classes=10, ngroups1=4, ngroups2=2, ngroups3=2)
+SMALL = resnet_split.WideResNet(k=1, num_residual_units=1, num_classes=10, ngroups1=4, ngroups2=2, ngroups3=2)
 
 
 def one_sentence(error):
@@ -48,7 +49,7 @@ def saver_of(folder, network, max_to_keep=2, mode='split'):
   """(a Saver of a network and a step, the step)."""
   step = tf.Variable(0, dtype=tf.int64, trainable=False)
   configuration = checkpoints.describe(mode, SMALL.to_dict(), network, {'name': 'made up'}, {'seed': 1})
-  return checkpoints.Saver(folder, configuration, max_to_keep, weights=network.weights, step=step), step
+  return Saver(folder, configuration, max_to_keep, weights=network.weights, step=step), step
 
 
 # --- the released code's checkpoint --------------------------------------------------------------------------------

@@ -25,7 +25,7 @@ ASSIGNMENTS = {'split_q1': (3, 100), 'split_p1': (3, 64), 'split_p2': (2, 32), '
 
 
 def read(*path):
-  with open(os.path.join(*path)) as f:
+  with open(os.path.join(*path), encoding='utf-8') as f:
     return f.read()
 
 
@@ -37,7 +37,7 @@ def test_settings_stand_on_a_line_each_in_the_order_of_their_names():
 
 
 def test_every_layer_is_listed_with_its_size_and_they_add_up():
-  network = networks.build(resnet_split.Config(k=1, num_residual_units=1))
+  network = networks.build(resnet_split.WideResNet(k=1, num_residual_units=1))
   _, *layers, total = log.size_table(counting.counts(network)).split('\n')
   numbers = [[int(word.replace(',', '')) for word in line.split()[1:3]] for line in layers]
   counted = [not line.endswith('(not counted)') for line in layers]
@@ -98,7 +98,7 @@ def test_metrics_go_on_with_the_run_also_after_a_torn_line(runs, data, tmp_path)
   folder = str(tmp_path / 'run')
   shutil.copytree(runs['split'], folder)
   before = list(log.read_metrics(folder))
-  with open(os.path.join(folder, log.METRICS), 'a') as f:
+  with open(os.path.join(folder, log.METRICS), 'a', encoding='utf-8') as f:
     f.write('{"step": 6, "kind": "tr')  # killed here
   assert list(log.read_metrics(folder)) == before
   arguments = helpers.flags('split', data, folder, '--basemodel', runs['group'], '--max_steps', 10)
@@ -135,7 +135,7 @@ def report(folder, step, *steps):
   """Reports some steps of a run that is resumed at `step`."""
   written = log.Log(folder, step)
   terms = {'total': 1.0, 'cross_entropy': 1.0, 'accuracy': 0.5}
-  network = networks.build(resnet_split.Config(k=1, num_residual_units=1))
+  network = networks.build(resnet_split.WideResNet(k=1, num_residual_units=1))
   if step >= 0:
     written.line(f"going on from step {step} ('ckpt')")
   for number in steps:
@@ -191,7 +191,7 @@ def test_summaries_hold_every_scalar_histogram_and_image(runs):
   assert sorted(scalars['val/accuracy']) == sorted(scalars['val/cross_entropy']) == [0, 12]
   for name, (groups, units) in ASSIGNMENTS.items():
     assert 1 / groups <= scalars['confidence/' + name][10] <= 1
-    assert sum(scalars['group_size/%s_%d' % (name, g)][10] for g in range(groups)) == units
+    assert sum(scalars[f'group_size/{name}_{g}'][10] for g in range(groups)) == units
   assert len(scalars) == 9 + 2 + 4 + (3 + 3 + 2 + 2)
   layers = {'unit_3_0/shortcut', 'unit_3_0/conv_1', 'unit_3_0/conv_2', 'logits/fc'}
   wanted = {'weights/' + name for name in layers} | {'assignment/' + name for name in ASSIGNMENTS}
@@ -202,7 +202,7 @@ def test_summaries_hold_every_scalar_histogram_and_image(runs):
 
 def test_pictures_are_drawn_and_open(runs):
   paths = sorted(glob.glob(os.path.join(runs['group'], 'pictures', '*')))
-  assert [os.path.basename(p) for p in paths] == ['weights-%06d.png' % step for step in (0, 6, 12)]
+  assert [os.path.basename(p) for p in paths] == [f'weights-{step:06}.png' for step in (0, 6, 12)]
   for path in paths:
     with Image.open(path) as picture:
       assert picture.format == 'PNG' and min(picture.size) > 300

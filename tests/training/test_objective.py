@@ -16,8 +16,9 @@ import train
 from resnet_split import read_older
 from splitnet.network.network import create
 from splitnet.training import checkpoints, initialize, objective
+from splitnet.training.saver import Saver
 
-CONFIG = resnet_split.Config(k=1, num_residual_units=1, ngroups1=3, ngroups2=2, ngroups3=1)
+CONFIG = resnet_split.WideResNet(k=1, num_residual_units=1, ngroups1=3, ngroups2=2, ngroups3=1)
 
 
 def log_softmax(x):
@@ -78,7 +79,7 @@ def test_without_either_the_objective_is_the_released_one_bit_by_bit():
 
 
 def test_the_objective_follows_its_weights():
-  config = resnet_split.Config(k=1, num_residual_units=1, ngroups1=3, ngroups2=2, ngroups3=1)
+  config = resnet_split.WideResNet(k=1, num_residual_units=1, ngroups1=3, ngroups2=2, ngroups3=1)
   network = networks.build(config, with_assignments=True)
   logits, labels = tf.random.stateless_normal([5, 100], [0, 0]), tf.range(5)
   terms = objective.objective(network, logits, labels, objective.Objective(0.01, 2.0, 3.0, 5.0, False))
@@ -115,14 +116,14 @@ def test_a_distilled_run_goes_on_after_it_and_its_teacher_were_moved(runs, data,
   # Another teacher, or the same folder with another checkpoint, is another run.
   other = distilled(data, away / 'run', runs, runs['group'], *more)
   code, _, err = helpers.call(train, other, capsys)
-  assert code == 1 and '--teacher %s, now it is %s' % (away / 'teacher', runs['group']) in err and err.count('\n') == 1
+  assert code == 1 and f"--teacher {away / 'teacher'}, now it is {runs['group']}" in err and err.count('\n') == 1
   shutil.rmtree(away / 'teacher')
   shutil.copytree(runs['group'], away / 'teacher')
   code, _, err = helpers.call(train, distilled(data, away / 'run', runs, str(away / 'teacher'), *more), capsys)
-  assert code == 1 and "another --teacher than '%s' holds now" % (away / 'teacher') in err and err.count('\n') == 1
+  assert code == 1 and f"another --teacher than '{away / 'teacher'}' holds now" in err and err.count('\n') == 1
   shutil.rmtree(away / 'teacher')
   code, _, err = helpers.call(train, distilled(data, away / 'run', runs, str(away / 'teacher'), *more), capsys)
-  assert code == 1 and "no checkpoint '%s'" % (away / 'teacher') in err and err.count('\n') == 1
+  assert code == 1 and f"no checkpoint '{away / 'teacher'}'" in err and err.count('\n') == 1
 
 
 @pytest.mark.slow
@@ -137,13 +138,13 @@ def test_a_run_goes_on_where_its_basemodel_was_moved_or_is_gone_but_not_from_ano
   last = None
   for steps, path in ((4, tmp_path / 'moved'), (6, tmp_path / 'gone')):
     code, out, err = helpers.call(train, [*arguments, str(path), '--max_steps', steps], capsys)
-    assert code == 0 and (last is None or 'going on from step %d' % last in out), err
+    assert code == 0 and (last is None or f'going on from step {last}' in out), err
     last = steps
   stored = json.loads((tmp_path / 'elsewhere' / 'config.json').read_text())
   assert stored['settings']['basemodel'] == str(tmp_path / 'moved')
   helpers.assert_same(helpers.weights(str(tmp_path / 'elsewhere')), helpers.weights(runs['split']))
   code, _, err = helpers.call(train, [*arguments, helpers.RELEASED, '--max_steps', 7], capsys)
-  assert code == 1 and 'now it is %s' % helpers.RELEASED in err and err.count('\n') == 1
+  assert code == 1 and f'now it is {helpers.RELEASED}' in err and err.count('\n') == 1
 
 
 @pytest.mark.parametrize('stage', ['baseline', 'group', 'split'])
@@ -176,9 +177,9 @@ def test_a_mistake_is_one_sentence_and_leaves_no_trace(runs, data, tmp_path, tmp
   more, words = MISTAKES[case]
   other = tmp_path_factory.mktemp('other')
   if case == 'other classes':
-    network = networks.build(resnet_split.Config(k=1, num_residual_units=1, num_classes=7))
+    network = networks.build(resnet_split.WideResNet(k=1, num_residual_units=1, num_classes=7))
     configuration = checkpoints.describe('baseline', {}, network, {}, {})
-    checkpoints.Saver(str(other), configuration, 1, weights=network.weights, step=tf.Variable(0)).save(0)
+    Saver(str(other), configuration, 1, weights=network.weights, step=tf.Variable(0)).save(0)
 
   def filled(text):
     for short, path in (('NEW', tmp_path), ('DATA', data), ('OTHER', other), ('BASE', runs['baseline'])):

@@ -55,7 +55,7 @@ def start():
 def free_addresses(count):
   """Addresses on loopback whose ports are free."""
   sockets = [socket.create_server(('127.0.0.1', 0)) for _ in range(count)]
-  addresses = ['127.0.0.1:%d' % s.getsockname()[1] for s in sockets]
+  addresses = [f'127.0.0.1:{s.getsockname()[1]}' for s in sockets]
   for s in sockets:
     s.close()
   return addresses
@@ -107,7 +107,7 @@ def runs(start, tmp_path_factory):
 
 def losses(path):
   """The losses of all steps, and the validations' cross-entropies, in a run's log."""
-  with open(os.path.join(path, 'train.log')) as f:
+  with open(os.path.join(path, 'train.log'), encoding='utf-8') as f:
     log = f.read()
   return [float(x) for x in re.findall(r'^step \d+: (?:loss|validation.*cross-entropy) ([\d.]+)', log, re.MULTILINE)]
 
@@ -138,7 +138,7 @@ def assert_alike(one, other):
 VALIDATIONS = """
 import json, splitnet.common.quiet, numpy as np, cifar100
 from splitnet.data.batches import Images
-from resnet_split import Config
+from resnet_split import WideResNet
 from splitnet.network import network as networks
 from splitnet.parallel import devices
 from splitnet.training import replicas
@@ -149,7 +149,7 @@ images = Images(rng.integers(0, 256, (17, 32, 32, 3)).astype(np.uint8), np.arang
 found = []
 for copies in (replicas.Replicas(), replicas.on_devices(devices.names(), 4)):
   with copies.scope():
-    network = networks.create(Config(k=1, num_residual_units=1).graph(), seed=0)
+    network = networks.create(WideResNet(k=1, num_residual_units=1).graph(), seed=0)
   step = make_step(network, cifar100, dict(batch_size=4), 4.0, copies)
   sizes = (1, 2, 3, 4, 5, 6, 7, 17)
   found.append([step.validate(Images(images.images[:size], images.labels[:size])) for size in sizes])
@@ -175,8 +175,8 @@ def test_branches_on_two_devices_train_as_on_one(runs):
 
 @pytest.mark.parametrize('operation', ['Conv2D', 'Conv2DBackpropFilter', 'ResourceApplyMomentum', 'L2Loss'])
 def test_a_branch_has_its_whole_step_on_its_device(runs, operation):
-  lines = [line for line in runs[1]['placed'].splitlines() if '(%s)' % operation in line]
-  counts = [sum(line.endswith('device:CPU:%d' % i) for line in lines) for i in (0, 1)]
+  lines = [line for line in runs[1]['placed'].splitlines() if f'({operation})' in line]
+  counts = [sum(line.endswith(f'device:CPU:{i}') for line in lines) for i in (0, 1)]
   # The first device has the trunk too, the second only its branch, which is as deep as the other.
   assert 0 < counts[1] < counts[0] < 3 * counts[1]
 
@@ -186,7 +186,7 @@ def test_two_processes_train_as_one_and_only_the_chief_writes(runs):
   assert_alike(folder / 'one' / 'group', folder / 'workers' / 'group')
   assert not os.path.exists(folder / 'elsewhere')
   assert re.fullmatch(r'worker 1 \(127.0.0.1:\d+\): waiting for 127.0.0.1:\d+\n', out['other'])
-  assert 'done at step %d' % STEPS in out['chief']
+  assert f'done at step {STEPS}' in out['chief']
   kept = [sorted(os.listdir(folder / where / 'group')) for where in ('one', 'workers')]
   assert kept[0] == kept[1]
 
@@ -196,10 +196,10 @@ def test_a_run_on_one_device_goes_on_on_two(runs, start, tmp_path_factory):
   more = ['--num_logical_devices', 2, '--num_replicas', 2]
   arguments = flags('baseline', helpers.data(tmp_path_factory), folder / 'resumed', *more)
   assert 'going on from step 2 ' in finished(start(script(arguments)))
-  with open(folder / 'resumed' / 'train.log') as f:
+  with open(folder / 'resumed' / 'train.log', encoding='utf-8') as f:
     log = f.read()
-  with open(folder / 'resumed' / 'train.log', 'w') as f:  # step 2 was also the first run's last: once is enough
-    f.write(log.replace('done at', ''))
+  with open(folder / 'resumed' / 'train.log', 'w', encoding='utf-8') as f:
+    f.write(log.replace('done at', ''))  # step 2 was also the first run's last: once is enough
   assert_alike(folder / 'one' / 'baseline', folder / 'resumed')
 
 
@@ -220,13 +220,13 @@ def test_a_lost_worker_is_told_in_one_sentence_and_the_same_command_goes_on(star
   stdout, stderr = chief.communicate(timeout=300)
   assert chief.returncode == 1 and other.wait() == -signal.SIGKILL
   assert len(stderr.splitlines()) == 1, stderr
-  assert stderr.startswith('train.py: worker 0 (%s) has lost worker 1 (%s); ' % tuple(workers))
+  assert stderr.startswith(f'train.py: worker 0 ({workers[0]}) has lost worker 1 ({workers[1]}); ')
   last = int(helpers.weights(str(folder))['step/.ATTRIBUTES/VARIABLE_VALUE'])
   assert last >= 5 and last % 5 == 0
   _, (chief, other) = begin(last + 2)
   stdout = finished(chief)
   finished(other)
-  assert 'going on from step %d ' % last in stdout and 'done at step %d' % (last + 2) in stdout
+  assert f'going on from step {last} ' in stdout and f'done at step {last + 2}' in stdout
 
 
 def test_workers_that_start_differently_are_told(monkeypatch):

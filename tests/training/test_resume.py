@@ -15,13 +15,14 @@ import tensorflow as tf
 import train
 import utils
 from splitnet.training import checkpoints
+from splitnet.training.saver import Saver
 from splitnet.training.step import TrainStep
 
 pytestmark = pytest.mark.slow
 
 
 def read(*path):
-  with open(os.path.join(*path)) as f:
+  with open(os.path.join(*path), encoding='utf-8') as f:
     return f.read()
 
 
@@ -47,19 +48,19 @@ def test_a_killed_and_an_interrupted_run_end_as_an_uninterrupted_one(data, tmp_p
   broken = start('broken')
   lines = helpers.read_until(broken, 'going on from step ')
   assert killed_at in lines[-1]
-  helpers.read_until(broken, 'step %d:' % (int(killed_at.split('-')[-1]) + 20))
+  helpers.read_until(broken, f"step {int(killed_at.split('-')[-1]) + 20}:")
   broken.send_signal(signal.SIGINT)
   stdout, stderr = broken.communicate()
   assert (broken.returncode, stderr) == (130, '') and 'the same command goes on from' in stdout
   stopped_at = int(stdout.split('stopped at step ')[1].split(';')[0])
-  assert helpers.read_checkpoint(str(tmp_path / 'broken')).path.endswith('-%d' % stopped_at)
+  assert helpers.read_checkpoint(str(tmp_path / 'broken')).path.endswith(f'-{stopped_at}')
 
   last = stopped_at + 50
   broken, whole = start('broken', last), start('whole', last)
-  for process, begins in ((broken, 'going on from step %d ' % stopped_at), (whole, 'step 10:')):
+  for process, begins in ((broken, f'going on from step {stopped_at} '), (whole, 'step 10:')):
     stdout, stderr = process.communicate()
     assert (process.returncode, stderr) == (0, '')
-    assert re.search('^' + begins, stdout, re.M) and 'done at step %d' % last in stdout
+    assert re.search('^' + begins, stdout, re.M) and f'done at step {last}' in stdout
   helpers.assert_same(*(helpers.weights(str(tmp_path / name)) for name in ('whole', 'broken')))
 
 
@@ -69,7 +70,7 @@ def test_a_split_run_goes_on_to_more_steps_as_if_it_had_not_stopped(runs, data, 
     given = arguments if basemodel else arguments[:-2]
     assert helpers.call(train, [*given, '--max_steps', steps], capsys)[0] == 0
   helpers.assert_same(helpers.weights(str(tmp_path)), helpers.weights(runs['split']))
-  assert "going on from step 2 ('%s')" % (tmp_path / 'ckpt-2') in read(tmp_path, 'train.log')
+  assert f"going on from step 2 ('{tmp_path / 'ckpt-2'}')" in read(tmp_path, 'train.log')
   assert json.loads(read(tmp_path, 'config.json'))['settings']['basemodel'] == runs['group']
   before = helpers.weights(str(tmp_path))
   assert helpers.call(train, [*arguments, '--max_steps', 6], capsys)[0] == 0  # nothing left to do
@@ -108,7 +109,7 @@ def test_a_damaged_last_checkpoint_is_told_and_left_as_it_is(runs, data, tmp_pat
   for path in glob.glob(os.path.join(folder, 'ckpt-6.*')):  # as the sentence says
     os.remove(path)
   code, stdout, _ = helpers.call(train, [*arguments[:-1], 6], capsys)
-  assert code == 0 and "going on from step 0 ('%s')" % os.path.join(folder, 'ckpt-0') in stdout
+  assert code == 0 and f"going on from step 0 ('{os.path.join(folder, 'ckpt-0')}')" in stdout
   helpers.assert_same(helpers.weights(folder), helpers.weights(runs['split']))
 
 
@@ -236,8 +237,8 @@ def test_an_interrupt_in_a_validation_loses_nothing(runs, data, tmp_path, monkey
   monkeypatch.setattr(TrainStep, 'validate', validate)
   arguments = helpers.flags('split', data, str(tmp_path), *more)
   assert helpers.call(train, arguments, capsys)[0] == 130
-  assert checkpoints.find(str(tmp_path)).endswith('-%d' % at)
-  assert checkpoints.find(str(tmp_path / 'best')).endswith('-%d' % (at - 2))
+  assert checkpoints.find(str(tmp_path)).endswith(f'-{at}')
+  assert checkpoints.find(str(tmp_path / 'best')).endswith(f'-{at - 2}')
   code, stdout, _ = helpers.call(train, arguments, capsys)
   assert code == 0 and 'best validation accuracy 60.00 %' in stdout
   assert checkpoints.find(str(tmp_path / 'best')).endswith('-6')
@@ -248,7 +249,7 @@ def test_an_interrupt_in_a_validation_loses_nothing(runs, data, tmp_path, monkey
 
 def test_best_is_written_before_it_counts_as_the_best(runs, data, tmp_path, monkeypatch, capsys):
   """An interrupt between the two would leave the better weights nowhere."""
-  save_best, broken = checkpoints.Saver.save_best, []
+  save_best, broken = Saver.save_best, []
 
   def interrupted(self, step):
     if step == 4 and not broken:
@@ -256,7 +257,7 @@ def test_best_is_written_before_it_counts_as_the_best(runs, data, tmp_path, monk
       raise KeyboardInterrupt
     return save_best(self, step)
 
-  monkeypatch.setattr(checkpoints.Saver, 'save_best', interrupted)
+  monkeypatch.setattr(Saver, 'save_best', interrupted)
   monkeypatch.setattr(TrainStep, 'validate', lambda self, *arguments: (0.9 if self.step == 4 else 0.1, 1.0))
   more = ['--basemodel', runs['group'], '--max_steps', 6, '--val_interval', 2]
   arguments = helpers.flags('split', data, str(tmp_path), *more)
@@ -306,10 +307,10 @@ def test_a_grouping_run_stops_when_its_assignments_have_converged(runs, data, tm
   assert code == 0
   last = int(helpers.read_checkpoint(str(tmp_path)).path.split('-')[-1])
   assert 0 < last < 300 and last % 5 == 0
-  assert 'done at step %d (every assignment is at least 0.' % last in stdout
+  assert f'done at step {last} (every assignment is at least 0.' in stdout
   alphas = {n: v for n, v in helpers.read_checkpoint(str(tmp_path)).values.items() if n.startswith('group/')}
   assert all(utils.confidence(tf.nn.softmax(a, 0)) >= 0.6 for a in alphas.values())
-  assert 'step %d: validation accuracy' % last in stdout
+  assert f'step {last}: validation accuracy' in stdout
 
 
 def test_a_run_stops_when_its_patience_is_spent(runs, data, tmp_path, capsys):
@@ -321,8 +322,8 @@ def test_a_run_stops_when_its_patience_is_spent(runs, data, tmp_path, capsys):
   steps, accuracies, _ = zip(*helpers.validations(stdout))
   last_better = max(i for i in range(len(steps)) if accuracies[i] > max([-1.0, *accuracies[:i]]))
   assert len(steps) == last_better + 4 and steps[-1] < 50
-  assert 'done at step %d (no better validation accuracy in 3 validations)' % steps[-1] in stdout
-  assert helpers.read_checkpoint(str(tmp_path)).path.endswith('-%d' % steps[-1])
+  assert f'done at step {steps[-1]} (no better validation accuracy in 3 validations)' in stdout
+  assert helpers.read_checkpoint(str(tmp_path)).path.endswith(f'-{steps[-1]}')
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_leaves_the_last_good_checkpoint(runs, data, tmp_path, capsys):
@@ -348,12 +349,12 @@ def test_a_run_that_has_stopped_early_stays_stopped(data, tmp_path, monkeypatch,
   given = [*helpers.NETWORK, *helpers.GROUPS, '--max_steps', 8, *more]
   arguments = helpers.flags('group', data, str(tmp_path), *given)
   code, stdout, _ = helpers.call(train, arguments, capsys)
-  stopped = int(re.search(r'done at step (\d+) \(%s\)' % why, stdout).group(1))
+  stopped = int(re.search(rf'done at step (\d+) \({why}\)', stdout).group(1))
   assert code == 0 and stopped < 8
   code, stdout, _ = helpers.call(train, arguments, capsys)
-  assert code == 0 and re.search(r'done at step %d \(%s\)' % (stopped, why), stdout)
+  assert code == 0 and re.search(rf'done at step {stopped} \({why}\)', stdout)
   assert ': validation accuracy' not in stdout
-  assert checkpoints.find(str(tmp_path)).endswith('-%d' % stopped)
+  assert checkpoints.find(str(tmp_path)).endswith(f'-{stopped}')
 
 
 # --- what it started from, and others in the same folder ------------------------------------------------------------
@@ -369,7 +370,7 @@ def test_a_basemodel_that_was_made_anew_is_told(runs, data, tmp_path, capsys):
   given = [*helpers.NETWORK, *helpers.GROUPS, '--max_steps', 1, '--seed', 3]
   assert helpers.call(train, helpers.flags('group', data, base, *given), capsys)[0] == 0
   code, stdout, _ = helpers.call(train, [*arguments, '--max_steps', 3], capsys)
-  assert code == 0 and "'%s' has changed since this run started from it" % base in stdout
+  assert code == 0 and f"'{base}' has changed since this run started from it" in stdout
 
 
 def test_two_runs_do_not_write_in_the_same_folder(data, tmp_path, capsys):
@@ -381,7 +382,7 @@ def test_two_runs_do_not_write_in_the_same_folder(data, tmp_path, capsys):
     before = checkpoints.find(folder)
     code, stdout, stderr = helpers.call(train, arguments, capsys)
     assert code == 1 and len(stderr.splitlines()) == 1
-    assert "another process trains in '%s'" % folder in stderr
+    assert f"another process trains in '{folder}'" in stderr
     assert checkpoints.find(folder) == before
   finally:
     first.kill()
@@ -398,4 +399,4 @@ def test_without_images_to_validate_on_best_is_the_last_validation(runs, data, t
     given = helpers.flags('split', data, folder, *more, '--train_split', split)
     code, stdout, _ = helpers.call(train, given, capsys)
     assert code == 0 and ('the validation images are trained on' in stdout) == (split == 'train_val')
-    assert checkpoints.find(os.path.join(folder, 'best')).endswith('-%d' % step)
+    assert checkpoints.find(os.path.join(folder, 'best')).endswith(f'-{step}')

@@ -8,11 +8,11 @@ import tensorflow as tf
 
 import cifar100
 import resnet_split
-from splitnet.data.batches import Images, training_batches
+from splitnet.data.batches import Images
 from splitnet.training import checkpoints, objective
 from splitnet.training.step import learning_rate_scales, make_step
 
-CONFIG = resnet_split.Config(k=1, num_residual_units=1, ngroups1=3, ngroups2=2, ngroups3=1)
+CONFIG = resnet_split.WideResNet(k=1, num_residual_units=1, ngroups1=3, ngroups2=2, ngroups3=1)
 
 
 def new_step(mode='group', steps_per_epoch=4.0, **settings):
@@ -37,7 +37,7 @@ def step_changes(**settings):
   rng = np.random.default_rng(0)
   images = Images(rng.integers(0, 256, (20, 32, 32, 3)).astype(np.uint8), np.arange(20, dtype=np.int32))
   before = {n: v.numpy() for n, v in step.network.trained.items()}
-  step.train(iter(training_batches(images, 20, 0)), tf.constant(1))
+  step.train(iter(images.training_batches(20, 0)), tf.constant(1))
   return {n: v.numpy() - before[n] for n, v in step.network.trained.items()}
 
 
@@ -99,7 +99,7 @@ def test_several_steps_per_call_are_the_same_steps(data):
   ends, means = [], []
   for calls in ([4], [1, 1, 1, 1], [3, 1]):
     step = new_step(dropout_keep_prob=0.5, lr_step_epoch='0.5')
-    batches = iter(training_batches(images, 20, 0))
+    batches = iter(images.training_batches(20, 0))
     terms = [step.train(batches, tf.constant(count)) for count in calls]
     assert int(step.step) == 4
     ends.append(values(step))
@@ -116,7 +116,7 @@ def test_compiled_with_xla_a_step_is_the_same(data, mode):
   images, ends = cifar100.load(data, 'train', 20), []
   for compiled in (False, True):
     step = new_step(mode, jit_compile=compiled, initial_lr=0.01)
-    step.train(iter(training_batches(images, 20, 0)), tf.constant(1))
+    step.train(iter(images.training_batches(20, 0)), tf.constant(1))
     ends.append(values(step))
   for name, value in ends[0].items():
     np.testing.assert_allclose(ends[1][name], value, rtol=1e-3, atol=1e-5, err_msg=name)
@@ -132,17 +132,17 @@ def test_a_step_minimises_what_the_settings_say(data):
   step = new_step(**given, gamma2_ramp_epoch=2.0, initial_lr=0.0)
   assert {name: getattr(step.objective, name) for name in given} == given
   # The sixth of the eight steps over which gamma2 rises.
-  terms = step.train(iter(training_batches(images, 20, 0, first_step=5)), tf.constant(1))
+  terms = step.train(iter(images.training_batches(20, 0, first_step=5)), tf.constant(1))
   expected = terms['cross_entropy'] + 0.003 * terms['l2'] + 2 * terms['overlap'] + 5 * terms['uniform']
   expected += 7 * 5 / 8 * terms['weight_split']
   assert float(terms['total']) == pytest.approx(float(expected), rel=1e-6)
 
-  config = resnet_split.Config(k=1, num_residual_units=1)
+  config = resnet_split.WideResNet(k=1, num_residual_units=1)
   settings = dict(batch_size=20, l2_weight=0.0, initial_lr=0.0, distill_weight=0.3, distill_temperature=3.0)
   teacher = networks.build(config, seed=9)
   step = make_step(networks.build(config), cifar100, settings, 4, teacher=teacher)
   assert (step.objective.distill_weight, step.objective.distill_temperature) == (0.3, 3.0)
-  terms = step.train(iter(training_batches(images, 20, 0)), tf.constant(1))
+  terms = step.train(iter(images.training_batches(20, 0)), tf.constant(1))
   expected = 0.7 * terms['cross_entropy'] + 0.3 * terms['distillation']
   assert float(terms['distillation']) > 0 and float(terms['total']) == pytest.approx(float(expected), rel=1e-6)
 
@@ -151,13 +151,13 @@ def test_the_teacher_sees_the_steps_own_images_with_its_moving_averages_and_does
   stored = helpers.read_checkpoint(runs['baseline'])
   teacher = checkpoints.load_network(stored)
   images = cifar100.load(data, 'train', 20)
-  first, _, _ = next(iter(training_batches(images, 20, 3)))
+  first, _, _ = next(iter(images.training_batches(20, 3)))
   seen = cifar100.whiten(cifar100.augment(first, tf.constant([3, 0])))
   student = networks.build(CONFIG, seed=1)(seen, training=True)
   expected = objective.distillation(student, teacher(seen), 4.0)
   settings = dict(batch_size=20, seed=3, distill_weight=0.9)
   step = make_step(networks.build(CONFIG, seed=1), cifar100, settings, 4.0, teacher=teacher)
-  terms = step.train(iter(training_batches(images, 20, 3)), tf.constant(1))
+  terms = step.train(iter(images.training_batches(20, 3)), tf.constant(1))
   assert float(terms['distillation']) == pytest.approx(float(expected), rel=1e-4)
   helpers.assert_same({n: v.numpy() for n, v in teacher.weights.items()}, stored.values)
 
