@@ -5,7 +5,7 @@ without the interruption. Source of the recipe: the released code (reflect-pad 4
 each image and channel).
 """
 
-import functools
+import contextlib
 import os
 
 import numpy as np
@@ -28,8 +28,23 @@ def open_dataset(settings):
   if settings.image_size not in (None, IMAGE_SIZE):
     raise UserError(f'--image_size is {settings.image_size}, but images of CIFAR-100 have {IMAGE_SIZE} pixels a side')
   data_dir = settings.data_dir or DATA_DIR
-  load_subset = functools.partial(load, data_dir)
-  return DataSet(load_names(data_dir), IMAGE_SIZE, load_subset, augment=augment, prepare=prepare)
+  written = _stamp(data_dir)
+  names = load_names(data_dir)
+
+  def load_alike(subset, limit=None):
+    images = load(data_dir, subset, limit)
+    if _stamp(data_dir) != written:  # the file that vouches for the others is removed first and written last
+      raise UserError(f"'{data_dir}' has been written anew while it was read: start again when that is done")
+    return images
+
+  return DataSet(names, IMAGE_SIZE, load_alike, augment=augment, prepare=prepare)
+
+
+def _stamp(data_dir):
+  """Identifies the names.json that is there; None if there is none."""
+  with contextlib.suppress(OSError):
+    status = os.stat(os.path.join(data_dir, 'names.json'))
+    return status.st_ino, status.st_mtime_ns
 
 
 @schema.record

@@ -165,7 +165,8 @@ class ImageFiles:
       reason = image_files.fault(path, None if self.places is None else self.places[index])
       if reason:
         raise UserError(
-          f'the image {image_files.quoted(path)} {reason}: restore it and run again, or start anew with --skip_damaged'
+          f'the image {image_files.quoted(path)} {reason}: restore it and run again, or leave it '
+          'out with --skip_damaged True (training then starts anew, with another --train_dir)'
         ) from error
     raise error
 

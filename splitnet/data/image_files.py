@@ -226,7 +226,10 @@ def leave_out(data_dir, files, skip_damaged, places=None):
   rest = f'; and {len(faults) - NAMED} more' if len(faults) > NAMED else ''
   what = f"{len(faults)} of the {len(files)} images in '{data_dir}' cannot be used: {named}{rest} (all in '{report}')"
   if not skip_damaged:
-    raise UserError(f'{what}: mend or remove them, or leave them out with --skip_damaged')
+    raise UserError(
+      f'{what}: mend or remove them, or leave them out with --skip_damaged True (a run that had them goes on only with '
+      'them)'
+    )
   kept[[index for index, _, _ in faults]] = False
   return kept, what + '; they are left out'
 

@@ -1,5 +1,6 @@
 """Groupings that are not learned, and the spectral start."""
 
+import itertools
 import json
 
 import networks
@@ -36,6 +37,21 @@ def test_semantic_groups_are_even_and_of_whole_superclasses(names):
     assert np.bincount(found).tolist() == [100 // groups] * groups
     assert utils.superclass_agreement(found, names.fine_to_coarse) == 1.0
   assert np.bincount(grouping.semantic(names, 3)).tolist() == [35, 35, 30]
+
+
+@pytest.mark.parametrize('sizes, groups, expected', [
+  ([1, 1, 1, 9], 2, [3, 9]), ([9, 1, 1, 1], 3, [9, 1, 2]), ([3, 1, 4, 1, 5, 9, 2], 3, [9, 5, 11]), ([2, 3], 2, [2, 3]),
+  ([6, 1, 1, 1, 1, 2], 4, [6, 2, 2, 2]),
+])  # fmt: skip
+def test_semantic_groups_balance_classes_over_uneven_superclasses(sizes, groups, expected):
+  fine_to_coarse = np.random.default_rng(0).permutation(np.repeat(np.arange(len(sizes)), sizes))
+  names = ClassNames(list(fine_to_coarse), [f's{i}' for i in range(len(sizes))], fine_to_coarse, {})
+  found = grouping.semantic(names, groups)
+  assert np.bincount(found).tolist() == expected
+  assert utils.superclass_agreement(found, fine_to_coarse) == 1.0
+  cuts = itertools.combinations(range(1, len(sizes)), groups - 1)  # every division into runs
+  best = min(sum(sum(run) ** 2 for run in np.split(np.array(sizes), cut)) for cut in cuts)
+  assert np.square(np.bincount(found)).sum() == best
 
 
 def test_semantic_groups_of_two_part_animals_from_things(names):

@@ -10,7 +10,7 @@ from splitnet.reporting import machine
 
 def test_the_machine_is_described_with_what_decides_its_rates(monkeypatch):
   cores = 2 * 'model name\t: A CPU\nflags\t\t: fpu avx2 avx512f amx_bf16 amx_tile\n\n'
-  monkeypatch.setattr(machine, 'open', lambda path: io.StringIO(cores), raising=False)
+  monkeypatch.setattr(machine, 'open', lambda path, **given: io.StringIO(cores), raising=False)
   assert machine.describe_machine()['cpu'] == 'A CPU (AVX2, AVX-512, AMX)'
   monkeypatch.setattr(machine, 'open', lambda path, **given: io.StringIO('processor : 0\n'), raising=False)  # an ARM's
   assert machine.describe_machine()['cpu'] == 'unknown processor'
