@@ -28,6 +28,7 @@ import splitnet.common.quiet  # noqa: E402, F401 - before TensorFlow
 
 import archives  # noqa: E402
 import helpers  # noqa: E402
+import pictures  # noqa: E402
 
 import download_cifar100  # noqa: E402
 import eval as evaluation  # noqa: E402
@@ -41,6 +42,7 @@ SECONDS = 120  # an attack may take
 VALUES = [
   '', ' ', '0', '-1', '1', '2', '3', '7', '100', '1000000', '20000', str(2**31), str(2**63), '1' * 30, '1e999', 'nan',
   'inf', '-0.5', '0.5', '1e-9', 'True', 'no', 'auto', 'x' * 300, 'a\nb', 'pipe', 'zeros', 'folder', 'missing/deeper',
+  'image_folder', 'imagenet', 'resnet18', 'alexnet', '2-4-8',
   '.', '[a]*?', 'ä', '\udcff', '1,2,3', ',', '2-2-2', '0-0-0', '9-8-7', '--help', ':', 'group', 'float16', 'learned',
 ]  # fmt: skip
 # Left out: flags of the machine, which TensorFlow takes once in a process, and those that may ask for years.
@@ -69,9 +71,18 @@ def set_up(folder):
   with open(os.path.join(folder, 'groups.json'), 'w', encoding='utf-8') as f:
     json.dump([[f'class_{i:02d}' for i in range(100) if i % 3 == g] for g in range(3)], f)
   archives.pack(os.path.join(folder, 'archive.tar.gz'), archives.pickled(archives.content()), 'w:gz')
-  with open(os.path.join(folder, 'image.png'), 'wb') as f:
-    f.write(infer.tf.io.encode_png(infer.np.zeros([32, 32, 3], infer.np.uint8)).numpy())
+  pictures.write(os.path.join(folder, 'image.png'), pictures.png(pictures.gradient(32, 32)))
+  pictures.folder(os.path.join(folder, 'images'), ['cat', 'dog'], 12)
+  with open(os.path.join(folder, 'images', 'superclasses.json'), 'w', encoding='utf-8') as f:
+    json.dump({'animal': ['cat', 'dog']}, f)
+  assert train.main(image_flags(folder, 'own')) == 0
   return paths
+
+
+def image_flags(folder, run):
+  """Returns a tiny run's command line on a folder of images."""
+  own = ['--dataset', 'image_folder', '--image_size', '16', *helpers.NETWORK, '--max_steps', '1', '--batch_size', '4']
+  return helpers.flags('baseline', os.path.join(folder, 'images'), os.path.join(folder, run), *own)
 
 
 def commands(folder):
@@ -104,6 +115,12 @@ def commands(folder):
       infer, [at('image.png'), '--export', at('export')],
       [at('image.png'), at('export', 'manifest.json'), at('export', 'whole', '1', 'saved_model.pb')],
     ),
+    'images': (
+      train, image_flags(folder, 'new'),
+      [at('images', *name) for name in (('cat', '03.jpg'), ('.splitnet', 'subsets.json'), ('.splitnet', 'checked.json'),
+                                        ('superclasses.json',))],
+    ),
+    'eval images': (evaluation, ['--checkpoint', at('own')], [at('images', 'dog', '05.jpg'), at('own', 'config.json')]),
     'compare': (compare, [f'a={at("eval.json")}', f'b={at("eval.json")}'], [at('eval.json')]),
     'download': (
       download_cifar100, ['--archive', at('archive.tar.gz'), '--data_dir', at('new')], [at('archive.tar.gz')] * 3,
@@ -218,6 +235,7 @@ def main():
   download_cifar100.TRAIN_IMAGES, download_cifar100.TEST_IMAGES = archives.TRAIN, archives.TEST
   with tempfile.TemporaryDirectory() as home:
     folder = os.path.join(home, 'work', 'here')
+    os.environ.update(HOME=home, XDG_CACHE_HOME=os.path.join(home, 'cache'))  # nothing goes elsewhere
     with contextlib.redirect_stdout(io.StringIO()):
       set_up(folder)
     shutil.copytree(folder, os.path.join(home, 'kept'))

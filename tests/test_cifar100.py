@@ -200,3 +200,16 @@ def test_the_programs_get_names_subsets_and_what_prepares_images(data):
 def test_another_image_size_is_refused(data):
   with pytest.raises(UserError, match='--image_size is 64, but images of CIFAR-100 have 32'):
     cifar100.open_dataset(DataSettings(data, image_size=64))
+
+
+def test_data_that_are_written_anew_meanwhile_are_refused(tmp_path):
+  folder = helpers.write(tmp_path)
+  opened = cifar100.open_dataset(DataSettings(folder))
+  assert len(opened.load('train').labels) == helpers.SIZES['train']
+  helpers.write(tmp_path, seed=1)  # train and val would be of two divisions
+  with pytest.raises(UserError, match='has been written anew while it was read'):
+    opened.load('val')
+  opened = cifar100.open_dataset(DataSettings(folder))
+  os.remove(tmp_path / 'names.json')  # what rewriting begins with
+  with pytest.raises(UserError, match='there is no CIFAR-100 in'):
+    opened.load('val')

@@ -35,13 +35,11 @@ def start():
   """A function that starts a process; whatever is left of it is killed in the end."""
   started = []
 
-  def begin(command, workers=(), worker=0):
+  def begin(command, task=None):
     # Without oneDNN the processes use the same kernels for shares of any size.
     environment = dict(os.environ, CUDA_VISIBLE_DEVICES='-1', TF_ENABLE_ONEDNN_OPTS='0', PYTHONPATH=helpers.PROJECT)
     environment.pop('TF_CPP_MIN_LOG_LEVEL', None)
-    if workers:
-      task = {'type': 'worker', 'index': worker}
-      environment['TF_CONFIG'] = json.dumps({'cluster': {'worker': workers}, 'task': task})
+    environment.update(task or {})
     command, pipes = [sys.executable, *map(str, command)], dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     started.append(subprocess.Popen(command, text=True, env=environment, **pipes))
     return started[-1]
@@ -59,6 +57,28 @@ def free_addresses(count):
   for s in sockets:
     s.close()
   return addresses
+
+
+def task_of(workers, index):
+  """The environment of one of several workers."""
+  task = {'type': 'worker', 'index': index}
+  return {'TF_CONFIG': json.dumps({'cluster': {'worker': workers}, 'task': task})}
+
+
+def slurm_tasks():
+  """The environments of the two tasks of a job on this host, as srun sets them; its ports are free."""
+  for job in range(os.getpid(), os.getpid() + 1000):
+    try:
+      for port in (12000 + job % 20000, 12001 + job % 20000):
+        socket.create_server(('127.0.0.1', port)).close()
+    except OSError:
+      continue
+    same = {
+      'SLURM_JOB_ID': str(job), 'SLURM_STEP_NUM_TASKS': '2', 'SLURM_STEP_NODELIST': 'localhost',
+      'SLURM_STEP_TASKS_PER_NODE': '2', 'SLURMD_NODENAME': 'localhost',
+    }  # fmt: skip
+    return [{**same, 'SLURM_PROCID': task, 'SLURM_LOCALID': task} for task in '01']
+  raise AssertionError('no job has free ports')
 
 
 def flags(mode, data, folder, *more):
@@ -85,7 +105,7 @@ def finished(process):
 
 @pytest.fixture(scope='module')
 def runs(start, tmp_path_factory):
-  """Runs of each stage on one device, on several, with branches placed, and in two processes: folder, and stdouts."""
+  """Runs of each stage on one device, on several, with branches placed, as two tasks of Slurm: folder, and stdouts."""
   data, folder = helpers.data(tmp_path_factory), tmp_path_factory.mktemp('distributed')
   several = ['--num_logical_devices', SEVERAL]
   one = [flags(mode, data, folder / 'one' / mode) for mode in ('baseline', 'group', 'split')]
@@ -98,9 +118,9 @@ def runs(start, tmp_path_factory):
   processes = [start(command) for command in (['-c', RUNS, json.dumps(one)], ['-c', RUNS, json.dumps(many)])]
   out = {'one': finished(processes[0]), 'many': finished(processes[1])}
   out['placed'] = finished(start(script(placed)))
-  workers = free_addresses(2)
-  chief = start(script(flags('group', data, folder / 'workers' / 'group')), workers, 0)
-  other = start(script(flags('group', data, folder / 'elsewhere')), workers, 1)
+  tasks = slurm_tasks()
+  chief = start(script(flags('group', data, folder / 'workers' / 'group')), tasks[0])
+  other = start(script(flags('group', data, folder / 'elsewhere')), tasks[1])
   out['chief'], out['other'] = finished(chief), finished(other)
   return folder, out
 
@@ -181,11 +201,11 @@ def test_a_branch_has_its_whole_step_on_its_device(runs, operation):
   assert 0 < counts[1] < counts[0] < 3 * counts[1]
 
 
-def test_two_processes_train_as_one_and_only_the_chief_writes(runs):
+def test_two_tasks_of_slurm_train_as_one_and_only_the_chief_writes(runs):
   folder, out = runs
   assert_alike(folder / 'one' / 'group', folder / 'workers' / 'group')
   assert not os.path.exists(folder / 'elsewhere')
-  assert re.fullmatch(r'worker 1 \(127.0.0.1:\d+\): waiting for 127.0.0.1:\d+\n', out['other'])
+  assert re.fullmatch(r'worker 1 \(localhost:\d+\): waiting for localhost:\d+\n', out['other'])
   assert f'done at step {STEPS}' in out['chief']
   kept = [sorted(os.listdir(folder / where / 'group')) for where in ('one', 'workers')]
   assert kept[0] == kept[1]
@@ -212,7 +232,7 @@ def test_a_lost_worker_is_told_in_one_sentence_and_the_same_command_goes_on(star
   def begin(steps):
     workers = free_addresses(2)
     more = ['--max_steps', steps, '--checkpoint_interval', 5, '--val_iter', 1]
-    return workers, [start(script(flags('baseline', data, folder, *more)), workers, i) for i in (0, 1)]
+    return workers, [start(script(flags('baseline', data, folder, *more)), task_of(workers, i)) for i in (0, 1)]
 
   workers, (chief, other) = begin(100000)
   helpers.read_until(chief, 'step 10:')
