@@ -105,7 +105,10 @@ def _draw(data_dir, listed, notes):
   if not drawn:
     return listed
   path = image_files.notebook(data_dir, 'subsets.json')
-  stored = _read_subsets(path) if os.path.exists(path) else None
+  stored = None
+  if os.path.exists(path):
+    stored = schema.read_json(path, Subsets, 'remove it, and the images are divided anew')
+    stored.pop('seed', None)
   if stored is None or sorted(stored) != sorted(drawn):
     stored = _divide(listed['train'], drawn)
     write_json(path, {'seed': SEED, **stored})
@@ -135,10 +138,12 @@ def _divide(images, drawn):
   return chosen
 
 
-def _read_subsets(path):
-  """Reads what was drawn: a dict from subset to list of files."""
-  content = schema.read_json(path, dict[str, int | list[str]], 'remove it, and the images are divided anew')
-  return {subset: files for subset, files in content.items() if isinstance(files, list)}
+@schema.record
+class Subsets(schema.TypedDict):
+  """Describes subsets.json: the files that were drawn."""
+
+  val: schema.NotRequired[list[str]]
+  test: schema.NotRequired[list[str]]
 
 
 def _class_names(data_dir, classes, source):
