@@ -4,49 +4,28 @@ The checkpoint describes its network, so --checkpoint alone suffices. The branch
 --devices of this machine, or to --workers (scripts/worker.sh) on this machine or others.
 """
 
+# ruff: noqa: E402 - what takes seconds to import comes after the flags
+
 import os
 import sys
 
-# If a worker dies, what TensorFlow logs comes as an exception, too. It reads this once, when it is imported.
-if any(argument.startswith('--workers') for argument in sys.argv) and os.environ.get('TF_CPP_MIN_LOG_LEVEL') != '0':
-  os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-
-import splitnet.common.quiet  # noqa: F401 - before TensorFlow
-
-import numpy as np
-import tensorflow as tf
-
-import cifar100
-import image_folder
-import imagenet
-import resnet_split
-from splitnet.common.errors import UserError, program
-from splitnet.common.files import check_output_file, is_stream, telling_of_output, write_json
-from splitnet.common.flags import Parser, add, boolean, integer, number, one_of, take
-from splitnet.data import images
-from splitnet.data.dataset import DataSettings
-from splitnet.network import counting, folding, hardening
-from splitnet.parallel import devices, executor, placement, workers
-from splitnet.reporting import metrics, plots, result_table
-from splitnet.training import checkpoints
-
-datasets = {'cifar100': cifar100, 'image_folder': image_folder, 'imagenet': imagenet}
+from splitnet.common.flags import Parser, add, answer_early, boolean, integer, number, one_of, take
 
 # --- flags --------------------------------------------------------------------------------------------------------
 
 
 def make_parser():
   """Returns the parser of the flags: one line each."""
-  parser = Parser(__doc__)
+  parser = Parser(__doc__, usage='%(prog)s --checkpoint CHECKPOINT [--FLAG VALUE ...]')
 
   g = parser.add_argument_group('what')
   add(g, 'checkpoint', str, None, "a run's folder (its last checkpoint), its 'best' or DIR/ckpt-STEP", required=True)
   g.add_argument('--harden', action='store_true', help='split a grouping checkpoint by its present assignments first')
-  add(g, 'dataset', one_of(*datasets), None, "which data [the checkpoint's]")
-  add(g, 'data_dir', str, None, f"their folder [the checkpoint's; of cifar100 {cifar100.DATA_DIR}]")
+  add(g, 'dataset', one_of('cifar100', 'image_folder', 'imagenet'), None, "which data [the checkpoint's]")
+  add(g, 'data_dir', str, None, "their folder [the checkpoint's; of cifar100 cifar100/train_val_split]")
   add(g, 'skip_damaged', boolean, False, 'leave out image files that cannot be decoded')
   add(g, 'cache', boolean, False, 'decode image files once and keep them on the disk, for small data')
-  g.add_argument('--crops', type=int, choices=images.CROPS, default=1, help='of an image file, averaged [%(default)s]')
+  g.add_argument('--crops', type=int, choices=(1, 10), default=1, help='of an image file, averaged [%(default)s]')
   add(g, 'split', one_of('test', 'val', 'train'), 'test', 'which images')
   add(g, 'output_file', str, None, 'JSON file for the results; the confusion matrix goes to a PNG beside it [none]')
 
@@ -59,8 +38,9 @@ def make_parser():
   g = parser.add_argument_group('machine')
   add(g, 'devices', str, '', 'devices for the branches, such as /GPU:0,/GPU:1 [all GPUs, else the CPU]')
   # replicate: only images go out and logits come back; first: one device sends the others its features.
-  add(g, 'trunk', one_of(*placement.TRUNKS), 'replicate', 'what branches share: on each device, or on the first only')
-  add(g, 'in_flight', integer(1, 64), executor.IN_FLIGHT, 'batches on each device at any time; 1: one after the other')
+  text = 'what branches share: on each device, or on the first only'
+  add(g, 'trunk', one_of('replicate', 'first'), 'replicate', text)
+  add(g, 'in_flight', integer(1, 64), 2, 'batches on each device at any time; 1: one after the other')
   add(g, 'num_logical_devices', integer(1, 64), 1, 'cut the one CPU or GPU into so many devices, to try --devices')
   add(g, 'gpu_fraction', number('(0, 1]'), 1.0, "share of each GPU's memory to take, at most 1")
   add(g, 'log_device_placement', boolean, False, 'log where every operation runs')
@@ -70,6 +50,37 @@ def make_parser():
   add(g, 'worker_timeout', number('(0, 86400]'), 30.0, 'seconds within which a worker has to answer')
   g.add_argument('--retry', action='store_true', help='when a worker is lost, go on with those that are left')
   return parser
+
+
+if __name__ == '__main__':
+  answer_early('eval.py', make_parser)
+
+# If a worker dies, what TensorFlow logs comes as an exception, too. It reads this once, when it is imported.
+if any(argument.startswith('--workers') for argument in sys.argv) and os.environ.get('TF_CPP_MIN_LOG_LEVEL') != '0':
+  os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+
+import splitnet.common.quiet  # noqa: F401 - before TensorFlow
+
+import tensorflow as tf
+from scipy.special import softmax
+
+import cifar100
+import image_folder
+import imagenet
+import resnet_split
+from splitnet.common.errors import UserError, program
+from splitnet.common.files import check_output_file, telling_of_output
+from splitnet.data import images
+from splitnet.data.batches import numbered_batches
+from splitnet.data.dataset import DataSettings
+from splitnet.network import counting, folding, hardening
+from splitnet.parallel import devices, executor, workers
+from splitnet.reporting import metrics, result_table, results
+from splitnet.reporting.names import network_name
+from splitnet.training import checkpoints
+
+SAMPLES = 24  # images on the picture of them
+datasets = {'cifar100': cifar100, 'image_folder': image_folder, 'imagenet': imagenet}
 
 
 def parse_flags(argv):
@@ -148,7 +159,9 @@ def run(flags):
   try:
     if flags.output_file is not None:
       with telling_of_output('--output_file', flags.output_file):
-        written = write_result(flags.output_file, result, names, groups)
+        _, pixels, labels = next(numbered_batches(data, min(SAMPLES, len(logits)), 1))
+        samples = pixels.numpy(), softmax(logits[: len(labels)], 1), labels.numpy()
+        written = results.write(flags.output_file, result, names, groups, samples)
   finally:
     print(result_table.result_text(result, names))
   if written:
@@ -186,29 +199,8 @@ def print_notes(flags, stored, names):
 
 def network_text(network, groups):
   """Returns a network's name and state, such as 'WRN-16-8, split 2-2-2'."""
-  name, split = network.graph.name, network.graph.split
-  if groups is None:
-    return f'{name}, dense'
-  return f'{name}, {"split" if network.groups is not None else "grouping, not hardened"} {split}'
-
-
-def write_result(path, result, names, groups):
-  """Writes the JSON file and, beside it, a picture of the confusion matrix by group; returns their paths.
-
-  A device or a pipe has nothing beside it.
-  """
-  if is_stream(path):
-    write_json(path, result)
-    return [path]
-  picture = f'{os.path.splitext(path)[0]}-confusion.png'
-  result['confusion_picture'] = picture
-  write_json(path, result)
-  keys = [key for key in (names.fine_to_coarse, groups) if key is not None]  # by group, and inside by superclass
-  order = np.arange(len(names.fine)) if groups is None else np.lexsort(keys)
-  borders = [] if groups is None else np.cumsum(np.bincount(groups))[:-1]
-  title = f'{result["network_text"]}, {result["split"]}: top-1 accuracy {100 * result["accuracy"]:.2f} %'
-  plots.draw_confusion(np.array(result['confusion']), order, borders, title, picture)
-  return [path, picture]
+  state = 'dense' if groups is None else 'split' if network.groups is not None else 'grouping, not hardened'
+  return network_name(network.graph, state)
 
 
 @program('eval.py', lasting=True)

@@ -5,15 +5,12 @@
 #   ./eval.sh --checkpoint runs/group --output_file runs/group/eval.json
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/scripts/common.sh"
+need_stage "$runs/split/best" "$runs/split/best" --checkpoint "there is no split network in '$runs/split/best': make \
+one with ./split.sh, or name a checkpoint with --checkpoint" "$@"
 find_python
 need_data "$@"
 output=(--output_file "$runs/split/eval.json")
 for argument in "$@"; do
   case ${argument%%=*} in --checkpoint | --split | --test_iter | --precision) output=() ;; esac
 done
-exec "$python" "$project/eval.py" \
-  --data_dir "$data" \
-  --checkpoint "$runs/split/best" \
-  --batch_size 100 \
-  ${output[@]+"${output[@]}"} \
-  "$@"
+exec "$python" "$project/eval.py" --data_dir "$data" --checkpoint "$runs/split/best" ${output[@]+"${output[@]}"} "$@"

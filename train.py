@@ -9,38 +9,18 @@ The same command again goes on from the last checkpoint in --train_dir. baseline
 the paper's settings. Flags that the authors' released code has keep their names. docs/training.md says more about each.
 """
 
-import contextlib
-import json
-import os
+# ruff: noqa: E402, I001 - what takes seconds to import comes after the flags
+
 import sys
 
-import splitnet.common.quiet  # noqa: F401 - before TensorFlow
+from splitnet.common.flags import Parser, add, answer_early, automatic, boolean, epochs, instead_of, integer, number
+from splitnet.common.flags import one_of, shares, switch, take
 
-import numpy as np
-import tensorflow as tf
-
-import alexnet_split
-import cifar100
-import image_folder
-import imagenet
-import resnet_split
-from splitnet.common.errors import UserError, program
-from splitnet.common.flags import Parser, add, automatic, boolean, epochs, integer, number, one_of, take
-from splitnet.data.dataset import DataSettings
-from splitnet.network import counting
-from splitnet.parallel import devices
-from splitnet.training import checkpoints, initialize, log, replicas, resume
-from splitnet.training.loop import Loop, LoopSettings
-from splitnet.training.step import make_step
-
-# The released settings that depend on the stage (group.sh --paper, split.sh; the baseline trains as the split).
-STAGE_DEFAULTS = {
-  'baseline': dict(l2_weight=0.0005, lr_step_epoch='100.0,140.0', max_steps=120000, dropout_keep_prob=1.0),
-  'group': dict(l2_weight=0.0001, lr_step_epoch='240.0,300.0', max_steps=200000, dropout_keep_prob=0.5),
-  'split': dict(l2_weight=0.0005, lr_step_epoch='100.0,140.0', max_steps=120000, dropout_keep_prob=1.0),
-}
-networks = {kind.network: kind for kind in (resnet_split.WideResNet, resnet_split.ResNet18, alexnet_split.AlexNet)}
-datasets = {'cifar100': cifar100, 'image_folder': image_folder, 'imagenet': imagenet}
+# The released settings that depend on the stage: 240 or 400 epochs. lr_step, for --epochs, is lr_step_epoch as shares.
+SETTINGS = ('l2_weight', 'max_steps', 'lr_step', 'lr_step_epoch', 'dropout_keep_prob')
+TRAINED = dict(zip(SETTINGS, (0.0005, 120000, '5/12,7/12', '100.0,140.0', 1.0)))
+GROUPED = dict(zip(SETTINGS, (0.0001, 200000, '0.6,0.75', '240.0,300.0', 0.5)))
+STAGE_DEFAULTS = {'baseline': TRAINED, 'group': GROUPED, 'split': TRAINED}
 NETWORK_FLAGS = [
   'network', 'k', 'num_residual_units', 'width', 'num_classes', 'groups', 'ngroups1', 'ngroups2', 'ngroups3',
   'branch_input', 'bn_no_scale', 'lrn',
@@ -54,34 +34,36 @@ ONLY_FOR = {
 # --- flags: type with range or choices, default, meaning; [what decides] if the default is None ---------------------
 
 count, steps, share = integer(1), integer(0, 2**31 - 2), number('(0, 1]')  # steps and seeds are 32 bits in TensorFlow
-weight, below_1 = number('[0, inf)'), number('[0, 1)')
+weight, part, below_1 = number('[0, inf)'), number('[0, 1]'), number('[0, 1)')
 
 
 def make_parser():
   """Makes the parser of the flags, in groups."""
-  parser = Parser(__doc__)
+  parser = Parser(__doc__, usage='%(prog)s --mode {baseline,group,split} [--FLAG VALUE ...]')
   parser.add_argument('--mode', required=True, choices=sorted(STAGE_DEFAULTS), help='which stage to train')
 
-  def stage(name):
-    return f'[{STAGE_DEFAULTS["group"][name]} for group, {STAGE_DEFAULTS["split"][name]} otherwise]'
+  def stage(name, when=''):
+    return f'[{when}{GROUPED[name]} for group, {TRAINED[name]} otherwise]'
+
+  def instead(section, name, other, *what):  # two flags that say the same: the last one given counts
+    add(section, name, *what, action=instead_of(other))
 
   g = parser.add_argument_group('folders')
-  add(g, 'data_dir', str, None, f'folder of the data [of cifar100, by download_cifar100.py: {cifar100.DATA_DIR}]')
+  add(g, 'data_dir', str, None, 'folder of the data [of cifar100, by download_cifar100.py: cifar100/train_val_split]')
   add(g, 'train_dir', str, None, 'folder for checkpoints, metrics and the log [runs/<mode>]')
   add(g, 'basemodel', str, None, 'folder or checkpoint to start from; a grouping one for split [none]')
   g = parser.add_argument_group("network (default: the basemodel's, else the value in brackets)")
-  wide = resnet_split.WideResNet
-  add(g, 'network', one_of(*networks), None, 'a wide residual network (WRN-d-k), ResNet-18 or AlexNet [wrn]')
-  add(g, 'k', count, None, f'wrn: width multiplier [{wide.k}]')
-  add(g, 'num_residual_units', count, None, f'wrn: residual blocks per stage [{wide.num_residual_units}]')
+  add(g, 'network', one_of('wrn', 'resnet18', 'alexnet'), None, 'wide residual network, ResNet-18 or AlexNet [wrn]')
+  add(g, 'k', count, None, 'wrn: width multiplier [8]')
+  add(g, 'num_residual_units', count, None, 'wrn: residual blocks per stage [2]')
   add(g, 'width', number('(0, inf)'), None, 'resnet18, alexnet: width multiplier [1]')
-  add(g, 'num_classes', count, None, f'classes [{wide.num_classes}; resnet18, alexnet: 1000]')
+  add(g, 'num_classes', count, None, 'classes [as many as the data has]')
   add(g, 'groups', str, None, 'groups of the last depths, as 2-4-8 [those of the flags below]')
-  add(g, 'ngroups1', count, None, f'groups at the last depth, the logits [{wide.ngroups1}]')
-  add(g, 'ngroups2', count, None, f'groups at the one below (wrn: unit_3_*), at most ngroups1 [{wide.ngroups2}]')
-  add(g, 'ngroups3', count, None, f'groups at the one below that (wrn: unit_2_*), at most ngroups2 [{wide.ngroups3}]')
+  add(g, 'ngroups1', count, None, 'groups at the last depth, the logits [2]')
+  add(g, 'ngroups2', count, None, 'groups at the one below (wrn: unit_3_*), at most ngroups1 [2]')
+  add(g, 'ngroups3', count, None, 'groups at the one below that (wrn: unit_2_*), at most ngroups2 [2]')
   add(g, 'branch_input', one_of('group', 'all'), None, "what a branch reads of its parent's channels [group]")
-  add(g, 'bn_no_scale', boolean, None, f"wrn: keep the blocks' batch norm scales at 1 [{wide.bn_no_scale}]")
+  add(g, 'bn_no_scale', boolean, None, "wrn: keep the blocks' batch norm scales at 1 [True]")
   add(g, 'lrn', boolean, None, 'alexnet: local response normalisations after conv1 and conv2 [True]')
   g = parser.add_argument_group('groups')
   add(g, 'assignment_start', one_of('noise', 'spectral'), 'noise', "spectral: near clusters of a baseline's weights")
@@ -91,7 +73,8 @@ def make_parser():
   add(g, 'l2_weight', weight, None, f'weight decay: times half the sum of squares {stage("l2_weight")}')
   add(g, 'gamma1', weight, 1.0, 'weight of the overlap (disjoint assignments)')
   add(g, 'gamma2', weight, 1.0, 'weight of the weight split (no weights between groups)')
-  add(g, 'gamma2_ramp_epoch', weight, 0.0, 'epochs over which gamma2 rises from 0 to its value')
+  instead(g, 'gamma2_ramp', 'gamma2_ramp_epoch', part, 0.0, 'share of the run over which gamma2 rises from 0')
+  instead(g, 'gamma2_ramp_epoch', 'gamma2_ramp', weight, 0.0, 'or epochs')
   add(g, 'gamma3', weight, 10.0, 'weight of the balance (groups of even size)')
   add(g, 'label_smoothing', below_1, 0.0, 'share of the target that is spread over all classes')
   add(g, 'teacher', str, None, 'split: folder or checkpoint of a network to distil from, such as the baseline [none]')
@@ -101,11 +84,15 @@ def make_parser():
   add(g, 'dropout_keep_prob', share, None, f"probability to keep a split layer's input {stage('dropout_keep_prob')}")
   g = parser.add_argument_group('optimisation')
   add(g, 'batch_size', count, 90, 'images per step')
-  add(g, 'max_steps', steps, None, f'steps in all {stage("max_steps")}')
+  instead(g, 'epochs', 'max_steps', number('(0, inf)'), None, 'length of the run [that of max_steps]')
+  instead(g, 'max_steps', 'epochs', steps, None, f'or its steps {stage("max_steps")}')
   add(g, 'initial_lr', weight, 0.1, 'learning rate at the start')
-  add(g, 'lr_schedule', one_of('step', 'cosine'), 'step', 'drops at lr_step_epoch, or falls to 0 along half a cosine')
-  add(g, 'lr_warmup_epoch', weight, 0.0, 'epochs over which it first rises linearly from 0')
-  add(g, 'lr_step_epoch', epochs, None, f"step: when it is multiplied by lr_decay; '': never {stage('lr_step_epoch')}")
+  add(g, 'lr_schedule', one_of('step', 'cosine'), 'step', 'drops at lr_step, or falls to 0 along half a cosine')
+  instead(g, 'lr_warmup', 'lr_warmup_epoch', part, 0.0, 'share of the run over which it first rises from 0')
+  instead(g, 'lr_warmup_epoch', 'lr_warmup', weight, 0.0, 'or epochs')
+  text = "step: the shares of the run after which it is multiplied by lr_decay, such as 0.6,0.85; '': never"
+  instead(g, 'lr_step', 'lr_step_epoch', shares, None, f'{text} {stage("lr_step", "with --epochs ")}')
+  instead(g, 'lr_step_epoch', 'lr_step', epochs, None, f'or epochs {stage("lr_step_epoch")}')
   add(g, 'lr_decay', share, 0.1, 'factor')
   add(g, 'momentum', below_1, 0.9, 'of the gradient descent')
   add(g, 'finetune', boolean, False, "multiply the gradients of the split layers' weights by 10")
@@ -114,7 +101,8 @@ def make_parser():
   add(g, 'patience', steps, 0, 'stop after this many validations without a better accuracy; 0: never')
   add(g, 'seed', steps, 0, 'of initial values, shuffling, augmentation and dropout')
   g = parser.add_argument_group('data')
-  add(g, 'dataset', one_of(*datasets), 'cifar100', 'CIFAR-100, your own images (a folder per class), or ILSVRC 2012')
+  text = 'CIFAR-100, your own images (a folder per class), or ILSVRC 2012'
+  add(g, 'dataset', one_of('cifar100', 'image_folder', 'imagenet'), 'cifar100', text)
   add(g, 'image_size', integer(8, 4096), None, "pixels a side [the basemodel's, else 32, 64 or 224 by data set]")
   add(g, 'skip_damaged', boolean, False, 'leave out image files that cannot be decoded')
   add(g, 'cache', boolean, False, 'decode image files once and keep them on the disk, for small data')
@@ -124,6 +112,8 @@ def make_parser():
   add(g, 'num_train_instance', count, None, 'take only the first images of it [all]')
   add(g, 'num_val_instance', count, None, 'take only the first validation images [all]')
   g = parser.add_argument_group('watching and keeping')
+  switch(g, 'verbose', 'print all settings and layers first, which train.log has anyway')
+  switch(g, 'brief', 'print short lines only')
   add(g, 'display', count, 100, 'steps between log lines')
   add(g, 'val_interval', count, 1000, 'steps between validations')
   add(g, 'val_iter', steps, 0, 'batches per validation; 0: all')
@@ -141,6 +131,34 @@ def make_parser():
   return parser
 
 
+if __name__ == '__main__':
+  answer_early('train.py', make_parser)
+
+import contextlib
+import json
+import os
+
+import splitnet.common.quiet  # noqa: F401 - before TensorFlow
+
+import numpy as np
+import tensorflow as tf
+
+import alexnet_split
+import cifar100
+import image_folder
+import imagenet
+import resnet_split
+from splitnet.common.errors import UserError, program
+from splitnet.data.dataset import DataSettings
+from splitnet.parallel import devices
+from splitnet.training import checkpoints, initialize, replicas, resume, schedule
+from splitnet.training.loop import Loop, LoopSettings
+from splitnet.training.step import make_step
+
+networks = {kind.network: kind for kind in (resnet_split.WideResNet, resnet_split.ResNet18, alexnet_split.AlexNet)}
+datasets = {'cifar100': cifar100, 'image_folder': image_folder, 'imagenet': imagenet}
+
+
 def parse_flags(argv):
   """Parses the flags, and checks what can be checked without reading anything.
 
@@ -153,6 +171,8 @@ def parse_flags(argv):
     if getattr(flags, name) is not None and not flags.teacher:
       raise UserError(f'--{name} needs --teacher, the folder or checkpoint to distil from')
   defaults = {**STAGE_DEFAULTS[flags.mode], **(distillation if flags.teacher else {})}
+  for name in schedule.without_default(vars(flags)):
+    del defaults[name]
   data_dir = cifar100.DATA_DIR if flags.dataset == 'cifar100' else None
   for name, value in {**defaults, 'train_dir': os.path.join('runs', flags.mode), 'data_dir': data_dir}.items():
     if getattr(flags, name) is None:
@@ -161,7 +181,8 @@ def parse_flags(argv):
     value = getattr(flags, name)
     if flags.mode != mode and value and value != parser.get_default(name):
       raise UserError(f"--{name} '{value}' is for --mode {mode}; --mode {flags.mode} takes none: leave it out")
-  start_of(flags), take(replicas.Machine, vars(flags)), take(LoopSettings, vars(flags))  # each checks itself
+  # Each checks itself.
+  start_of(flags), take(replicas.Machine, vars(flags)), take(LoopSettings, vars(flags), max_steps=flags.max_steps or 0)
   return flags
 
 
@@ -174,10 +195,11 @@ def start_of(flags):
 # --- a run ----------------------------------------------------------------------------------------------------------
 
 
-def train(flags, machine, placed):
+def train(flags, machine, placed, command=()):
   """Trains the stage that the flags describe; returns (last step, best accuracy).
 
-  `machine` and `placed`, the Replicas and the devices for the branches or None, come from replicas.set_up.
+  `machine` and `placed`, the Replicas and the devices for the branches or None, come from replicas.set_up; `command` is
+  kept with the checkpoints.
   """
   machine.gather([0])  # the chief has the folder
   np.random.seed(flags.seed)
@@ -200,6 +222,8 @@ def train(flags, machine, placed):
     data.update(class_names=names.fine, digest=images.digest())
   if flags.batch_size > len(images.labels):
     raise UserError(f'--batch_size is {flags.batch_size}, but there are only {len(images.labels)} training images')
+  steps_per_epoch = len(images.labels) / flags.batch_size
+  flags.max_steps = schedule.steps_of(flags.epochs, steps_per_epoch) if flags.epochs else flags.max_steps
   start.network.update(image_size=dataset.image_size)
   if not known:
     start.network.setdefault('num_classes', len(names.fine))
@@ -211,34 +235,29 @@ def train(flags, machine, placed):
     checkpoints.check_classes(base, names, flags.data_dir)
   sources, changed = resume.identify_checkpoints(flags.basemodel, flags.teacher, before)
   settings = {**vars(flags), **sources}
-  if machine.chief:
-    rows = {**settings, **config.to_dict(), 'groups': graph.split}
-    rows.update({f'data {name}': value for name, value in data.items() if name != 'class_names'})
-    print(log.settings_table({**rows, 'computes on': devices.description()}), flush=True)
 
   # Network, with the basemodel's weights and the groups.
   with machine.scope():
     teacher = initialize.load_teacher(start, graph, older)
     network = initialize.build_network(start, graph, base, names, placed, before)
-  if machine.chief:
-    print(log.size_table(counting.counts(network)), flush=True)
 
   # The configuration to store; the run to resume, and all workers, must have the same.
   settings = {n: value for n, value in settings.items() if n not in NETWORK_FLAGS and n != 'mode'}
-  configuration = checkpoints.describe(flags.mode, config.to_dict(), network, data, settings)
+  configuration = checkpoints.describe(flags.mode, config.to_dict(), network, data, settings, command)
   if before:
     resume.check_settings(configuration, before, flags.train_dir, make_parser().get_default)
   paths = {'data_dir', 'train_dir', *resume.CHECKPOINTS}  # may be other ones on every host
-  shared = {**configuration, 'data': None, 'settings': {n: value for n, value in settings.items() if n not in paths}}
+  alike = {n: value for n, value in settings.items() if n not in paths}
+  shared = {**configuration, 'data': None, 'command': None, 'settings': alike}
   machine.must_agree('their flags', json.dumps(shared, sort_keys=True).encode())
   machine.must_agree('their data', images.digest().encode(), validation.digest().encode())
 
   # Training step.
-  steps_per_epoch = len(images.labels) / flags.batch_size
   train_step = make_step(network, dataset, vars(flags), steps_per_epoch, machine, teacher)
 
   # Loop.
-  loop = Loop(take(LoopSettings, vars(flags), validate_first=start.trained), train_step, machine, configuration)
+  loop = Loop(take(LoopSettings, vars(flags), validate_first=start.trained), train_step, machine, configuration, names)
+  loop.begin(len(validation.labels), flags.verbose)
   slow = '' if before else devices.precision_note(flags.precision, training=True)  # once started it is decided
   chosen_last = flags.train_split == 'train_val' and (
     'the validation images are trained on, so their accuracy chooses nothing: best is the last validation'
@@ -256,7 +275,7 @@ def main(argv):
   # Before anything in the folder is looked at: another run there would change it meanwhile.
   alone = checkpoints.locked(flags.train_dir) if machine.chief else contextlib.nullcontext()
   with machine.explaining_losses(), alone:
-    train(flags, machine, placed)
+    train(flags, machine, placed, sys.argv[1:] if argv is None else argv)
 
 
 if __name__ == '__main__':

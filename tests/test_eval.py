@@ -13,9 +13,10 @@ from PIL import Image
 import cifar100
 import eval as evaluation
 from splitnet.common.errors import UserError
+from splitnet.data import images
 from splitnet.network import counting, hardening
-from splitnet.parallel import devices, executor
-from splitnet.reporting import metrics, plots
+from splitnet.parallel import devices, executor, placement
+from splitnet.reporting import metrics, plots, results
 from splitnet.training import checkpoints
 
 # --- what is written --------------------------------------------------------------------------------------------
@@ -57,10 +58,12 @@ def test_the_json_is_complete_and_the_picture_opens(tmp_path_factory):
   assert sorted(name for members in result['groups'] for name in members) == sorted(result['class_accuracy'])
   assert len(result['groups']) == 3 and result['network_text'] == 'WRN-10-1, split 1-2-3'
   with Image.open(result['confusion_picture']) as picture:
-    assert picture.format == 'PNG' and picture.size == (880, 814)  # 8 x 7.4 inches at 110 dots
+    assert picture.format == 'PNG' and picture.size == (1012, 946)  # 9.2 x 8.6 inches at 110 dots
     assert len(picture.convert('RGB').getcolors(2**20)) > 10
   folder = os.path.dirname(result['confusion_picture'])
-  assert sorted(os.listdir(folder)) == ['result-confusion.png', 'result.json']
+  assert sorted(os.listdir(folder)) == ['result-confusion.png', 'result-samples.png', 'result.json']
+  with Image.open(result['samples_picture']) as picture:
+    assert picture.format == 'PNG' and picture.width > 8 * 96 and picture.height > 3 * 96  # 24 images, 8 in a row
 
 
 def test_the_table_shows_the_numbers(tmp_path_factory, runs, data, capsys):
@@ -120,7 +123,7 @@ def test_a_result_that_cannot_be_written_is_shown(runs, data, tmp_path, capsys, 
   def fail(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-  monkeypatch.setattr(evaluation if fails == 'write_json' else plots, fails, fail)
+  monkeypatch.setattr(results if fails == 'write_json' else plots, fails, fail)
   path = str(tmp_path / 'result.json')
   arguments = ['--checkpoint', runs['split'], '--data_dir', data, '--test_iter', 1, '--output_file', path]
   code, stdout, stderr = helpers.call(evaluation, arguments, capsys)
@@ -146,12 +149,12 @@ def test_a_pipe_gets_the_result_and_no_picture_beside_it(runs, data, tmp_path, c
 def test_hardening_while_evaluating_is_what_split_mode_starts_from(tmp_path_factory, runs, data):
   grouping = helpers.read_checkpoint(runs['group'])
   first = helpers.read_checkpoint(os.path.join(runs['split'], 'ckpt-0'))
-  images = cifar100.whiten(cifar100.load(data, 'test').images)
+  whitened = cifar100.whiten(cifar100.load(data, 'test').images)
   hardened = checkpoints.load_network(grouping, harden=True)
   helpers.assert_same({n: v.numpy() for n, v in hardened.weights.items()}, first.values)
   helpers.assert_same(hardened.groups, first.groups)
-  logits = checkpoints.load_network(first)(images).numpy()
-  np.testing.assert_array_equal(hardened(images).numpy(), logits)
+  logits = checkpoints.load_network(first)(whitened).numpy()
+  np.testing.assert_array_equal(hardened(whitened).numpy(), logits)
 
   result = helpers.evaluated(tmp_path_factory, 'group', '--harden')
   plain = helpers.evaluated(tmp_path_factory, 'group')
@@ -206,6 +209,16 @@ def test_logits_do_not_depend_on_the_placement(tmp_path_factory, runs, data, tmp
     assert result[name] == alone[name], name
 
 
+def test_the_help_has_the_defaults_and_choices_of_the_library():
+  """They are written out there, since the modules that have them take seconds to import."""
+  flags = evaluation.make_parser().parse_args(['--checkpoint', 'x'])
+  assert (flags.in_flight, flags.trunk) == (executor.IN_FLIGHT, placement.TRUNKS[0])
+  text = ' '.join(evaluation.make_parser().format_help().split())
+  assert f'--trunk {{{",".join(placement.TRUNKS)}}}' in text
+  assert f'--crops {{{",".join(map(str, images.CROPS))}}}' in text
+  assert f'--dataset {{{",".join(evaluation.datasets)}}}' in text and cifar100.DATA_DIR in text
+
+
 # --- what is refused --------------------------------------------------------------------------------------------
 
 
@@ -215,7 +228,7 @@ REFUSED = {
   'no such step': (['--checkpoint', 'RUNS/split/ckpt-77'], 1, ['RUNS/split/ckpt-77']),
   'not a checkpoint': (['--checkpoint', 'RUNS/split/config.json'], 1, ['config.json', 'no checkpoint']),
   'no flag': ([], 2, ['--checkpoint']),
-  'unknown flag': (['--checkpoint', 'RUNS/split', '--batchsize', '3'], 2, ['--batchsize']),
+  'unknown flag': (['--checkpoint', 'RUNS/split', '--batchsize', '3'], 2, ['--batchsize', 'mean --batch_size?']),
   'no number': (['--checkpoint', 'RUNS/split', '--batch_size', 'many'], 2, ['many', '--batch_size']),
   'unknown device': (['--checkpoint', 'RUNS/split', '--devices', '/CPU:0,/CPU:7'], 1, ["'/CPU:7'", '/CPU:0']),
   'no device': (['--checkpoint', 'RUNS/split', '--devices', ' , '], 1, ['--devices']),

@@ -2,15 +2,26 @@
 
 import glob
 import shutil
+import subprocess
 
 import pytest
 from script_calls import run
 
+import eval as evaluation
 import train
 
 
+def finish(project, *stages):
+  """Makes it look as if stages had been run."""
+  for stage in stages:
+    for folder in (stage, f'{stage}/best'):
+      (project / 'runs' / folder).mkdir(parents=True, exist_ok=True)
+      (project / 'runs' / folder / 'checkpoint').touch()
+
+
 def called(project, name, *arguments):
-  """The one program that a script calls with the data at hand, and its arguments."""
+  """The one program that a script calls with the data and the stages before at hand, and its arguments."""
+  finish(project, 'baseline', 'group', 'split')
   code, calls, stderr = run(project, name, *arguments, '--data_dir', 'data')
   assert (code, stderr, len(calls)) == (0, '', 1)
   program, given = calls[0]
@@ -35,19 +46,41 @@ def test_group_sh_takes_the_papers_settings_wherever_it_is_asked_to(project, arg
   program, given = called(project, 'group.sh', *arguments)
   flags = train.parse_flags(given)
   assert program == 'train.py' and (flags.mode, flags.k, flags.basemodel) == ('group', 1, None)
-  assert (flags.gamma1, flags.gamma2, flags.gamma3, flags.max_steps) == (1, 1, 10, 200000)
+  assert (flags.gamma1, flags.gamma2, flags.gamma3, flags.max_steps, flags.batch_size) == (1, 1, 10, 200000, 90)
   assert (flags.lr_step_epoch, flags.dropout_keep_prob, flags.assignment_start) == ('240.0,300.0', 0.5, 'noise')
 
 
-def test_group_sh_needs_a_baseline_unless_it_is_the_papers(project):
-  code, calls, stderr = run(project, 'group.sh', '--data_dir', 'data')
-  assert code == 1 and not calls and len(stderr.splitlines()) == 1 and './baseline.sh' in stderr
-  assert called(project, 'group.sh', '--basemodel', 'mine')[0] == 'train.py'
-  best = project / 'runs' / 'baseline' / 'best'
-  best.mkdir(parents=True)
-  (best / 'checkpoint').touch()
-  given = called(project, 'group.sh')[1]
-  assert train.parse_flags(given).basemodel == str(best)
+@pytest.mark.parametrize('script, before, flag, first', [
+  ('group.sh', 'baseline', '--basemodel', './baseline.sh'), ('split.sh', 'group', '--basemodel', './group.sh'),
+  ('eval.sh', 'split', '--checkpoint', './split.sh'),
+])  # fmt: skip
+def test_a_script_that_is_run_too_early_names_the_one_to_run_first(project, script, before, flag, first):
+  code, calls, stderr = run(project, script)
+  assert code == 1 and not calls and len(stderr.splitlines()) == 1
+  assert stderr.startswith(f'{script}: there ') and first in stderr and flag in stderr
+  for way_out in ([flag, 'mine'], [f'{flag}=mine'], ['--help'], *([['--paper']] if script == 'group.sh' else [])):
+    assert run(project, script, '--data_dir', 'data', *way_out)[0] == 0, way_out
+  finish(project, before)
+  code, [(_, given)], _ = run(project, script, '--data_dir', 'data')
+  assert code == 0 and given[given.index(flag) + 1].startswith(str(project / 'runs' / before))
+
+
+def test_group_sh_starts_from_the_best_of_the_baseline(project):
+  flags = train.parse_flags(called(project, 'group.sh')[1])
+  assert flags.basemodel == str(project / 'runs' / 'baseline' / 'best')
+  assert (flags.max_steps, flags.lr_step, flags.gamma2_ramp) == (20000, '0.75', 0.5)
+  flags = train.parse_flags(called(project, 'group.sh', '--epochs', 4)[1])
+  assert (flags.epochs, flags.max_steps, flags.lr_step, flags.gamma2_ramp) == (4, None, '0.75', 0.5)
+
+
+@pytest.mark.parametrize('script, words', [('baseline.sh', 6), ('group.sh', 28), ('split.sh', 8), ('eval.sh', 6)])
+def test_the_scripts_pass_only_what_differs_from_the_defaults(project, script, words):
+  """Editing a default in train.py takes effect."""
+  program, given = called(project, script)
+  assert len(given) - 2 == words  # without --data_dir data
+  parser = (train if program == 'train.py' else evaluation).make_parser()
+  for name, value in zip(given[::2], given[1::2]):
+    assert name.startswith('--') and str(parser.get_default(name[2:])) != value, name
 
 
 @pytest.mark.parametrize('script, mode', [('baseline.sh', 'baseline'), ('group.sh', 'group'), ('split.sh', 'split')])
@@ -99,6 +132,12 @@ def test_demo_sh_refuses_what_it_does_not_take(project, arguments):
   assert code == 2 and not calls and len(stderr.splitlines()) == 1 and './demo.sh takes' in stderr
 
 
+def test_demo_sh_tells_what_it_takes(project):
+  done = subprocess.run([project / 'demo.sh', '--help'], capture_output=True, text=True)
+  assert (done.returncode, done.stderr) == (0, '') and '--real' in done.stdout and '--seed' in done.stdout
+  assert max(map(len, done.stdout.splitlines())) <= 125
+
+
 def test_without_a_python_that_will_do_there_is_one_sentence(project, tmp_path):
   shutil.rmtree(project / '.venv')
   found = tmp_path / 'found'
@@ -106,6 +145,7 @@ def test_without_a_python_that_will_do_there_is_one_sentence(project, tmp_path):
   for name in ('python3', 'python3.13', 'python3.12', 'python3.11', 'python3.10'):
     (found / name).write_text('#!/bin/sh\nexit 1\n')  # to whatever it is asked: too old, too new, nothing installed
     (found / name).chmod(0o755)
+  finish(project, 'split')
   code, calls, stderr = run(project, 'eval.sh', PATH=f'{found}:/usr/bin:/bin')
   assert code == 1 and not calls and len(stderr.splitlines()) == 1
   assert 'no Python 3.10 to 3.13' in stderr and 'PYTHON=' in stderr
@@ -122,5 +162,6 @@ def test_an_empty_environment_is_not_preferred_to_a_python_that_has_all(project,
   python.write_text('#!/bin/sh\nexit 1\n')
   for name in glob.glob('installed-*', root_dir=project / '.venv'):
     (project / '.venv' / name).unlink()
+  finish(project, 'split')
   code, calls, stderr = run(project, 'eval.sh', '--data_dir', 'data', PATH=f'{found}:/usr/bin:/bin')
   assert (code, stderr, [name for name, _ in calls]) == (0, '', ['eval.py'])

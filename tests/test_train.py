@@ -3,7 +3,10 @@
 import glob
 import json
 import os
+import re
 import shutil
+import subprocess
+import sys
 
 import helpers
 import numpy as np
@@ -15,7 +18,7 @@ import train
 from splitnet.network import hardening
 from splitnet.network.network import create
 from splitnet.parallel import devices
-from splitnet.training import checkpoints
+from splitnet.training import checkpoints, log, schedule
 
 
 def read(*path):
@@ -70,17 +73,125 @@ def test_the_log_tells_each_stages_start_and_end(runs, data):
   val = cifar100.load(data, 'val')
   for mode, folder in runs.items():
     log = read(folder, 'train.log')
-    assert log.startswith('step 0: validation accuracy ') == (mode != 'baseline')  # which starts from random weights
+    reported = [line for line in log.splitlines() if line.startswith('step ')]
+    assert reported[0].startswith('step 0: validation accuracy ') == (mode != 'baseline')  # that has random weights
     assert f'done at step {helpers.LAST[mode]}: ' in log
     assert f'step {helpers.LAST[mode]}: validation accuracy' in log
   split = checkpoints.load_network(helpers.read_checkpoint(os.path.join(runs['split'], 'ckpt-0')))
   accuracy = (split(cifar100.whiten(val.images)).numpy().argmax(1) == val.labels).mean()
-  assert read(runs['split'], 'train.log').startswith(f'step 0: validation accuracy {100 * accuracy:.2f} %')
+  assert f'\nstep 0: validation accuracy {100 * accuracy:.2f} %' in read(runs['split'], 'train.log')
 
 
 def test_a_dozen_steps_learn_something(runs):
   reported = helpers.validations(read(runs['group'], 'train.log'))
   assert reported[-1][2] < reported[0][2] - 0.2  # cross-entropy
+
+
+@pytest.mark.parametrize('mode', ['baseline', 'group', 'split'])
+def test_a_run_begins_with_three_lines_and_its_log_has_the_rest(runs, mode):
+  lines = read(runs[mode], 'train.log').splitlines()
+  state = {'baseline': 'dense', 'group': 'grouping 1-2-3', 'split': 'split 1-2-3'}[mode]
+  assert lines[0].startswith(f'WRN-10-1, {state}: ') and lines[0].endswith(' FLOPs per image')
+  assert ': 90 images to train on, 60 to validate, 100 classes' in lines[1]
+  last = helpers.LAST[mode]
+  assert lines[2].startswith(f'{last} steps of 20 images, {last * 20 / 90:.4g} epochs, on ')
+  assert any(re.fullmatch(r'l2_weight +0\.000[15]', line) for line in lines)
+  assert any(re.search(r'logits/fc +[\d,]+ +[\d,]+$', line) for line in lines)
+
+
+@pytest.mark.parametrize('flag, columns', [('--brief', 100), ('--verbose', None), (None, None)])
+def test_the_console_shows_as_much_as_is_asked_for(data, tmp_path, capsys, flag, columns):
+  more = [*helpers.GROUPS, '--max_steps', 5, *([flag] if flag else [])]
+  arguments = helpers.flags('group', data, str(tmp_path / 'run'), *helpers.NETWORK, *more)
+  code, out, err = helpers.call(train, arguments, capsys)
+  assert (code, err) == (0, '')
+  lines = out.splitlines()
+  assert ('WRN-10-1, grouping 1-2-3' in lines[0]) == (flag != '--brief')
+  assert any(re.fullmatch(r'gamma3 +10\.0', line) for line in lines) == (flag == '--verbose')
+  assert any('classes' in line and 'group' in line for line in lines)
+  assert sum(line.startswith('step 5: ') and ', epoch 1.11' in line for line in lines) >= 1
+  if flag == '--brief':
+    assert all(len(line) <= columns for line in lines) and len(lines) == 5
+  log = read(tmp_path, 'run', 'train.log')
+  assert re.search(r'^gamma3 +10\.0$', log, re.MULTILINE) and '  classes: group sizes [' in log
+  assert '  output of unit_3 (split_p1): group sizes [' in log
+
+
+# --- how long -------------------------------------------------------------------------------------------------------
+
+
+def parsed(*arguments, mode='group'):
+  return train.parse_flags(['--mode', mode, *map(str, arguments)])
+
+
+def test_the_released_schedule_is_the_default_and_epochs_scale_it():
+  flags = parsed()
+  assert (flags.max_steps, flags.lr_step_epoch, flags.lr_step) == (200000, '240.0,300.0', None)
+  flags = parsed('--max_steps', 1000)
+  assert (flags.max_steps, flags.lr_step_epoch, flags.lr_step, flags.epochs) == (1000, '240.0,300.0', None, None)
+  flags = parsed('--epochs', 40)
+  assert (flags.max_steps, flags.lr_step_epoch, flags.lr_step, flags.epochs) == (None, None, '0.6,0.75', 40)
+  for mode in ('baseline', 'group', 'split'):  # the defaults are the same steps said twice
+    released, shares = parsed(mode=mode), parsed('--epochs', parsed(mode=mode).max_steps / 500, mode=mode)
+    shares.max_steps = released.max_steps
+    drops = [schedule.of_settings(vars(flags), 500).drops for flags in (released, shares)]
+    assert drops[0] == drops[1] and len(drops[0]) == 2
+
+
+def test_of_two_flags_that_say_the_same_the_last_one_counts():
+  flags = parsed('--epochs', 3, '--max_steps', 7, '--lr_step', '0.5', '--lr_step_epoch', '2', '--gamma2_ramp_epoch', 4)
+  assert (flags.epochs, flags.max_steps, flags.lr_step, flags.lr_step_epoch) == (None, 7, None, '2')
+  assert (flags.gamma2_ramp_epoch, flags.gamma2_ramp) == (4, 0)
+  flags = parsed('--max_steps', 7, '--epochs', 3, '--lr_step_epoch', '2', '--lr_step', '', '--lr_warmup', 0.1)
+  assert (flags.epochs, flags.max_steps, flags.lr_step, flags.lr_step_epoch) == (3, None, '', None)
+
+
+def test_epochs_are_so_many_steps_and_a_run_that_counts_steps_is_the_same(data, tmp_path, capsys):
+  folder = str(tmp_path / 'run')
+  more = ['--epochs', 2, '--lr_step', '1/2', '--lr_warmup', 0.25, *helpers.NETWORK]
+  assert train.main(helpers.flags('baseline', data, folder, *more)) == 0  # 90 images, 20 a step
+  assert json.loads(read(folder, 'config.json'))['settings']['max_steps'] == 9
+  rates = {m['step']: m['learning_rate'] for m in log.read_metrics(folder, 'train')}
+  assert rates == {5: pytest.approx(0.01)}  # step 4 is the first after half of 9, and the warm-up is over
+  # A longer run would have other shares; the same steps said in epochs go on, also further.
+  longer = ['--epochs', 4, *more[2:]]
+  code, _, err = helpers.call(train, helpers.flags('baseline', data, folder, *longer), capsys)
+  assert code == 1 and err.count('\n') == 1 and '--epochs 2.0, now it is 4.0' in err
+  same = ['--max_steps', 9, '--lr_step_epoch', 4 / 4.5, '--lr_warmup_epoch', 0.5, *helpers.NETWORK]
+  code, out, _ = helpers.call(train, helpers.flags('baseline', data, folder, *same), capsys)
+  assert code == 0 and 'going on from step 9' in out
+  in_steps = ['--max_steps', 11, *same[2:]]
+  assert train.main(helpers.flags('baseline', data, folder, *in_steps)) == 0
+
+
+# --- help -----------------------------------------------------------------------------------------------------------
+
+
+def test_the_help_names_the_defaults_and_choices_of_the_networks_and_data():
+  """They are written out there, since the modules that have them take seconds to import."""
+  text = ' '.join(train.make_parser().format_help().split())
+  wide = resnet_split.WideResNet
+  for name in ('k', 'num_residual_units', 'ngroups1', 'ngroups2', 'ngroups3', 'bn_no_scale'):
+    assert re.search(rf'--{name} [A-Z]+ [^\[]*\[{getattr(wide, name)}\]', text), name
+  assert f'--network {{{",".join(train.networks)}}}' in text and '[wrn]' in text
+  assert f'--dataset {{{",".join(train.datasets)}}}' in text and cifar100.DATA_DIR in text
+
+
+@pytest.mark.parametrize('arguments, code, words', [
+  (['train.py', '--help'], 0, '--lr_step SHARES'),
+  (['train.py', '--mode', 'group', '--test_interval', '5'], 2, '--val_interval'),
+  (['train.py', '--mode', 'group', '--k', '0'], 1, "--k is '0'"), (['eval.py', '--help'], 0, '--trunk'),
+  (['eval.py', '--checkpoint', 'x', '--batchsize', '5'], 2, '--batch_size'),
+  (['-m', 'serving.report', '--help'], 0, '--out'), (['-m', 'serving.infer', '--help'], 0, '--top'),
+])  # fmt: skip
+def test_help_and_typos_are_answered_before_tensorflow_is_imported(tmp_path, arguments, code, words):
+  (tmp_path / 'tensorflow.py').write_text('raise SystemExit("TensorFlow was imported")')
+  path = os.pathsep.join([str(tmp_path), helpers.PROJECT])
+  environment = {**os.environ, 'PYTHONPATH': path}
+  command = [sys.executable, *arguments]
+  done = subprocess.run(command, capture_output=True, text=True, cwd=helpers.PROJECT, env=environment)
+  assert (done.returncode, words in done.stdout + done.stderr) == (code, True), done.stderr
+  assert code == 0 or done.stderr.count('\n') == 1
 
 
 # --- released checkpoints ---------------------------------------------------------------------------------------
@@ -151,8 +262,12 @@ REFUSED = {
   # name: (mode, train_dir, flags, exit code, words that the sentence has)
   'no mode': (None, NEW, [], 2, ['--mode']),
   'mode': ('grouping', NEW, [], 2, ["'grouping'"]),
-  'unknown flag': ('group', NEW, ['--test_interval', '5'], 2, ['--test_interval']),
-  'abbreviation': ('group', NEW, ['--max_step', '5'], 2, ['--max_step']),
+  'unknown flag': ('group', NEW, ['--test_interval', '5'], 2, ['--test_interval', 'did you mean --val_interval?']),
+  'abbreviation': ('group', NEW, ['--max_step', '5'], 2, ['--max_step', 'did you mean --max_steps?']),
+  'epochs': ('group', NEW, ['--epochs', '0'], 1, ["--epochs is '0'"]),
+  'lr_step': ('group', NEW, ['--lr_step', '0.5,1.5'], 1, ["'0.5,1.5'", 'such as 0.6,0.85']),
+  'lr_step of nothing': ('group', NEW, ['--lr_step', '1/0'], 1, ["'1/0'"]),
+  'gamma2_ramp': ('group', NEW, ['--gamma2_ramp', '2'], 1, ["--gamma2_ramp is '2'", '[0, 1]']),
   'no number': ('group', NEW, ['--k', 'wide'], 2, ["'wide'", '--k']),
   'no boolean': ('group', NEW, ['--finetune', 'maybe'], 2, ["'maybe'"]),
   'large seed': ('group', NEW, ['--seed', '2147483647'], 1, ["--seed is '2147483647'", '2147483646']),

@@ -2,11 +2,14 @@
 
 import argparse
 import dataclasses
+import difflib
+import functools
 import re
+import sys
 from collections.abc import Callable
 from typing import Any
 
-from splitnet.common.errors import UserError
+from splitnet.common.errors import UserError, run_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,20 +92,58 @@ automatic = Type('{True,False,auto}', lambda text: 'auto' if text.lower() == 'au
 
 def parse_epochs(text):
   """Returns the rising epochs that a text separates by commas, or raises ValueError."""
-  epochs = [float(part) for part in text.split(',') if part.strip()]
-  if not all(0 < epoch < float('inf') for epoch in epochs) or epochs != sorted(epochs):
-    raise ValueError(text)
-  return epochs
+  return _rising(text, float('inf'))
 
 
-def _rising(text):
+def parse_shares(text):
+  """Returns the rising shares, below 1, that a text separates by commas; 5/12 is one."""
+  return _rising(text, 1)
+
+
+def _number(text):
+  above, bar, below = text.partition('/')
   try:
-    return parse_epochs(text) is not None
+    return float(above) / float(below) if bar else float(above)
+  except ZeroDivisionError as e:
+    raise ValueError(text) from e
+
+
+def _rising(text, limit):
+  values = [_number(part) for part in text.split(',') if part.strip()]
+  if not all(0 < value < limit for value in values) or values != sorted(values):
+    raise ValueError(text)
+  return values
+
+
+def _parses(parse, text):
+  try:
+    return parse(text) is not None
   except ValueError:
     return False
 
 
-epochs = Type('EPOCHS', str, 'rising epochs separated by commas, such as 100,140', _rising)  # stays a text
+# These stay texts.
+epochs = Type('EPOCHS', str, 'rising epochs separated by commas, such as 100,140',
+              functools.partial(_parses, parse_epochs))  # fmt: skip
+shares = Type('SHARES', str, 'rising shares of the run, above 0 and below 1, separated by commas, such as 0.6,0.85',
+              functools.partial(_parses, parse_shares))  # fmt: skip
+
+
+class _Instead(argparse.Action):
+  """Stores a value, and takes back that of another flag, which says the same otherwise."""
+
+  def __init__(self, *arguments, other, **keywords):
+    super().__init__(*arguments, **keywords)
+    self._other = other
+
+  def __call__(self, parser, namespace, values, option_string=None):
+    setattr(namespace, self.dest, values)
+    setattr(namespace, self._other, parser.get_default(self._other))
+
+
+def instead_of(other):
+  """Returns the action of a flag that another one stands beside: the last one given counts."""
+  return functools.partial(_Instead, other=other)
 
 
 class Parser(argparse.ArgumentParser):
@@ -115,6 +156,24 @@ class Parser(argparse.ArgumentParser):
   def error(self, message):
     message = re.sub('^argument [^:]*: (?=--)', '', message)
     self.exit(2, f'{self.prog}: {message} (see --help)\n')
+
+  def parse_args(self, args=None, namespace=None):
+    """Parses the arguments; an unknown flag gets a suggestion."""
+    flags, unknown = self.parse_known_args(args, namespace)
+    for argument in unknown:
+      near = difflib.get_close_matches(argument.partition('=')[0], self._option_string_actions, 1)
+      meant = f'; did you mean {near[0]}?' if near else ''
+      self.error(f"there is no flag {argument}{meant}" if argument.startswith('-') else f"'{argument}' is no flag")
+    return flags
+
+
+def answer_early(name, make_parser):
+  """Answers --help and mistakes on the command line, and ends the program then.
+
+  A program that is started calls it before it imports TensorFlow, which takes seconds.
+  """
+  if code := run_program(name, lambda: make_parser().parse_args()):
+    sys.exit(code)
 
 
 def add(section, name, type_, default, text, **keywords):

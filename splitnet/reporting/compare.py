@@ -4,6 +4,7 @@ python -m splitnet.reporting.compare dense=runs/baseline/eval.json fine-tuned=ru
 """
 
 import sys
+import textwrap
 
 import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 
@@ -39,14 +40,22 @@ def stages_text(results):
 
 
 def groups_text(result):
-  """Returns groups by class name and their agreement, as lines."""
+  """Returns the groups and their agreement, as lines.
+
+  A superclass that is whole in a group stands by its name alone, another with those of its classes that are there.
+  """
   superclass_of, lines = result['superclass_of_class'], []
   superclasses = sorted(set(superclass_of.values()))
+  size_of = {superclass: list(superclass_of.values()).count(superclass) for superclass in superclasses}
   for g, members in enumerate(result['groups']):
-    lines += ['', f'group {g} ({len(members)} classes)']
-    for superclass in superclasses:
-      if names := [name for name in members if superclass_of[name] == superclass]:
-        lines.append(f'  {superclass:30} {", ".join(names)}')
+    inside = {s: [name for name in members if superclass_of[name] == s] for s in superclasses}
+    whole = [s for s in superclasses if len(inside[s]) == size_of[s]]
+    lines += ['', f'group {g}: {len(members)} classes, {len(whole)} whole superclasses']
+    if whole:
+      lines.append(textwrap.fill(', '.join(whole), 98, initial_indent='  ', subsequent_indent='  '))
+    for s, names in inside.items():
+      if names and s not in whole:
+        lines.append(f'  {len(names)} of {size_of[s]} {s}: {", ".join(names)}')
   indices = [superclasses.index(superclass_of[name]) for members in result['groups'] for name in members]
   mean, deviation = metrics.random_agreement([len(members) for members in result['groups']], indices)
   text = f'agreement with the superclasses: {result["agreement"]:.2f}'
@@ -64,11 +73,13 @@ def main(argv):
 def show(arguments):
   """Prints the comparison of a list of NAME=FILE arguments."""
   read_results = [read(argument) for argument in arguments]
-  print('\n'.join(stages_text(read_results)))
+  if pictures := [result['confusion_picture'] for _, result in read_results if 'confusion_picture' in result]:
+    print('confusion matrices:', *pictures, sep='\n  ')
+  if pictures := [result['samples_picture'] for _, result in read_results if 'samples_picture' in result]:
+    print(f'images, and what the last network says of them:\n  {pictures[-1]}')
   if grouped := [result for _, result in read_results if any(result.get('groups', []))]:
     print('\n'.join(groups_text(grouped[-1])))
-  if pictures := [result['confusion_picture'] for _, result in read_results if 'confusion_picture' in result]:
-    print(f'\nconfusion matrices: {", ".join(pictures)}')
+  print('\n'.join(['', *stages_text(read_results)]))
 
 
 if __name__ == '__main__':

@@ -1,13 +1,25 @@
-"""Draws weights by group, confusion matrices and the paper's figures: PNG files."""
+"""Draws weights by group, confusion matrices and the paper's figures as PNG files; and pixels for TensorBoard."""
+
+import itertools
+import textwrap
 
 import matplotlib
 
 matplotlib.use('Agg')
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import colors
+from PIL import Image, ImageDraw, ImageFont
 
 import utils
 from splitnet.common.files import whole_file
+
+WEIGHTS_TEXT = (
+  'Rows are inputs, columns outputs, both in group order; dark is a large weight (the darkest 1 % alike), and a white '
+  'block between red lines means that those two groups exchange nothing.'
+)
+ERRORS = colors.PowerNorm(0.45, 0, 1)  # shares of a class: a confusion of 2 % is seen as well as one of 50 %
+SHADES = colors.LinearSegmentedColormap.from_list('shares', ['#ffffff', '#c3b1e1', '#7a5fa8', '#2b0a3d'])
 
 
 def ordered_weights(network):
@@ -50,6 +62,7 @@ def draw_weights(images, title, path):
     axis.set_xlabel(f'{image[0].shape[1]} outputs', fontsize=8)
     axis.set_ylabel(f'{image[0].shape[0]} inputs', fontsize=8)
   figure.suptitle(title)
+  figure.supxlabel(textwrap.fill(WEIGHTS_TEXT, 52 * columns), fontsize=8)
   _save(figure, path)
 
 
@@ -69,17 +82,160 @@ def _draw_borders(axis, rows, columns, **style):
     axis.axvline(border - 0.5, **style)
 
 
-def draw_confusion(matrix, order, borders, title, path):
-  """Draws a confusion matrix [true, predicted], without borders by label."""
-  share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-  figure, axis = plt.subplots(figsize=(8, 7.4))
-  drawn = axis.imshow(share[order][:, order], cmap='magma_r', vmin=0, vmax=1, interpolation='nearest')
-  _draw_borders(axis, borders, borders, color='tab:blue', linewidth=1)
-  ordered = 'ordered by group' if len(borders) else 'ordered by label'
-  axis.set(xlabel=f'predicted class, {ordered}', ylabel=f'true class, {ordered}')
+# --- confusion ----------------------------------------------------------------------------------------------------
+
+
+def class_order(superclasses, classes, groups=None):
+  """Returns the classes ordered by superclass, and before that by group: int array.
+
+  Both are int arrays [classes], or None.
+  """
+  keys = [key for key in (superclasses, groups) if key is not None]
+  return np.lexsort(keys) if keys else np.arange(classes)
+
+
+def _shares(matrix):
+  return matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+
+
+def _runs(values):
+  """Returns the runs of equal values: list of (value, first, behind the last)."""
+  borders = [0, *(np.flatnonzero(np.diff(values)) + 1), len(values)] if len(values) else [0]
+  return [(values[first], first, last) for first, last in itertools.pairwise(borders)]
+
+
+def confusion_pixels(matrix, order, least=400):
+  """Returns a confusion matrix as pixels: uint8 [height, width, 3], at least `least` high."""
+  shares = ERRORS(_shares(np.asarray(matrix))[np.ix_(order, order)])
+  pixels = np.uint8(255 * SHADES(np.ma.getdata(shares))[..., :3])
+  return _enlarged(pixels, least)
+
+
+def _enlarged(pixels, least):
+  factor = -(-least // len(pixels))
+  return pixels.repeat(factor, 0).repeat(factor, 1)
+
+
+def draw_confusion(matrix, names, superclasses, groups, title, path):
+  """Draws a confusion matrix [true, predicted] in the order of `class_order`.
+
+  With superclasses their names stand at the axes; more than 200 classes are added up to them. Any two of such pictures
+  of the same classes have the same scale.
+
+  Args:
+    names: names of the classes.
+    superclasses: None, or (names of the superclasses, int array [classes]).
+    groups: hard groups of the classes, int array, or None.
+  """
+  matrix, of = np.asarray(matrix), superclasses and np.asarray(superclasses[1])
+  if superclasses and len(matrix) > 200:
+    inside = np.eye(len(superclasses[0]), dtype=np.int64)[of]
+    if groups is not None:  # a superclass belongs where most of its classes are
+      groups = np.array([np.bincount(groups[of == s], minlength=1).argmax() for s in range(len(superclasses[0]))])
+    matrix, names, superclasses, of = inside.T @ matrix @ inside, superclasses[0], None, None
+  order = class_order(of, len(matrix), groups)
+  figure, axis = plt.subplots(figsize=(9.2, 8.6))
+  drawn = axis.imshow(_shares(matrix)[np.ix_(order, order)], cmap=SHADES, norm=ERRORS, interpolation='nearest')
+  rows = [(names[c], i, i + 1) for i, c in enumerate(order)]
+  if superclasses:
+    both = of if groups is None else of + len(superclasses[0]) * np.asarray(groups)
+    rows = [(superclasses[0][value % len(superclasses[0])], *run) for value, *run in _runs(both[order])]
+    borders = [first for _, first, _ in rows[1:]]
+    _draw_borders(axis, borders, borders, color='0.85', linewidth=0.5)
+  if groups is not None:
+    borders = [first for _, first, _ in _runs(np.asarray(groups)[order])[1:]]
+    _draw_borders(axis, borders, borders, color='tab:red', linewidth=1)
+  # Names that would stand upon each other are left out, the shortest runs first.
+  shown, apart = [], len(order) / 62
+  for name, first, last in sorted(rows, key=lambda row: row[1] - row[2]):
+    middle = (first + last - 1) / 2
+    if all(abs(middle - other) >= apart for _, other in shown):
+      shown.append((name, middle))
+  for set_ticks, more in ((axis.set_yticks, {}), (axis.set_xticks, dict(rotation=90))):
+    set_ticks([middle for _, middle in shown], [name for name, _ in shown], fontsize=7, **more)
+  kind = 'superclass' if superclasses else 'class'
+  ordered = f'{kind}{"" if groups is None else ", ordered by group (red lines)"}'
+  axis.set(xlabel=f'predicted {ordered}', ylabel=f'true {ordered}')
   axis.set_title(title, fontsize=10)
-  figure.colorbar(drawn, ax=axis, label='share of the true class', fraction=0.046, pad=0.03)
+  bar = figure.colorbar(drawn, ax=axis, label='share of the true class', fraction=0.04, pad=0.02)
+  bar.set_ticks([0, 0.01, 0.03, 0.1, 0.3, 1], labels=['0', '1 %', '3 %', '10 %', '30 %', '100 %'])
   _save(figure, path)
+
+
+# --- pixels -------------------------------------------------------------------------------------------------------
+
+
+def weight_pixels(image, row_borders, column_borders, least=200):
+  """Returns what `order_weights` returns as pixels, as `draw_weights` draws it: uint8 [height, width, 3]."""
+  grey = np.uint8(255 * (1 - np.minimum(image / (np.percentile(image, 99) or 1), 1)))
+  rows, columns = (-(-least // size) for size in image.shape)
+  pixels = np.repeat(grey.repeat(rows, 0).repeat(columns, 1)[..., None], 3, 2)
+  red = (214, 39, 40)
+  for border in row_borders:
+    pixels[rows * border - 1] = red
+  for border in column_borders:
+    pixels[:, columns * border - 1] = red
+  return pixels
+
+
+def image_sheet(images, captions, columns=8, size=96):
+  """Returns images, uint8 [count, height, width, 3], on a white sheet with captions.
+
+  A caption is a list of lines (text, colour). Returns uint8 pixels [height, width, 3].
+  """
+  font, line, edge = ImageFont.load_default(11), 14, 8
+  lines = max(map(len, captions))
+  columns = min(columns, len(images))
+  width, height = size + edge, size + edge + line * lines
+  sheet = Image.new('RGB', (columns * width + edge, -(-len(images) // columns) * height + edge), 'white')
+  draw = ImageDraw.Draw(sheet)
+  for i, (pixels, caption) in enumerate(zip(images, captions)):
+    left, top = edge + i % columns * width, edge + i // columns * height
+    smooth = Image.Resampling.NEAREST if len(pixels) < size else Image.Resampling.LANCZOS
+    sheet.paste(Image.fromarray(np.asarray(pixels)).resize((size, size), smooth), (left, top))
+    for j, (text, colour) in enumerate(caption):
+      while text and draw.textlength(text, font) > size + edge - 2:
+        text = text[:-1]
+      draw.text((left, top + size + 1 + line * j), text, colour, font)
+  return np.asarray(sheet)
+
+
+def answer_sheet(images, probabilities, labels, names):
+  """Returns a sheet of images with their classes, and what a network says if it is wrong."""
+  captions = []
+  for label, row in zip(labels, probabilities):
+    said = int(row.argmax())
+    wrong = [(f'{names[said]} {100 * row[said]:.0f} %', '#c0392b')] if said != label else []
+    captions.append([(names[label], 'black'), *wrong])
+  return image_sheet(images, captions)
+
+
+def save_pixels(pixels, path):
+  """Writes pixels, uint8 [height, width, 3], as a PNG file."""
+  with whole_file(path, 'wb') as f:
+    Image.fromarray(pixels).save(f, 'PNG')
+
+
+# --- the paper's figures ------------------------------------------------------------------------------------------
+
+
+def draw_curves(runs, path):
+  """Draws how runs went: an SVG file with accuracy and loss by step.
+
+  A run is (name, list of its metrics of kinds 'train' and 'val'); full lines are validation, pale ones training.
+  """
+  figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
+  for i, (name, metrics) in enumerate(runs):
+    for kind, style in (('train', dict(alpha=0.35, linewidth=1)), ('val', dict(marker='.', label=name))):
+      own = [m for m in metrics if m['kind'] == kind]
+      for axis, key, scale in zip(axes, ('accuracy', 'cross_entropy'), (100, 1)):
+        axis.plot([m['step'] for m in own], [scale * m[key] for m in own], color=f'C{i}', **style)
+  for axis, title in zip(axes, ('accuracy, %', 'cross-entropy')):
+    axis.set(xlabel='step', title=title)
+    axis.set_ylim(bottom=0)
+    axis.grid(color='0.9')
+  axes[0].legend(fontsize=9)
+  _save(figure, path, 'svg')
 
 
 def draw_moments(rows, moments, title, path):
@@ -98,6 +254,7 @@ def draw_moments(rows, moments, title, path):
     line[0].set_ylabel(label, fontsize=9)
   for axis, moment in zip(axes[0], moments):
     axis.set_title(moment, fontsize=9)
+  figure.supxlabel(textwrap.fill(WEIGHTS_TEXT, 30 * len(moments)), fontsize=8)
   figure.suptitle(title, fontsize=11)
   _save(figure, path)
 
@@ -140,9 +297,9 @@ def draw_superclasses(table, group_names, superclass_names, title, path):
   _save(figure, path)
 
 
-def _save(figure, path):
+def _save(figure, path, kind='png'):
   """Writes a figure whole or not at all."""
   figure.tight_layout()
   with whole_file(path, 'wb') as f:
-    figure.savefig(f, format='png', dpi=110)
+    figure.savefig(f, format=kind, dpi=110)
   plt.close(figure)

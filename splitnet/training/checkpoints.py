@@ -67,15 +67,18 @@ def locked(folder):
     yield
 
 
-def describe(mode, network_settings, network, data, settings):
+def describe(mode, network_settings, network, data, settings, command=()):
   """Returns the configuration to store beside a network's checkpoints, for JSON.
 
   `network_settings` say what the network was asked to be, `data` which data it was trained on; `settings` are the
-  flags.
+  flags, and `command` the words that they were given by.
   """
   groups = network.groups and {name: [int(g) for g in groups] for name, groups in network.groups.items()}
   graph = network.graph.to_dict()
-  return dict(mode=mode, network=network_settings, graph=graph, groups=groups, data=data, settings=settings)
+  return dict(
+    mode=mode, network=network_settings, graph=graph, groups=groups, data=data, settings=settings,
+    command=list(map(str, command)),
+  )  # fmt: skip
 
 
 @schema.record

@@ -13,6 +13,9 @@ from splitnet.data.batches import UNREADABLE
 from splitnet.training import log
 from splitnet.training.saver import Saver
 
+SAMPLES = 24  # images that the end of a run shows with what the network takes them for
+MOST_CLASSES = 2000  # of which a confusion matrix is kept
+
 
 @dataclasses.dataclass(frozen=True)
 class LoopSettings:
@@ -32,6 +35,7 @@ class LoopSettings:
   patience: int = 0  # stop after this many validations without a better accuracy; 0: never
   train_split: str = 'train'  # with 'train_val' the validation images choose nothing, and best is the last validation
   validate_first: bool = False  # validate before the first step, which tells what a basemodel is worth here
+  brief: bool = False  # print short lines only; train.log has all
 
   def __post_init__(self):
     if self.patience and self.train_split == 'train_val':
@@ -43,13 +47,15 @@ class LoopSettings:
 class Loop:
   """Trains in a folder, with all that its checkpoints hold, and its log."""
 
-  def __init__(self, settings, train_step, replicas, configuration):
+  def __init__(self, settings, train_step, replicas, configuration, names=None):
     """Opens the run's folder, and restores its last checkpoint if there is one.
 
     `settings` are a LoopSettings, the Replicas those that the TrainStep was made for, the configuration is that of
-    checkpoints.describe. Raises UserError if the folder cannot be written or the checkpoint cannot be restored.
+    checkpoints.describe, `names` the ClassNames of the data or None, for what the log shows of classes. Raises
+    UserError if the folder cannot be written or the checkpoint cannot be restored.
     """
     self._settings, self._train_step, self._replicas = settings, train_step, replicas
+    self._configuration = configuration
     self._network = train_step.network
     self._best = tf.Variable(-1.0, trainable=False)
     self._since_best = tf.Variable(0, dtype=tf.int64, trainable=False)
@@ -62,7 +68,11 @@ class Loop:
     )  # fmt: skip
     self._resumed = self._saver.restore()
     self._step = int(train_step.step)
-    self._log = log.Log(settings.train_dir, self._step if self._resumed else -1) if replicas.chief else log.NoLog()
+    self._log = log.NoLog()
+    if replicas.chief:
+      before = self._step if self._resumed else -1
+      steps_per_epoch = train_step.schedule.steps_per_epoch
+      self._log = log.Log(settings.train_dir, before, steps_per_epoch, names, settings.brief)
     variables = [*state.values(), *weights.values(), *momentum.values()]
     replicas.must_agree('the weights to start from', *(variable.numpy() for variable in variables))
     if self._resumed:
@@ -71,6 +81,19 @@ class Loop:
   def note(self, text):
     """Prints a line and keeps it in the log."""
     self._log.line(text)
+
+  def begin(self, validation_images, verbose=False):
+    """Tells what the run is in three lines, and with `verbose` all settings and layers.
+
+    A new one keeps all of that in its log. A brief run prints nothing of it.
+    """
+    lines, tables = log.run_text(self._network, self._configuration, validation_images)
+    for text in (*lines, *tables):
+      shown = verbose or text in lines
+      if not self._resumed:
+        self._log.line(text, shown=shown, brief='')
+      elif shown and self._replicas.chief and not self._settings.brief:
+        print(text, flush=True)
 
   def train(self, images, validation):
     """Trains until max_steps, or until a setting stops it earlier.
@@ -87,6 +110,9 @@ class Loop:
       reason = self._catch_up()
     else:
       reason = None
+      self._log.settings({**self._configuration['settings'], 'network': self._network.graph.name})
+      if self._network.groups is not None:
+        self._log.classes(self._step, self._network.groups[self._network.graph.classes.name])
       if self._settings.validate_first or not self._settings.max_steps:
         self._validate()
       self._log.groups(self._step, self._network)
@@ -94,10 +120,13 @@ class Loop:
     reason = self._take_steps(images, reason)
     if self._step % self._settings.group_summary_interval:
       self._log.groups(self._step, self._network)
+    if self._replicas.count == 1:
+      self._log.samples(self._step, *self._train_step.answer(validation, SAMPLES))
     best = float(self._best)
+    done = f'done at step {self._step}{f" ({reason})" if reason else ""}: best validation accuracy {100 * best:.2f} %'
     self._log.line(
-      f'done at step {self._step}{f" ({reason})" if reason else ""}: best validation accuracy {100 * best:.2f} %; last '
-      f"checkpoint '{self._saver.last}', best '{os.path.join(self._settings.train_dir, 'best')}'"
+      f"{done}; last checkpoint '{self._saver.last}', best '{os.path.join(self._settings.train_dir, 'best')}'",
+      brief=done,
     )
     self._replicas.gather([self._step])  # a worker that leaves before the last checkpoint is written counts as lost
     return self._step, best
@@ -135,7 +164,10 @@ class Loop:
         rate = float(self._train_step.schedule.learning_rate(tf.constant(self._step - 1)))
         steps = sum(count for count, _, _ in window)
         speed = settings.batch_size * steps / sum(seconds for _, seconds, _ in window)
-        bar.set_postfix_str(f'loss {terms["total"]:.3f} acc {terms["accuracy"]:.3f} lr {rate:.2g} {speed:.0f} img/s')
+        text = f'{speed:.0f} img/s'
+        if not settings.brief:
+          text = f'loss {terms["total"]:.3f} acc {terms["accuracy"]:.3f} lr {rate:.2g} {text}'
+        bar.set_postfix_str(text)
         bar.update(count)
         if self._step % settings.display == 0:
           means = {name: sum(count * terms[name] for count, _, terms in window) / steps for name in terms}
@@ -192,7 +224,10 @@ class Loop:
     return self._step % self._settings.val_interval == 0 or self._step == self._settings.max_steps
 
   def _validate(self):
-    accuracy, loss = self._train_step.validate(self._validation, self._settings.val_iter)
+    classes = self._network.graph.classes.size
+    counted = self._replicas.count == 1 and classes <= MOST_CLASSES
+    confusion = np.zeros([classes, classes], np.int64) if counted else None
+    accuracy, loss = self._train_step.validate(self._validation, self._settings.val_iter, confusion)
     improved = np.float32(accuracy) > self._best.numpy()  # both as stored, or an equal accuracy may look better
     improved |= self._settings.train_split == 'train_val'  # of images that are trained on the accuracy chooses nothing
     if improved:
@@ -201,7 +236,7 @@ class Loop:
       self._best.assign(accuracy)
     self._since_best.assign(0 if improved else self._since_best + 1)
     self._validated.assign(self._step)  # last: after an interrupt before it, this step is validated again
-    self._log.validation(self._step, accuracy, loss, float(self._best))
+    self._log.validation(self._step, accuracy, loss, float(self._best), confusion)
 
   def _save(self):
     self._check_finite()

@@ -2,6 +2,7 @@
 
 from splitnet.common.errors import UserError
 from splitnet.training import checkpoint_files, checkpoints
+from splitnet.training.schedule import of_settings
 
 # What may differ on resume: it changes what is watched or kept, never the weights at a step.
 FREE = {
@@ -9,7 +10,12 @@ FREE = {
   'group_summary_interval', 'max_to_keep', 'stop_when_converged', 'patience', 'gpu_fraction', 'log_device_placement',
   'jit_compile',  # the exception: another rounding, as on another device, and other dropout masks
   'devices', 'num_logical_devices', 'num_replicas',
+  'verbose', 'brief',
   'skip_damaged',  # which images are trained on is compared itself
+}  # fmt: skip
+# What the schedules are made of; only at which steps things change is compared, however that was said.
+SCHEDULES = {
+  'epochs', 'lr_step', 'lr_step_epoch', 'lr_warmup', 'lr_warmup_epoch', 'gamma2_ramp', 'gamma2_ramp_epoch'
 }  # fmt: skip
 CHECKPOINTS = ('basemodel', 'teacher')  # known by their content, so that a run and they may be moved
 
@@ -62,17 +68,29 @@ def identify_checkpoints(basemodel, teacher, before):
   return {**paths, **digests}, changed
 
 
+def schedule_steps(configuration):
+  """Returns at which steps a configuration's schedules change, None if not known."""
+  settings = configuration['settings']
+  try:
+    schedule = of_settings(settings, configuration['data']['train_images'] / settings['batch_size'])
+  except (ArithmeticError, KeyError, TypeError, ValueError):  # of an earlier version, or damaged
+    return None
+  drops = schedule.drops if schedule.lr_schedule == 'step' else ()
+  return *drops, schedule.warmup, schedule.ramp
+
+
 def check_settings(configuration, before, train_dir, default):
   """Raises UserError if the run to resume was started with other settings than now.
 
   `configuration` and `before` are what checkpoints.describe gives now, and what is stored beside the run's checkpoints;
   `default` gives a flag's default, for flags that are younger than the run.
   """
+  free_names = FREE | SCHEDULES if schedule_steps(before) == schedule_steps(configuration) else FREE - {'max_steps'}
   for section in ('network', 'settings', 'data'):
     old, new = before[section], configuration[section]
     for name in new:
       was = old.get(name, default(name))
-      free = name in FREE and not (name == 'max_steps' and new.get('lr_schedule') == 'cosine')
+      free = name in free_names and not (name == 'max_steps' and new.get('lr_schedule') == 'cosine')
       digest = new.get(f'{name}_digest') if name in CHECKPOINTS else None
       moved = digest and digest == old.get(f'{name}_digest')
       if free or moved or was == new[name]:

@@ -3,14 +3,15 @@
 import dataclasses
 import functools
 
+import numpy as np
 import tensorflow as tf
 
-from splitnet.common.flags import parse_epochs, take
+from splitnet.common.flags import take
 from splitnet.data.batches import numbered_batches
 from splitnet.parallel import devices
 from splitnet.training.objective import Momentum, Objective, objective
 from splitnet.training.replicas import Replicas
-from splitnet.training.schedule import Schedule
+from splitnet.training.schedule import of_settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,6 +110,7 @@ class TrainStep:
     return {name: value / tf.cast(count, tf.float32) for name, value in sums.items()}
 
   def _count_correct(self, images, labels):
+    """Returns (how many are right, sum of the losses, predicted classes, none if the images are shared)."""
     share, counted = self._replicas.share(tf.shape(labels)[0]), 1
     if share:
       # Of a last batch with fewer images than replicas some have none: they compute another's image, or one of zeros if
@@ -119,18 +121,30 @@ class TrainStep:
       images, labels = share.take_images(images), share.take(labels)
     logits = self.network(self._dataset.prepare(images))
     loss = tf.cast(counted, tf.float32) * tf.nn.sparse_softmax_cross_entropy_with_logits(labels=labels, logits=logits)
-    right = counted * tf.reduce_sum(tf.cast(tf.equal(tf.argmax(logits, 1, tf.int32), labels), tf.int32))
+    predicted = tf.argmax(logits, 1, tf.int32)
+    right = counted * tf.reduce_sum(tf.cast(tf.equal(predicted, labels), tf.int32))
     if share:  # as floats: GPUs keep int32 in the host's memory, where they cannot be summed
-      return share.sum((tf.cast(right, tf.float32), tf.reduce_sum(loss)))
-    return right, tf.reduce_sum(loss)
+      return *share.sum((tf.cast(right, tf.float32), tf.reduce_sum(loss))), tf.zeros([0], tf.int32)
+    return right, tf.reduce_sum(loss), predicted
 
-  def validate(self, images, limit=0):
-    """Returns (accuracy, cross-entropy) on images, or on their first `limit` batches."""
+  def validate(self, images, limit=0, confusion=None):
+    """Returns (accuracy, cross-entropy) on images, or on their first `limit` batches.
+
+    On one device the answers are added to `confusion`, an int array [true, predicted] or None.
+    """
     right, loss, seen, size = 0, 0.0, 0, self._settings.batch_size
     for _, pixels, labels in numbered_batches(images, size, limit, part=self._replicas.part):
-      correct, batch_loss = self._correct(pixels, labels)
+      correct, batch_loss, predicted = self._correct(pixels, labels)
       right, loss, seen = right + int(correct), loss + float(batch_loss), seen + len(labels)
+      if confusion is not None:
+        np.add.at(confusion, (labels.numpy(), predicted.numpy()), 1)
     return right / seen, loss / seen
+
+  def answer(self, images, count):
+    """Returns the first images, at most `count`: (pixels, class probabilities, labels)."""
+    _, pixels, labels = next(numbered_batches(images, min(count, len(images.labels)), 1))
+    logits = self.network(self._dataset.prepare(pixels))
+    return pixels.numpy(), tf.nn.softmax(logits).numpy(), labels.numpy()
 
   def is_finite(self):
     """Returns whether every weight is finite."""
@@ -140,10 +154,9 @@ class TrainStep:
 def make_step(network, dataset, settings, steps_per_epoch, replicas=None, teacher=None):
   """Makes the TrainStep of a network from settings named as train.py's flags.
 
-  These are a dict with 'batch_size' and others of the fields of Objective, Schedule and StepSettings; 'lr_step_epoch'
-  is a text. The other arguments are TrainStep's; steps_per_epoch need not be whole.
+  These are a dict with 'batch_size' and others of the fields of Objective, Schedule and StepSettings; 'lr_step'
+  and 'lr_step_epoch' are texts. The other arguments are TrainStep's; steps_per_epoch need not be whole.
   """
-  drops = tuple(parse_epochs(settings.get('lr_step_epoch') or ''))
-  schedule = take(Schedule, settings, steps_per_epoch=steps_per_epoch, lr_step_epoch=drops)
+  schedule = of_settings(settings, steps_per_epoch)
   objective, how = take(Objective, settings), take(StepSettings, settings)
   return TrainStep(network, dataset, objective, schedule, how, replicas, teacher)

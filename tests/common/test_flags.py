@@ -12,7 +12,7 @@ TAKEN = [
   (flags.number('[0, 1)'), '0', 0.0), (flags.number('(0, 1]'), '1', 1.0), (flags.number(), '-2.5', -2.5),
   (flags.one_of('a', 'b'), 'b', 'b'), (flags.boolean, 'TRUE', True), (flags.boolean, 'no', False),
   (flags.automatic, 'auto', 'auto'), (flags.automatic, 'False', False), (flags.epochs, '100,140.5', '100,140.5'),
-  (flags.epochs, '', ''), (str, 'x', 'x'),
+  (flags.epochs, '', ''), (flags.shares, '5/12,0.75', '5/12,0.75'), (flags.shares, '', ''), (str, 'x', 'x'),
 ]  # fmt: skip
 # A value out of range is a mistake of the user's as any other; a text that is no such value ends as argparse does.
 REFUSED = [
@@ -24,6 +24,7 @@ REFUSED = [
   (flags.one_of('a', 'b', 'c'), 'd', 1, 'a, b or c'), (flags.boolean, 'maybe', 2, 'True or False'),
   (flags.automatic, 'maybe', 2, 'True, False or auto'), (flags.epochs, '140,100', 1, 'such as 100,140'),
   (flags.epochs, '1;2', 1, 'rising epochs'), (flags.epochs, '3,inf', 1, 'rising epochs'),
+  (flags.shares, '0.5,1', 1, 'below 1'), (flags.shares, '1/0', 1, 'rising shares'), (flags.shares, '0', 1, 'above 0'),
 ]  # fmt: skip
 
 
@@ -63,3 +64,43 @@ def test_settings_are_taken_by_name_and_none_leaves_the_default():
   values = {'speed': 0.5, 'name': None, 'count': 0, 'another': 1}
   assert flags.take(Settings, values) == Settings(0.5, 'none', 0)
   assert flags.take(Settings, values, name='mine', speed=2.0) == Settings(2.0, 'mine', 0)
+
+
+# --- suggestions, flags that say the same, answers before TensorFlow ------------------------------------------------
+
+
+@pytest.mark.parametrize('given, sentence', [
+  (['--batchsize', '3'], 'there is no flag --batchsize; did you mean --batch_size?'),
+  (['--batch-size=3'], 'there is no flag --batch-size=3; did you mean --batch_size?'),
+  (['--nonsense'], 'there is no flag --nonsense (see'), (['3'], "'3' is no flag"),
+])  # fmt: skip
+def test_an_unknown_flag_gets_a_suggestion(capsys, given, sentence):
+  parser = flags.Parser('What the program does.', prog='program.py')
+  flags.add(parser, 'batch_size', flags.integer(1), 1, 'images')
+  with pytest.raises(SystemExit) as e:
+    parser.parse_args(given)
+  error = capsys.readouterr().err
+  assert e.value.code == 2 and error.startswith(f'program.py: {sentence}') and error.count('\n') == 1
+
+
+def test_of_two_flags_that_say_the_same_the_last_one_counts():
+  parser = flags.Parser('What the program does.')
+  flags.add(parser, 'epochs', flags.number(), None, 'so long', action=flags.instead_of('steps'))
+  flags.add(parser, 'steps', flags.integer(), 7, 'or so', action=flags.instead_of('epochs'))
+  for given, expected in [([], (None, 7)), (['--epochs', '2', '--steps', '3'], (None, 3)),
+                          (['--steps', '3', '--epochs', '2'], (2, 7))]:  # fmt: skip
+    parsed = parser.parse_args(given)
+    assert (parsed.epochs, parsed.steps) == expected
+
+
+def test_help_and_mistakes_are_answered_early(capsys, monkeypatch):
+  def answer(*arguments):
+    monkeypatch.setattr('sys.argv', ['program.py', *arguments])
+    flags.answer_early('program.py', lambda: parser_of(flags.integer(1), 1))
+
+  answer('--flag', '3')  # goes on
+  for arguments, code in ((['--help'], 0), (['--flg', '3'], 2), (['--flag', '0'], 1)):
+    with pytest.raises(SystemExit) as e:
+      answer(*arguments)
+    assert e.value.code == code
+  assert capsys.readouterr().err.count('\n') == 2

@@ -22,7 +22,13 @@ def test_stages_stand_side_by_side_and_groups_by_class_name(tmp_path, capsys):
   output = capsys.readouterr().out
   assert '\n10,000 images (test)\n' in output
   assert '50.00 %' in output and '500 ( 50 %)' in output and '5,000 ( 50 %)' in output
-  assert 'group 1 (2 classes)' in output and 'agreement with the superclasses: 0.50' in output and 'x.png' in output
+  assert 'group 1: 2 classes, 0 whole superclasses\n  1 of 2 insects: bee\n  1 of 2 trees: elm\n' in output
+  assert 'agreement with the superclasses: 0.50' in output and 'confusion matrices:\n  x.png\n' in output
+  assert output.index('agreement') < output.index('dense '), 'the table comes last'
+  whole = dict(groups, groups=[['ant', 'bee'], ['oak', 'elm']])
+  assert compare.main([write('split', 0.25, 500, **whole)]) == 0
+  output_of_whole = capsys.readouterr().out
+  assert 'group 0: 2 classes, 1 whole superclasses\n  insects\n\ngroup 1' in output_of_whole
   # Accuracies on other images do not stand beside each other as if they were on the same.
   assert compare.main([write('dense', 0.5, 1000), write('other', 0.25, 500, images=5000, split='val')]) == 0
   other = next(line for line in capsys.readouterr().out.splitlines() if line.startswith('other'))

@@ -1,6 +1,7 @@
 """What a run reports: train.log, metrics.jsonl, TensorBoard, pictures, and the tables of settings and sizes."""
 
 import glob
+import io
 import json
 import os
 import re
@@ -13,6 +14,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 import resnet_split
 import train
@@ -22,6 +24,9 @@ from splitnet.network.network import create
 from splitnet.training import checkpoints, log
 
 ASSIGNMENTS = {'split_q1': (3, 100), 'split_p1': (3, 64), 'split_p2': (2, 32), 'split_r21': (2, 64)}  # groups, units
+READ = {
+  'split_q1': 'classes', 'split_p1': 'output of unit_3', 'split_p2': 'output of unit_2', 'split_r21': 'inside unit_3_0'
+}  # fmt: skip
 
 
 def read(*path):
@@ -124,7 +129,8 @@ def test_without_metrics_there_are_none_and_damaged_ones_are_named(tmp_path):
 def reported(folder):
   """What a run has reported: lines of train.log, metrics, steps of TensorBoard's scalars by tag."""
   steps = {}
-  for path in sorted(glob.glob(os.path.join(glob.escape(folder), 'summaries', '*'))):
+  paths = glob.glob(os.path.join(glob.escape(folder), 'summaries', '*'))
+  for path in sorted(paths, key=lambda path: (len(path), path)):  # they end with a number
     for event in tf.compat.v1.train.summary_iterator(path):
       for value in event.summary.value:
         steps.setdefault(value.tag, []).append(event.step)
@@ -156,7 +162,7 @@ def test_no_step_stands_twice_after_a_kill(tmp_path, torn):
   report(folder, 25)  # nothing is left to do
   report(whole, -1, 5, 10, 15, 20, 25)
   (lines, metrics, steps), (lines_of_whole, *rest) = reported(folder), reported(whole)
-  assert [metrics, steps] == rest and steps['train/total'] == [5, 10, 15, 20, 25]
+  assert [metrics, steps] == rest and steps['loss/total'] == [5, 10, 15, 20, 25]
   assert [line for line in lines if not line.startswith('going on')] == lines_of_whole
   assert len(lines) == len(lines_of_whole) + 2
 
@@ -165,44 +171,92 @@ def test_a_run_that_starts_anew_reports_nothing_of_before(tmp_path):
   report(str(tmp_path), -1, 0)  # killed before its first checkpoint
   report(str(tmp_path), -1, 0)
   lines, metrics, steps = reported(str(tmp_path))
-  assert (len(lines), len(metrics)) == (2, 2) and steps['train/total'] == [0]
+  assert (len(lines), len(metrics)) == (2, 2) and steps['loss/total'] == [0]
 
 
 # --- TensorBoard and pictures --------------------------------------------------------------------------------------
 
 
-def test_summaries_hold_every_scalar_histogram_and_image(runs):
+@pytest.fixture(scope='module')
+def summaries(runs):
+  """What TensorBoard finds of the grouping run: dict from plugin to tag to step to value."""
   events = EventAccumulator(os.path.join(runs['group'], 'summaries'), size_guidance={'tensors': 0})
   events.Reload()
   found = {}
   for tag in events.Tags()['tensors']:
-    plugin = events.SummaryMetadata(tag).plugin_data.plugin_name
-    found.setdefault(plugin, {})[tag] = {e.step: tf.make_ndarray(e.tensor_proto) for e in events.Tensors(tag)}
-  scalars = found['scalars']
-  terms = 'total cross_entropy l2 overlap weight_split uniform accuracy learning_rate images_per_second'
-  for name in terms.split():
-    assert sorted(scalars['train/' + name]) == [5, 10], name
-    assert all(np.isfinite(v) for v in scalars['train/' + name].values())
-  assert scalars['train/learning_rate'][5] == np.float32(0.1)
+    metadata = events.SummaryMetadata(tag)
+    own = found.setdefault(metadata.plugin_data.plugin_name, {})
+    own[tag] = {e.step: tf.make_ndarray(e.tensor_proto) for e in events.Tensors(tag)}
+    own[tag]['description'] = metadata.summary_description
+  return found
+
+
+def steps_of(values):
+  return sorted(set(values) - {'description'})
+
+
+def test_summaries_hold_every_scalar_with_a_description(summaries, runs):
+  scalars = summaries['scalars']
+  terms = {
+    'accuracy/train': 'accuracy', 'loss/total': 'total', 'loss/cross_entropy': 'cross_entropy', 'loss/l2': 'l2',
+    'groups/overlap': 'overlap', 'groups/weight_split': 'weight_split', 'groups/uniform': 'uniform',
+    'speed/learning_rate': 'learning_rate', 'speed/images_per_second': 'images_per_second',
+  }  # fmt: skip
+  metrics = {m['step']: m for m in log.read_metrics(runs['group'], 'train')}
+  for tag, name in terms.items():
+    assert steps_of(scalars[tag]) == [5, 10] and scalars[tag]['description'], tag
+    assert all(float(scalars[tag][step]) == pytest.approx(metrics[step][name], rel=1e-6) for step in (5, 10))
+  assert scalars['speed/learning_rate'][5] == np.float32(0.1)
   for step in (5, 10):
-    of = {name: float(scalars['train/' + name][step]) for name in terms.split()}
+    of = {name: float(scalars[tag][step]) for tag, name in terms.items()}
     total = of['cross_entropy'] + 0.0001 * of['l2'] + of['overlap'] + of['weight_split'] + 10 * of['uniform']
     assert of['total'] == pytest.approx(total, rel=1e-5)
-  assert sorted(scalars['val/accuracy']) == sorted(scalars['val/cross_entropy']) == [0, 12]
+  assert steps_of(scalars['accuracy/val']) == steps_of(scalars['loss/val_cross_entropy']) == [0, 12]
   for name, (groups, units) in ASSIGNMENTS.items():
-    assert 1 / groups <= scalars['confidence/' + name][10] <= 1
-    assert sum(scalars[f'group_size/{name}_{g}'][10] for g in range(groups)) == units
-  assert len(scalars) == 9 + 2 + 4 + (3 + 3 + 2 + 2)
+    tag = f'units/{READ[name]}'
+    assert 1 / groups <= scalars[f'{tag}/confidence'][10] <= 1 and name in scalars[f'{tag}/confidence']['description']
+    assert sum(scalars[f'{tag}/size of group {g}'][10] for g in range(groups)) == units
+  least = min(scalars[f'units/{READ[name]}/confidence'][10] for name in ASSIGNMENTS)
+  assert scalars['groups/least_confidence'][10] == least
+  assert len(scalars) == 9 + 2 + 1 + 4 + (3 + 3 + 2 + 2)
+
+
+def test_summaries_hold_histograms_and_what_one_looks_at(summaries, data):
   layers = {'unit_3_0/shortcut', 'unit_3_0/conv_1', 'unit_3_0/conv_2', 'logits/fc'}
-  wanted = {'weights/' + name for name in layers} | {'assignment/' + name for name in ASSIGNMENTS}
-  assert found['histograms'].keys() == wanted
-  assert found['images'].keys() == {'ordered_by_group/' + name for name in layers}
-  assert all(sorted(steps) == [0, 6, 12] for steps in [*found['histograms'].values(), *found['images'].values()])
+  histograms, images, texts = (summaries[kind] for kind in ('histograms', 'images', 'text'))
+  assert histograms.keys() == {f'weights/{n}' for n in layers} | {f'units/{READ[n]}/assignment' for n in ASSIGNMENTS}
+  pictures = {f'weights by group/{name}' for name in layers}
+  assert images.keys() == pictures | {'classes/confusion', 'classes/samples'}
+  assert all(steps_of(steps) == [0, 6, 12] for steps in [*histograms.values(), *(images[tag] for tag in pictures)])
+  assert steps_of(images['classes/confusion']) == [0, 12] and steps_of(images['classes/samples']) == [12]
+  for tag, steps in images.items():
+    width, height, content = steps[12]
+    with Image.open(io.BytesIO(content)) as picture:
+      assert picture.size == (int(width), int(height)) and picture.width >= 200 and steps['description'], tag
+  # Red lines between groups.
+  with Image.open(io.BytesIO(images['weights by group/logits/fc'][12][2])) as picture:
+    colours = {colour for _, colour in picture.convert('RGB').getcolors(1 << 20)}
+  assert {(214, 39, 40), (0, 0, 0)} <= colours
+  assert steps_of(texts['groups/classes']) == [0, 6, 12]
+  said = texts['groups/classes'][12].item().decode()
+  assert said.startswith('| group | classes |') and '**superclass_' in said
+  assert len(re.findall(r'\bclass_', said)) == 100
+
+
+def test_tensorboard_compares_runs_by_their_settings(runs):
+  found = {}
+  for path in glob.glob(os.path.join(glob.escape(runs['group']), 'summaries', '*')):
+    for event in tf.compat.v1.train.summary_iterator(path):
+      for value in event.summary.value:
+        if value.metadata.plugin_data.plugin_name == 'hparams':
+          found[value.tag] = HParamsPluginData.FromString(value.metadata.plugin_data.content)
+  [start] = [content.session_start_info for content in found.values() if content.HasField('session_start_info')]
+  assert start.hparams['gamma3'].number_value == 10 and start.hparams['network'].string_value == 'WRN-10-1'
 
 
 def test_pictures_are_drawn_and_open(runs):
   paths = sorted(glob.glob(os.path.join(runs['group'], 'pictures', '*')))
-  assert [os.path.basename(p) for p in paths] == [f'weights-{step:06}.png' for step in (0, 6, 12)]
+  assert [os.path.basename(p) for p in paths] == [f'weights-{step:06d}.png' for step in (0, 6, 12)]
   for path in paths:
     with Image.open(path) as picture:
       assert picture.format == 'PNG' and min(picture.size) > 300

@@ -11,7 +11,7 @@ from splitnet.common.flags import parse_epochs
 from splitnet.training.loop import LoopSettings
 from splitnet.training.objective import Objective
 from splitnet.training.replicas import Machine
-from splitnet.training.schedule import Schedule
+from splitnet.training.schedule import Schedule, of_settings
 from splitnet.training.step import StepSettings
 
 
@@ -49,6 +49,18 @@ def test_gamma2_rises_over_its_epochs():
   assert [float(schedule.objective_at(objective, step).gamma2) for step in (0, 5, 10, 20, 1000)] == [0, 2, 4, 8, 8]
   assert schedule.objective_at(objective, 0).gamma3 == 5.0
   assert Schedule(10.0).objective_at(objective, 0) is objective
+
+
+def test_shares_of_the_run_are_the_same_as_epochs():
+  shares = of_settings({'max_steps': 120, 'lr_step': '0.25,3/4', 'lr_warmup': 0.1, 'gamma2_ramp': 0.5}, 10.0)
+  epochs = of_settings(
+    {'max_steps': 120, 'lr_step_epoch': '3,9', 'lr_warmup_epoch': 1.2, 'gamma2_ramp_epoch': 6.0}, 10.0
+  )
+  assert (shares.drops, shares.warmup, shares.ramp) == (epochs.drops, epochs.warmup, epochs.ramp) == ([30, 90], 12, 60)
+  steps = [0, 5, 11, 12, 29, 30, 89, 90, 119]
+  assert rates(shares, steps) == rates(epochs, steps)
+  objective = Objective(gamma2=8.0)
+  assert float(shares.objective_at(objective, 30).gamma2) == float(epochs.objective_at(objective, 30).gamma2) == 4
 
 
 @pytest.mark.parametrize('kind', [Objective, Schedule, StepSettings, LoopSettings, Machine, train.initialize.Start])
