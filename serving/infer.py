@@ -1,16 +1,38 @@
-"""Prints the most probable classes of images, by an export of export.py; needs TensorFlow and the export only.
+"""Prints the most probable classes of images, by an export of export.py or a checkpoint.
 
-An image of any size is prepared as for evaluation. If the network was trained on image files, its shorter side is
-resized and its centre is cut out. If it was trained on CIFAR-100, the largest square in its middle is resized to
-32 x 32 (tf.image.resize, bilinear with antialiasing), and an image of 32 x 32 is used as it is.
+  python -m serving.infer photo.jpg                            by a network of pretrained/
+  python -m serving.infer --checkpoint runs/split/best photo.jpg folder/
+  python -m serving.infer --export exported photo.jpg          needs TensorFlow and the export only
+
+An image of any size is prepared as for evaluation (images.py).
 """
 
+# ruff: noqa: E402 - what takes seconds to import comes after the flags
+
+import sys
+
+from splitnet.common.flags import Parser, add, answer_early, integer, switch
+
+
+def make_parser():
+  """Makes the parser of the flags."""
+  parser = Parser(__doc__)
+  parser.add_argument('images', nargs='+', metavar='IMAGE', help='PNG or JPEG files, or folders of them')
+  add(parser, 'export', str, None, 'folder that export.py made [none]')
+  add(parser, 'checkpoint', str, None, "or a run's folder, its 'best' or DIR/ckpt-STEP [of pretrained/ the first]")
+  add(parser, 'data_dir', str, None, 'folder of CIFAR-100, if the checkpoint has no names of its classes [its own]')
+  switch(parser, 'branches', 'of an export the trunk and the branches, not the whole network')
+  add(parser, 'top', integer(1), 5, 'classes to print for an image')
+  return parser
+
+
+if __name__ == '__main__':
+  answer_early('infer.py', make_parser)
+
 import functools
+import glob
 import itertools
 import os
-import re
-import struct
-import sys
 from typing import Annotated
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')  # the decoders log what they raise as well
@@ -21,26 +43,32 @@ import numpy as np
 import tensorflow as tf
 from pydantic import Field
 
+from serving.images import MAX_BYTES, SIZE, find_images, read_image, reason  # noqa: F401 - MAX_BYTES is read by others
+from serving.model import Model
 from splitnet.common import schema
 from splitnet.common.errors import UserError, run_program
-from splitnet.common.files import plain_path
-from splitnet.common.flags import Parser, add, integer, switch
+from splitnet.common.files import PROJECT, plain_path
 from splitnet.data import images as image_reading
 
-EXTENSIONS = ('.png', '.jpg', '.jpeg')  # of the images in a folder
-SIZE = 32  # pixels, height and width, of CIFAR-100
 BATCH = 100  # images at once
-MAX_BYTES, MAX_PIXELS = 1 << 28, 10**8  # of an image: its file, and what it takes to decode it
 
 
 def parse_flags(argv):
   """Parses and checks the flags; a UserError says which value is out of range."""
-  parser = Parser(__doc__)
-  parser.add_argument('images', nargs='+', metavar='IMAGE', help='PNG or JPEG files, or folders of them')
-  add(parser, 'export', str, None, 'folder that export.py made', required=True)
-  switch(parser, 'branches', 'use the trunk and the branches, not the whole network')
-  add(parser, 'top', integer(1), 5, 'classes to print for an image')
-  return parser.parse_args(argv)
+  flags = make_parser().parse_args(argv)
+  if flags.export and flags.checkpoint:
+    raise UserError(f"--export '{flags.export}' and --checkpoint '{flags.checkpoint}' are two networks: give one")
+  if flags.branches and not flags.export:
+    raise UserError('--branches are those of an --export')
+  return flags
+
+
+def pretrained():
+  """Returns the first of the networks that come with the project; UserError if there is none."""
+  folders = sorted(glob.glob(os.path.join(glob.escape(PROJECT), 'pretrained', '*', 'config.json')))
+  if not folders:
+    raise UserError('there is no network in pretrained/: name one with --checkpoint or --export')
+  return os.path.dirname(folders[0])
 
 
 @schema.record
@@ -52,7 +80,7 @@ class Source(schema.TypedDict):
 
 
 @schema.record
-class Model(schema.TypedDict):
+class Exported(schema.TypedDict):
   """One model of an export; what reads None reads the images."""
 
   name: schema.Text
@@ -65,7 +93,7 @@ class Model(schema.TypedDict):
 class Manifest(schema.TypedDict):
   """What manifest.json holds."""
 
-  models: Annotated[list[Model], Field(min_length=1)]
+  models: Annotated[list[Exported], Field(min_length=1)]
   image_size: schema.NotRequired[schema.Positive]
   shorter_side: schema.NotRequired[schema.Positive | None]
 
@@ -105,7 +133,7 @@ class Export:
       if answers != (1, len(self.class_names)):
         raise ValueError(f'its models answer {list(answers)} for {len(self.class_names)} class names')
     except Exception as e:  # a damaged model raises what it likes
-      raise UserError(f"the export in '{folder}' is damaged ({_reason(e)}): export it again") from e
+      raise UserError(f"the export in '{folder}' is damaged ({reason(e)}): export it again") from e
 
   def __call__(self, images):
     """Returns probabilities float32 [batch, classes] of uint8 [batch, size, size, 3]."""
@@ -117,67 +145,6 @@ class Export:
       }
       outputs[model['name']] = self._loaded[model['name']].signatures['serving_default'](**inputs)
     return tf.nn.softmax(tf.concat([outputs[name]['logits'] for name in self._classifiers], 1)).numpy()
-
-
-def read_image(path, crops=None):
-  """Reads an image: uint8 [size, size, 3]; grey becomes RGB, transparency is dropped.
-
-  `crops` are those of Export; None: of CIFAR-100.
-  """
-  if crops:
-    return image_reading.read_image(path, crops)
-  try:
-    content = schema.read_bytes(path, MAX_BYTES)
-    pixels = _pixels(content)
-    if pixels > MAX_PIXELS:
-      raise UserError(f"'{path}' has {pixels:,} pixels, more than {MAX_PIXELS:,}: make it smaller first")
-    image = tf.io.decode_image(content, channels=3, expand_animations=False)
-  except OSError as e:
-    raise UserError(f"'{path}' cannot be read ({e.strerror})") from e
-  except tf.errors.OpError as e:
-    raise UserError(f"'{path}' is no image that can be read ({_reason(e)})") from e
-  height, width, _ = image.shape
-  if (height, width) != (SIZE, SIZE):
-    side = min(height, width)
-    image = tf.image.crop_to_bounding_box(image, (height - side) // 2, (width - side) // 2, side, side)
-    image = tf.saturate_cast(tf.round(tf.image.resize(image, (SIZE, SIZE), antialias=True)), tf.uint8)
-  return image.numpy()
-
-
-def _pixels(content):
-  """Returns how many pixels an image says that it has, before it is decoded; 0 if it is no image."""
-  try:
-    if content.startswith(b'\x89PNG'):
-      height, width = struct.unpack_from('>II', content, 16)
-    elif content.startswith(b'GIF'):
-      height, width = struct.unpack_from('<HH', content, 6)
-    elif content.startswith(b'BM'):
-      height, width = struct.unpack_from('<ii', content, 18)
-    elif content.startswith(b'\xff\xd8'):
-      height, width, _ = tf.io.extract_jpeg_shape(content).numpy()
-    else:
-      return 0
-  except struct.error:
-    return 0
-  return abs(int(height) * int(width))
-
-
-def _reason(error):
-  """Returns the first line of an error, without names of TensorFlow's operations."""
-  return re.sub(r'\{\{.*?\}\} ?| ?\[Op:.*\]', '', str(error).split('\n')[0]) or type(error).__name__
-
-
-def find_images(path):
-  """Returns the image files of a path: itself, or those in the folder, by name."""
-  if not os.path.isdir(path):
-    return [path]
-  try:
-    names = sorted(name for name in os.listdir(path) if name.lower().endswith(EXTENSIONS))
-  except OSError as e:
-    raise UserError(f"the folder '{path}' cannot be read ({e.strerror})") from e
-  if not names:
-    raise UserError(f"there is no PNG or JPEG in the folder '{path}'")
-  return [os.path.join(path, name) for name in names]
 
 
 def main(argv=None):
@@ -195,16 +162,19 @@ def main(argv=None):
 
   def run():
     flags = parse_flags(argv)
-    export = Export(flags.export, flags.branches)
+    if flags.export:
+      network = Export(flags.export, flags.branches)
+    else:
+      network = Model(flags.checkpoint or pretrained(), flags.data_dir)
     files = (file for path in flags.images for _, found in attempt(find_images, path) for file in found)
-    read = functools.partial(read_image, crops=export.crops)
+    read = functools.partial(read_image, crops=network.crops)
     images = (image for file in files for image in attempt(read, file))
     while batch := list(itertools.islice(images, BATCH)):
       paths, pixels = zip(*batch)
-      for path, probabilities in zip(paths, export(np.stack(pixels))):
+      for path, probabilities in zip(paths, network(np.stack(pixels))):
         print(path)
         for i in np.argsort(-probabilities, kind='stable')[: flags.top]:
-          print(f'  {100 * probabilities[i]:5.1f} %  {export.class_names[i]}')
+          print(f'  {100 * probabilities[i]:5.1f} %  {network.class_names[i]}')
 
   return run_program('infer.py', run) or int(bool(errors))
 

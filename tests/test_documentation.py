@@ -17,7 +17,7 @@ from benchmarks import input as input_benchmark
 from benchmarks import speed
 from benchmarks import workers as benchmark_workers
 from paper import estimate, figures, recipes, table5, tables
-from serving import export, infer
+from serving import export, infer, publish, report
 from splitnet.parallel import worker
 
 PAGES = ['README.md', *sorted(glob.glob('docs/*.md', root_dir=helpers.PROJECT))]
@@ -32,6 +32,8 @@ PARSERS = {
   'paper.tables': tables.parse_flags,
   'serving.export': export.parse_flags,
   'serving.infer': infer.parse_flags,
+  'serving.publish': lambda words: publish.make_parser().parse_args(words),
+  'serving.report': lambda words: report.make_parser().parse_args(words),
   'splitnet.parallel.worker': worker.parse_flags,
   'train.py': train.parse_flags,
 }
@@ -114,8 +116,9 @@ def check_command(project, program, words):
 
 @pytest.mark.parametrize('page', PAGES)
 def test_every_command_is_one_that_the_programs_take(page, project, tmp_path, monkeypatch):
-  (project / 'runs' / 'baseline' / 'best').mkdir(parents=True)
-  (project / 'runs' / 'baseline' / 'best' / 'checkpoint').touch()
+  for folder in ('baseline/best', 'group', 'split/best'):
+    (project / 'runs' / folder).mkdir(parents=True)
+    (project / 'runs' / folder / 'checkpoint').touch()
   monkeypatch.chdir(tmp_path)
   found = list(commands(page))
   assert len(found) >= LEAST_COMMANDS.get(page, 0)

@@ -43,9 +43,8 @@ def workplace(tmp_path_factory):
 def test_the_four_scripts_in_a_row(workplace):
   few = ['--data_dir', 'data', '--max_steps', 4, '--batch_size', 20, '--display', 2, '--precision', 'float32']
   script('baseline.sh', '--train_dir', 'b', '--k', 1, '--num_residual_units', 1, *few, folder=workplace)
-  output = script(
-    'group.sh', '--train_dir', 'g', '--basemodel', 'b', '--assignment_start', 'spectral', *few, folder=workplace
-  )
+  more = ['--train_dir', 'g', '--basemodel', 'b', '--assignment_start', 'spectral', *few, '--verbose']
+  output = script('group.sh', *more, folder=workplace)
   assert re.search(r'^gamma3 +30\.0$', output, re.M), 'the settings of group.sh are printed'
   assert re.search(r'^ngroups3 +2$', output, re.M)
   script('split.sh', '--train_dir', 's', '--basemodel', 'g', *few, folder=workplace)
@@ -75,6 +74,10 @@ def test_the_demo_finds_the_planted_superclasses(tmp_path):
   parameters = {name: int(m[3].replace(',', '')) for name, m in rows.items()}
   assert parameters['fine-tuned'] == parameters['hardened'] < 0.6 * parameters['dense']
   assert 'agreement with the superclasses: 1.00' in output
-  pictures = re.findall(r'/\S+\.png', output)
-  assert len(pictures) == 4 and all(os.path.getsize(path) > 1000 for path in pictures)
+  assert sum(map(int, re.findall(r'^group \d: \d+ classes, (\d+) whole superclasses\n  \w', output, re.M))) == 20
+  assert output.endswith(' images (test)\n'), 'the table comes last'
+  made = re.findall(r'synthetic/[\w.-]+\.(?:png|html)', output)
+  assert len(made) == 6 and all(os.path.getsize(tmp_path / path) > 1000 for path in made)
+  assert str(tmp_path) not in output, 'paths are relative'
+  assert max(map(len, output.splitlines())) <= 100
   assert os.listdir(tmp_path / 'synthetic' / 'group' / 'pictures')

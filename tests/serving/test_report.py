@@ -1,0 +1,148 @@
+"""report.py: what its one file holds, what is left out, and what is refused."""
+
+import html.parser
+import json
+import os
+import re
+import shutil
+import subprocess
+
+import helpers
+import pytest
+
+from serving import report
+
+CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
+
+
+class Page(html.parser.HTMLParser):
+  """What a page refers to and shows."""
+
+  def __init__(self, text):
+    super().__init__()
+    self.links, self.text, self.open = [], '', []
+    self.feed(text)
+
+  def handle_starttag(self, tag, attributes):
+    self.links += [value for name, value in attributes if name in ('src', 'href')]
+    if tag not in ('meta', 'img', 'br'):
+      self.open.append(tag)
+
+  def handle_endtag(self, tag):
+    assert self.open.pop() == tag
+
+  def handle_data(self, data):
+    self.text += data
+
+
+@pytest.fixture(scope='module')
+def written(tmp_path_factory, runs, data):
+  """A report of a dense network, from eval.py's file, and of a split one, from its checkpoint: its path."""
+  folder = tmp_path_factory.mktemp('report')
+  result = helpers.evaluated(tmp_path_factory, 'baseline')
+  (folder / 'dense.json').write_text(json.dumps(result))
+  path = str(folder / 'report.html')
+  arguments = [f'dense={folder}/dense.json', f'split={runs["split"]}', '--data_dir', data, '--out', path]
+  assert report.main([*arguments, '--title', 'Two <networks>', '--samples', '6']) == 0
+  return path
+
+
+def read(path):
+  with open(path, encoding='utf-8') as f:
+    return f.read()
+
+
+def test_a_report_is_one_file_that_says_everything(tmp_path_factory, runs, written):
+  page = Page(read(written))
+  assert not page.open, 'every element is closed'
+  assert page.links and all(link.startswith('data:image/') for link in page.links), 'nothing is read from elsewhere'
+  kinds = [link.split(';')[0] for link in page.links]
+  assert kinds.count('data:image/svg+xml') == 1 and kinds.count('data:image/png') == 2 + 2 + 6
+  text = ' '.join(page.text.split())
+  assert 'Two <networks>' in text
+  for stage, name in (('baseline', 'dense'), ('split', 'split')):
+    result = helpers.evaluated(tmp_path_factory, stage)
+    for value in (f'{100 * result["accuracy"]:.2f} %', f'{result["parameters"]:,}', f'{result["flops"]:,}'):
+      assert value in text, (name, value)
+  assert 'WRN-10-1, split 1-2-3' in text and 'unit_3, branch 1' in text and 'logits, branch 2' in text
+  assert 'python train.py --mode split' in text and 'lr_schedule' in text
+  classes = helpers.evaluated(tmp_path_factory, 'split')['class_accuracy']
+  assert all(name in text for name in classes)
+  assert len(re.findall(r'branch [012]\s', page.text)) >= 6 * 5, 'the branch of every answer'
+
+
+def test_the_branches_add_up_to_the_network(tmp_path_factory, runs, data):
+  result = helpers.evaluated(tmp_path_factory, 'split')
+  model = report.Model(runs['split'], data)
+  tree = report.tree_of(model.network, model.class_names, result)['root']
+
+  def every(node):
+    return [node, *(below for child in node['children'] for below in every(child))]
+
+  nodes = every(tree)
+  assert sum(node['parameters'] for node in nodes) == result['parameters']
+  assert sum(node['flops'] for node in nodes) == result['flops']
+  assert [len(node['children']) for node in nodes] == [1, 2, 2, 0, 0, 1, 0]
+  listed = [', '.join(node['classes']) for node in nodes if node['classes']]
+  assert len(listed) == 3
+
+
+def test_what_is_gone_is_left_out(tmp_path_factory, tmp_path):
+  result = dict(helpers.evaluated(tmp_path_factory, 'split'), checkpoint='gone/ckpt-6')
+  (tmp_path / 'split.json').write_text(json.dumps(result))
+  assert report.main([str(tmp_path / 'split.json'), '--out', str(tmp_path / 'report.html')]) == 0
+  page = Page(read(tmp_path / 'report.html'))
+  assert len(page.links) == 1 and 'not there any more' in page.text  # the confusion matrix
+
+
+REFUSED = {
+  'nothing': (['NEW/none'], 'NEW/none'),
+  'no result': (['NEW/none.json'], 'NEW/none.json'),
+  'another split': (['RESULT', 'OTHER'], 'evaluate them alike'),
+  'images': (['RUN', '--data_dir', 'NEW/none'], 'NEW/none'),
+  'out': (['RESULT', '--out', 'NEW/none.json/x/report.html'], 'none.json'),
+}
+
+
+@pytest.mark.parametrize('case', REFUSED)
+def test_a_mistake_is_one_sentence(tmp_path_factory, runs, tmp_path, capsys, case):
+  arguments, words = REFUSED[case]
+  result = helpers.evaluated(tmp_path_factory, 'split')
+  (tmp_path / 'result.json').write_text(json.dumps(result))
+  (tmp_path / 'other.json').write_text(json.dumps(dict(result, split='val')))
+  if case == 'out':
+    (tmp_path / 'none.json').write_text('')
+
+  def filled(text):
+    for short, long in (('NEW', ''), ('RESULT', 'result.json'), ('OTHER', 'other.json')):
+      text = text.replace(short, str(tmp_path / long))
+    return text.replace('RUN', runs['split'])
+
+  given = [filled(argument) for argument in ['--out', 'NEW/report.html', *arguments]]
+  code, _, stderr = helpers.call(report, given, capsys)
+  assert code == 1 and stderr.startswith('report.py: ') and stderr.count('\n') == 1 and filled(words) in stderr
+  assert not (tmp_path / 'report.html').exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not CHROMIUM, reason='there is no Chromium')
+@pytest.mark.parametrize('width', [400, 1400])
+def test_a_browser_shows_it_without_scrolling_sideways(written, tmp_path, width):
+  page = tmp_path / 'page.html'
+  script = '<script>document.title = [document.documentElement.scrollWidth, innerWidth, [...document.images].every('
+  script += 'i => i.complete && i.naturalWidth > 0)].join(" ")</script></body>'
+  page.write_text(read(written).replace('</body>', script))
+  # A window of headless Chromium is at least 500 wide, so a narrow page stands in a frame.
+  frame = tmp_path / 'frame.html'
+  frame.write_text(f'<body style="margin:0"><iframe src="page.html" width="{width}" height="800" style="border:0" '
+    'onload="document.title=this.contentDocument.title"></iframe></body>')  # fmt: skip
+  command = [CHROMIUM, '--headless=new', '--no-sandbox', '--disable-gpu', '--allow-file-access-from-files']
+  command += [f'--user-data-dir={tmp_path}/profile', '--window-size=1500,900', '--virtual-time-budget=10000']
+  done = subprocess.run([*command, '--dump-dom', f'file://{frame}'], capture_output=True, text=True, timeout=120)
+  scrolled, inner, shown = re.search(r'<title>(\d+) (\d+) (\w+)</title>', done.stdout).groups()
+  assert int(scrolled) <= int(inner) == width and shown == 'true'
+
+
+def test_the_report_is_whole_or_not_there(written):
+  assert os.listdir(os.path.dirname(written)).count('report.html') == 1
+  assert read(written).startswith('<!doctype html>') and read(written).rstrip().endswith('</html>')
