@@ -18,6 +18,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import itertools
 import json
 import re
 import subprocess
@@ -35,7 +36,7 @@ from splitnet.common.files import PROJECT, check_output_file, telling_of_output,
 from splitnet.common.flags import Parser, add, integer, integers, number, some_of
 from splitnet.parallel import devices
 from splitnet.reporting import tables
-from splitnet.reporting.timing import interleaved, median
+from splitnet.reporting.timing import interleaved, median, numbered
 
 # A row: its name for --only, what the tables call it, its workload (workloads.py), that workload's arguments.
 Row = collections.namedtuple('Row', 'name text workload arguments')
@@ -195,13 +196,11 @@ def run_all(flags):
   """Measures what the flags ask for; yields (results so far, machine) after each part."""
   results, machine = [], {}
 
-  def part(kind, rows, k, precision, batch_size):
+  def part(far, kind, rows, k, precision, batch_size):
     settings = {'k': k, 'precision': precision, 'batch_size': batch_size}
     wanted = [row for row in rows if row.name in flags.only]
-    if not wanted and not (kind == 'training' and flags.only == ['ceiling']):
-      return
     with_ceiling = ([CEILING] if 'ceiling' in flags.only else []) + wanted
-    label = f'{kind}, k = {k}, {precision}, batch {batch_size}'
+    label = f'{far}: {kind}, k = {k}, {precision}, batch {batch_size}'
     processes = measure(with_ceiling, config_of(flags, k), settings, flags, label)
     machine.update(next((p.start['machine'] for p in processes.values() if p.start), {}))
     results.extend(summarise(kind, wanted, processes, settings))
@@ -210,15 +209,21 @@ def run_all(flags):
       rate = median([turn['rate'] for turn in turns])
       results.append({**settings, 'kind': 'ceiling', 'row': 'ceiling', 'rate': rate, 'shape': shape})
 
-  for k in flags.k:
-    for precision in flags.precision:
-      for batch_size in flags.train_batch:
-        # The pipeline beside what it feeds: the width whose steps are shortest.
-        part('training', TRAINING + ([PIPELINE] if k == min(flags.k) else []), k, precision, batch_size)
-        yield results, machine
-      for batch_size in flags.eval_batch:
-        part('evaluation', EVALUATION, k, precision, batch_size)
-        yield results, machine
+  for far, arguments in numbered(parts_of(flags)):
+    part(far, *arguments)
+    yield results, machine
+
+
+def parts_of(flags):
+  """Returns what is measured one after another: list of (kind, rows, k, precision, batch size)."""
+  parts = []
+  for k, precision in itertools.product(flags.k, flags.precision):
+    # The pipeline beside what it feeds: the width whose steps are shortest.
+    training = TRAINING + ([PIPELINE] if k == min(flags.k) else [])
+    parts += [('training', training, k, precision, batch_size) for batch_size in flags.train_batch]
+    parts += [('evaluation', EVALUATION, k, precision, batch_size) for batch_size in flags.eval_batch]
+  only_ceiling = flags.only == ['ceiling']
+  return [p for p in parts if {row.name for row in p[1]} & set(flags.only) or (p[0] == 'training' and only_ceiling)]
 
 
 SHARED = ['k', 'precision', 'batch']
@@ -281,18 +286,17 @@ def caption(flags, machine):
 
 @program('speed.py')
 def main(argv):
-  """Measures, writes --output after every part, and prints the tables."""
+  """Measures, and prints the tables; if interrupted, those of what is done."""
   flags = parse_flags(argv)
   results, machine = [], {}
-  for results, machine in run_all(flags):
-    if flags.output is not None:
-      try:
+  try:
+    for results, machine in run_all(flags):
+      if flags.output is not None:
         with telling_of_output('--output', flags.output):
           write_json(flags.output, {'settings': vars(flags), 'machine': machine, 'results': results})
-      except UserError:
-        print(caption(flags, machine) + markdown(results, flags.split), end='')
-        raise
-  print(caption(flags, machine) + markdown(results, flags.split), end='')
+  finally:  # what an interrupt or a full disk leaves, too
+    if results:
+      print(caption(flags, machine) + markdown(results, flags.split), end='')
   if results and not any(line['rate'] for line in results):
     raise UserError(f'nothing could be measured: {results[0]["remark"]}')
 

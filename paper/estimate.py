@@ -32,6 +32,7 @@ from splitnet.data.synthetic import random_images
 from splitnet.parallel import devices
 from splitnet.reporting.machine import peak_memory
 from splitnet.reporting.tables import markdown, number_text
+from splitnet.reporting.timing import numbered
 from splitnet.training import checkpoints, initialize
 from splitnet.training.saver import Saver
 from splitnet.training.step import make_step
@@ -135,19 +136,17 @@ def measure_apart(settings, batch_size, steps):
   return json.loads(done.stdout.splitlines()[-1])
 
 
-def measure_all(flags, runs_of):
-  """Measures every stage and precision: dict from (recipe, stage) to what it took."""
-  on_gpu = bool(tf.config.list_physical_devices('GPU'))
-  measured, results = {}, {}
+def measure_all(flags, runs_of, results):
+  """Measures every stage and precision; adds what it took to a dict, by (recipe, stage)."""
+  on_gpu, stages_of = bool(tf.config.list_physical_devices('GPU')), {}
   for (recipe, by_name), (stage, name) in itertools.product(runs_of.items(), MEASURED.items()):
     settings = step_settings(by_name[name])
     batch_size = flags.measure_batch or (settings['batch_size'] if on_gpu else CPU_BATCH)
-    key = (stage, settings['precision'], batch_size)
-    if key not in measured:
-      print('measuring {} in {}, {} images per step'.format(*key), file=sys.stderr, flush=True)
-      measured[key] = measure_apart(settings, batch_size, flags.measure_steps)
-    results[recipe, stage] = measured[key]
-  return results
+    stages_of.setdefault((stage, settings['precision'], batch_size), (settings, []))[1].append((recipe, stage))
+  for far, ((stage, precision, batch_size), (settings, stages)) in numbered(stages_of.items()):
+    text = f'measuring {stage} in {precision}, {batch_size} images per step ({far})'
+    print(text, file=sys.stderr, flush=True)
+    results.update(dict.fromkeys(stages, measure_apart(settings, batch_size, flags.measure_steps)))
 
 
 def forward_flops(experiment, run):
@@ -245,7 +244,13 @@ def main(argv):
   runs_of = {experiment.recipe: recipes.make_runs(experiment, 0) for experiment in flags.experiments}
   if note := devices.precision_note(flags.precision or 'bfloat16', training=True):
     print(note, file=sys.stderr)
-  measured = measure_all(flags, runs_of)
+  measured = {}
+  try:
+    measure_all(flags, runs_of, measured)
+  except KeyboardInterrupt:
+    if measured:
+      print(f'interrupted; measured so far:\n\n{markdown(*measured_table(runs_of, measured))}', end='')
+    raise
   print(
     f'WRN-16-{flags.k}, branch_input {flags.experiments[0].branch_input}, measured on {devices.description()}, '
     f'{flags.measure_steps} steps of each stage. FLOPs: 2 per multiply-add, everything counted, training '

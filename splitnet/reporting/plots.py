@@ -153,8 +153,8 @@ def draw_confusion(matrix, names, superclasses, groups, title, path):
       shown.append((name, middle))
   for set_ticks, more in ((axis.set_yticks, {}), (axis.set_xticks, dict(rotation=90))):
     set_ticks([middle for _, middle in shown], [name for name, _ in shown], fontsize=7, **more)
-  kind = 'superclass' if superclasses else 'class'
-  ordered = f'{kind}{"" if groups is None else ", ordered by group (red lines)"}'
+  by = (['superclass'] if superclasses else []) + (['group (red lines)'] if groups is not None else [])
+  ordered = f'class{", by " if by else ""}{" and ".join(by)}'
   axis.set(xlabel=f'predicted {ordered}', ylabel=f'true {ordered}')
   axis.set_title(title, fontsize=10)
   bar = figure.colorbar(drawn, ax=axis, label='share of the true class', fraction=0.04, pad=0.02)
@@ -181,9 +181,18 @@ def weight_pixels(image, row_borders, column_borders, least=200):
 def image_sheet(images, captions, columns=8, size=96):
   """Returns images, uint8 [count, height, width, 3], on a white sheet with captions.
 
-  A caption is a list of lines (text, colour). Returns uint8 pixels [height, width, 3].
+  A caption is a list of (text, colour); a text that is too long goes on in further lines. Returns uint8 pixels [height,
+  width, 3].
   """
   font, line, edge = ImageFont.load_default(11), 14, 8
+
+  def lines_of(text):
+    end = len(text)
+    while font.getlength(text[:end]) > size + edge - 2:
+      end -= 1
+    return [text] if end == len(text) else [text[:end], *lines_of(text[end:])]
+
+  captions = [[(part, colour) for text, colour in caption for part in lines_of(text)] for caption in captions]
   lines = max(map(len, captions))
   columns = min(columns, len(images))
   width, height = size + edge, size + edge + line * lines
@@ -194,8 +203,6 @@ def image_sheet(images, captions, columns=8, size=96):
     smooth = Image.Resampling.NEAREST if len(pixels) < size else Image.Resampling.LANCZOS
     sheet.paste(Image.fromarray(np.asarray(pixels)).resize((size, size), smooth), (left, top))
     for j, (text, colour) in enumerate(caption):
-      while text and draw.textlength(text, font) > size + edge - 2:
-        text = text[:-1]
       draw.text((left, top + size + 1 + line * j), text, colour, font)
   return np.asarray(sheet)
 

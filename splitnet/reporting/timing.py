@@ -5,6 +5,7 @@ Compare what was timed within a round (the median over rounds of their ratio), o
 
 import statistics
 import sys
+import time
 
 
 def interleaved(timers, rounds, show=None):
@@ -27,6 +28,17 @@ def interleaved(timers, rounds, show=None):
 def show_seconds(number, rounds, name, seconds):
   """Prints a call's seconds to stderr; for `interleaved`."""
   print(f'repeat {number} of {rounds}: {name} {seconds:.3f} s', file=sys.stderr, flush=True)
+
+
+def numbered(items, clock=time.monotonic):
+  """Yields each item with a text of how far one is: ('3 of 22, about 5 min left', item)."""
+  items, started = list(items), clock()
+  for i, item in enumerate(items):
+    text = f'{i + 1} of {len(items)}'
+    if i:
+      seconds = (clock() - started) / i * (len(items) - i)
+      text += f', about {max(1, round(seconds))} s left' if seconds < 90 else f', about {round(seconds / 60)} min left'
+    yield text, item
 
 
 def median(values):

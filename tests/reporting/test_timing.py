@@ -25,3 +25,10 @@ def test_nothing_is_shown_unless_asked_for(capsys):
 @pytest.mark.parametrize('values, expected', [([], None), ([3], 3), ([5, 1, 2], 2), ([4, 1, 2, 3], 2.5)])
 def test_the_median_is_the_middle(values, expected):
   assert timing.median(values) == expected
+
+
+def test_items_are_numbered_with_the_time_that_is_left():
+  times = iter([0, 30, 60, 120])
+  texts = [text for text, _ in timing.numbered('abcd', lambda: next(times))]
+  assert texts == ['1 of 4', '2 of 4, about 2 min left', '3 of 4, about 60 s left', '4 of 4, about 40 s left']
+  assert [item for _, item in timing.numbered('ab')] == ['a', 'b']
