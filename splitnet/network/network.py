@@ -44,6 +44,7 @@ class Network(Tree):
 
   # Computing.
 
+  @tf.autograph.experimental.do_not_convert  # no control flow here depends on tensors
   def __call__(self, images, training=False, dropout_seed=None, keep_prob=1.0, share=None):
     """Computes the logits of a batch of images: [batch, classes], float32.
 

@@ -80,6 +80,7 @@ class Replicas:
     """Returns the context in which variables get a copy for every replica."""
     return self._strategy.scope() if self._strategy else contextlib.nullcontext()
 
+  @tf.autograph.experimental.do_not_convert
   def run(self, function, *arguments):
     """Calls a function once per replica, in a tf.function; all must return the same."""
     results = self._strategy.run(function, arguments)

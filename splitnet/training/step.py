@@ -57,10 +57,11 @@ class TrainStep:
       self._step = functools.partial(self._replicas.run, self._train_step)
       count = functools.partial(self._replicas.run, self._count_correct)
     else:
+      # Nothing but the loop of `train` depends on tensors, and AutoGraph took more time than tracing itself.
       compiled = devices.compile_with_xla(settings.jit_compile)
-      self._step = tf.function(self._train_step, jit_compile=compiled)
+      self._step = tf.function(self._train_step, autograph=False, jit_compile=compiled)
       count = self._count_correct
-    self._correct = tf.function(count, reduce_retracing=True)
+    self._correct = tf.function(count, autograph=False, reduce_retracing=True)
 
   def _train_step(self, images, labels, step):
     """Takes one step on a batch, or this replica's share; returns the whole's terms."""
