@@ -283,8 +283,8 @@ def superclass_order(table):
 def figure_5(flags):
   """Draws figure 5; returns (table [groups, superclasses] as drawn, agreement)."""
   check_output_file('--output', flags.output)
-  names = cifar100.load_names(flags.data_dir)
   stored = checkpoints.read(flags.checkpoint, read_older)
+  names = checkpoints.published_names(stored) or cifar100.load_names(flags.data_dir)
   sizes, groups = group_sizes(stored), checkpoints.class_groups(stored)
   checkpoints.check_classes(stored, names, flags.data_dir)
   table = np.zeros((len(sizes), len(names.coarse)), np.int64)

@@ -3,14 +3,28 @@
 python -m splitnet.reporting.compare dense=runs/baseline/eval.json fine-tuned=runs/split/eval.json
 """
 
+# ruff: noqa: E402 - what takes seconds to import comes after the flags
+
 import sys
 import textwrap
+
+from splitnet.common.flags import Parser, answer_early
+
+
+def make_parser():
+  """Makes the parser of the arguments."""
+  parser = Parser(__doc__)
+  parser.add_argument('results', nargs='+', metavar='NAME=FILE', help='a name to print and a file of eval.py')
+  return parser
+
+
+if __name__ == '__main__':
+  answer_early('compare.py', make_parser)
 
 import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 
 from splitnet.common import schema
 from splitnet.common.errors import UserError, program
-from splitnet.common.flags import Parser
 from splitnet.reporting import metrics, results
 
 
@@ -65,9 +79,7 @@ def groups_text(result):
 @program('compare.py')
 def main(argv):
   """Compares the results that the arguments name."""
-  parser = Parser(__doc__)
-  parser.add_argument('results', nargs='+', metavar='NAME=FILE', help='a name to print and a file of eval.py')
-  show(parser.parse_args(argv).results)
+  show(make_parser().parse_args(argv).results)
 
 
 def show(arguments):

@@ -127,12 +127,12 @@ def draw_confusion(matrix, names, superclasses, groups, title, path):
     superclasses: None, or (names of the superclasses, int array [classes]).
     groups: hard groups of the classes, int array, or None.
   """
-  matrix, of = np.asarray(matrix), superclasses and np.asarray(superclasses[1])
+  matrix, of, kind = np.asarray(matrix), superclasses and np.asarray(superclasses[1]), 'class'
   if superclasses and len(matrix) > 200:
     inside = np.eye(len(superclasses[0]), dtype=np.int64)[of]
     if groups is not None:  # a superclass belongs where most of its classes are
       groups = np.array([np.bincount(groups[of == s], minlength=1).argmax() for s in range(len(superclasses[0]))])
-    matrix, names, superclasses, of = inside.T @ matrix @ inside, superclasses[0], None, None
+    matrix, names, superclasses, of, kind = inside.T @ matrix @ inside, superclasses[0], None, None, 'superclass'
   order = class_order(of, len(matrix), groups)
   figure, axis = plt.subplots(figsize=(9.2, 8.6))
   drawn = axis.imshow(_shares(matrix)[np.ix_(order, order)], cmap=SHADES, norm=ERRORS, interpolation='nearest')
@@ -154,10 +154,10 @@ def draw_confusion(matrix, names, superclasses, groups, title, path):
   for set_ticks, more in ((axis.set_yticks, {}), (axis.set_xticks, dict(rotation=90))):
     set_ticks([middle for _, middle in shown], [name for name, _ in shown], fontsize=7, **more)
   by = (['superclass'] if superclasses else []) + (['group (red lines)'] if groups is not None else [])
-  ordered = f'class{", by " if by else ""}{" and ".join(by)}'
+  ordered = f'{kind}{", by " if by else ""}{" and ".join(by)}'
   axis.set(xlabel=f'predicted {ordered}', ylabel=f'true {ordered}')
   axis.set_title(title, fontsize=10)
-  bar = figure.colorbar(drawn, ax=axis, label='share of the true class', fraction=0.04, pad=0.02)
+  bar = figure.colorbar(drawn, ax=axis, label=f'share of the true {kind}', fraction=0.04, pad=0.02)
   bar.set_ticks([0, 0.01, 0.03, 0.1, 0.3, 1], labels=['0', '1 %', '3 %', '10 %', '30 %', '100 %'])
   _save(figure, path)
 

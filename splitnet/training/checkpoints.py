@@ -26,6 +26,7 @@ import tensorflow as tf
 from splitnet.common import files, schema
 from splitnet.common.errors import UserError, first_line, outside_cause
 from splitnet.common.files import plain_path
+from splitnet.data.batches import ClassNames
 from splitnet.network import hardening
 from splitnet.network import network as networks
 from splitnet.network.graph import Graph, check_groups, hard_groups_of
@@ -97,6 +98,9 @@ class Data(schema.TypedDict):
   """Says which data a network was trained on."""
 
   source: schema.NotRequired[schema.Text]
+  class_names: schema.NotRequired[list[schema.Text]]
+  superclass_names: schema.NotRequired[list[schema.Text]]
+  superclass_of_class: schema.NotRequired[list[schema.Count]]
 
 
 @schema.record
@@ -294,6 +298,20 @@ def check_classes(stored, names, data_dir):
       f"'{stored.path}' was trained on other classes than the data in '{data_dir}' has: '{other[0]}' instead of "
       f"'{other[1]}'"
     )
+
+
+def published_names(stored):
+  """Returns the ClassNames that a published checkpoint brings, or None.
+
+  Raises UserError if they are not those of its network.
+  """
+  data = stored.configuration['data'] if stored.configuration else {}
+  if 'superclass_of_class' not in data:
+    return None
+  classes, superclasses, of = data.get('class_names', []), data.get('superclass_names', []), data['superclass_of_class']
+  if not len(classes) == len(of) == stored.graph.classes.size or max(of) >= len(superclasses):
+    raise UserError(f"the names of the classes beside '{stored.path}' are damaged: restore its {CONFIG}")
+  return ClassNames(classes, superclasses, np.array(of), {'source': data.get('source')})
 
 
 def class_groups(stored):

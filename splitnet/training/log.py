@@ -239,10 +239,11 @@ def run_text(network, configuration, validation_images):
   parameters, flops = counting.total(counts)
   epochs = settings['max_steps'] * settings['batch_size'] / data['train_images']
   source = 'CIFAR-100' if settings['dataset'] == 'cifar100' else settings['dataset']
+  source += f' ({data["source"]})' if data.get('source', source) != source else ''
   name = network_name(network.graph, STATES[configuration['mode']])
   lines = [
     f'{name}: {parameters:,} parameters, {flops:,} FLOPs per image',
-    f"{source} ({data.get('source', 'own')}) in '{settings['data_dir']}': {data['train_images']:,} images to train on, "
+    f"{source} in '{settings['data_dir']}': {data['train_images']:,} images to train on, "
     f'{validation_images:,} to validate, {data["classes"]} classes',
     f'{settings["max_steps"]:,} steps of {settings["batch_size"]} images, {epochs:.4g} epochs, on '
     f"{devices.description()}; settings and layers: '{where}'",
@@ -347,8 +348,9 @@ class Log:
         tf.summary.scalar(name, value, step, DESCRIPTIONS.get(name, description))
 
   def settings(self, settings):
-    """Reports a new run's settings to TensorBoard, which compares runs by them."""
-    plain = {n: v for n, v in settings.items() if isinstance(v, (bool, int, float, str))}
+    """Reports a new run's settings, but for its paths, to TensorBoard, which compares runs by them."""
+    paths = ('data_dir', 'train_dir', 'basemodel', 'teacher', 'basemodel_digest', 'teacher_digest')
+    plain = {n: v for n, v in settings.items() if n not in paths and isinstance(v, (bool, int, float, str))}
     with self._summaries():
       hparams.hparams(plain)
 

@@ -13,8 +13,10 @@ from PIL import Image
 import cifar100
 import eval as evaluation
 import train
+from paper import figures
 from serving import infer, publish
 from serving.model import Model
+from splitnet.common.errors import UserError
 from splitnet.training import checkpoints
 
 
@@ -64,6 +66,8 @@ def test_what_is_published_needs_no_data(runs, data, published, picture, capsys,
   assert str(tmp_path.parent) not in json.dumps(after.configuration['settings'])
   monkeypatch.chdir(tmp_path)  # where there is no CIFAR-100
   assert Model(published).predict(picture[0]) == Model(runs['split'], data).predict(picture[0])
+  assert figures.main(['5', '--checkpoint', published, '--output', 'fig5.png']) == 0 and os.path.getsize('fig5.png')
+  capsys.readouterr()
   code, out, err = helpers.call(infer, ['--checkpoint', published, picture[0], '--top', 2], capsys)
   assert (code, err) == (0, '') and len(out.splitlines()) == 3 and Model(published).predict(picture[0])[0][0] in out
 
@@ -121,3 +125,12 @@ def test_the_readmes_lines_of_python(runs, picture, tmp_path, monkeypatch):
   os.symlink(picture[0], tmp_path / 'photo.jpg')
   monkeypatch.chdir(tmp_path)
   exec(compile(block, 'README.md', 'exec'), {})
+
+
+@pytest.mark.parametrize('of', [[0, 1], [20] * 100])
+def test_names_that_are_not_the_networks_are_refused(published, of):
+  stored = helpers.read_checkpoint(published)
+  assert checkpoints.published_names(stored).coarse[3] == 'superclass_03'
+  stored.configuration['data']['superclass_of_class'] = of
+  with pytest.raises(UserError, match=r'names of the classes .* are damaged'):
+    checkpoints.published_names(stored)
