@@ -5,8 +5,9 @@
                     together with the weights
   --mode split      hardens a grouping checkpoint (--basemodel) into a tree of branches and fine-tunes it
 
-The same command again goes on from the last checkpoint in --train_dir. baseline.sh, group.sh --paper and split.sh hold
-the paper's settings. Flags that the authors' released code has keep their names. docs/training.md says more about each.
+The same command again goes on from the last checkpoint in --train_dir. The defaults are the paper's settings, as
+baseline.sh, group.sh --paper and split.sh use them. Flags that the authors' released code has keep their names.
+docs/training.md says more about each.
 """
 
 # ruff: noqa: E402, I001 - what takes seconds to import comes after the flags

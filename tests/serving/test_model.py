@@ -14,7 +14,7 @@ import cifar100
 import eval as evaluation
 import train
 from paper import figures
-from serving import infer, publish
+from serving import export, infer, publish
 from serving.model import Model
 from splitnet.common.errors import UserError
 from splitnet.training import checkpoints
@@ -88,6 +88,16 @@ def test_what_is_published_is_evaluated_and_gone_on_from(data, published, tmp_pa
     assert json.load(f)['confusion'] == helpers.evaluated(tmp_path_factory, 'split')['confusion']
   folder = str(tmp_path / 'run')
   assert train.main(helpers.flags('split', data, folder, '--basemodel', published, '--max_steps', 1)) == 0
+
+
+@pytest.mark.slow
+def test_what_is_published_is_exported_without_the_data(published, picture, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)  # where there is no CIFAR-100
+  assert export.main(['--checkpoint', published, '--branches', '--out', 'exported']) == 0
+  exported, model = infer.Export('exported', branches=True), Model(published)
+  assert sorted(exported.class_names) == sorted(model.class_names)
+  best = exported(picture[1][None])[0].argmax()
+  assert exported.class_names[best] == model.predict(picture[0])[0][0]
 
 
 def test_publishing_replaces_only_its_own_and_takes_only_a_result_of_it(runs, published, tmp_path, capsys):
