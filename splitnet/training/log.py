@@ -248,7 +248,8 @@ def run_text(network, configuration, validation_images):
     f'{settings["max_steps"]:,} steps of {settings["batch_size"]} images, {epochs:.4g} epochs, on '
     f"{devices.description()}; settings and layers: '{where}'",
   ]
-  rows = {**settings, **configuration['network'], 'mode': configuration['mode'], 'groups': network.graph.split}
+  rows = {**settings, **configuration['network'], 'mode': configuration['mode']}
+  rows.update({} if configuration['mode'] == 'baseline' else {'groups': network.graph.split})
   rows.update({f'data {name}': value for name, value in data.items() if name != 'class_names'})
   return lines, [settings_table({**rows, 'computes on': devices.description()}), size_table(counts)]
 
