@@ -5,26 +5,11 @@ python -m paper.figures 4 --basemodel runs/baseline --out DIR    class counts pe
 python -m paper.figures 5 --checkpoint runs/group                groups against superclasses
 """
 
-import functools
-import glob
-import os
-import re
+# ruff: noqa: E402 - what takes seconds to import comes after the flags
+
 import sys
 
-import splitnet.common.quiet  # noqa: F401 - before TensorFlow
-
-import numpy as np
-
-import cifar100
-import utils
-from paper import runs
-from resnet_split import read_older
-from splitnet.common.errors import UserError, program
-from splitnet.common.files import check_output_file, telling_of_output
-from splitnet.common.flags import Parser, Type, add, integer, switch
-from splitnet.network import hardening
-from splitnet.reporting import metrics, plots
-from splitnet.training import checkpoint_files, checkpoints, resume
+from splitnet.common.flags import Parser, Type, add, answer_early, integer, switch
 
 REPORT_SECONDS = 30  # between lines about a run in progress
 BALANCES = Type(
@@ -77,6 +62,27 @@ def make_parser():
   return parser
 
 
+if __name__ == '__main__':
+  answer_early('figures.py', make_parser, more=True)
+
+import functools
+import glob
+import os
+import re
+
+import splitnet.common.quiet  # noqa: F401 - before TensorFlow
+
+import numpy as np
+
+import cifar100
+import utils
+from paper import runs
+from resnet_split import read_older
+from splitnet.common.errors import UserError, program
+from splitnet.common.files import check_output_file, telling_of_output
+from splitnet.network import hardening
+from splitnet.reporting import metrics, plots
+from splitnet.training import checkpoint_files, checkpoints, resume
 
 
 def evenly(steps, count):

@@ -184,7 +184,7 @@ def test_the_help_names_the_defaults_and_choices_of_the_networks_and_data():
   (['train.py', '--mode', 'group', '--test_interval', '5'], 2, '--val_interval'),
   (['train.py', '--mode', 'group', '--k', '0'], 1, "--k is '0'"), (['eval.py', '--help'], 0, '--trunk'),
   (['eval.py', '--checkpoint', 'x', '--batchsize', '5'], 2, '--batch_size'),
-  (['-m', 'splitnet.reporting.compare', '--help'], 0, 'NAME=FILE'),
+  (['-m', 'splitnet.reporting.compare', '--help'], 0, 'NAME=FILE'), (['-m', 'paper.figures', '5'], 2, '--checkpoint'),
   (['-m', 'serving.report', '--help'], 0, '--out'), (['-m', 'serving.infer', '--help'], 0, '--top'),
 ])  # fmt: skip
 def test_help_and_typos_are_answered_before_tensorflow_is_imported(tmp_path, arguments, code, words):

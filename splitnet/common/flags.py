@@ -167,12 +167,14 @@ class Parser(argparse.ArgumentParser):
     return flags
 
 
-def answer_early(name, make_parser):
+def answer_early(name, make_parser, more=False):
   """Answers --help and mistakes on the command line, and ends the program then.
 
-  A program that is started calls it before it imports TensorFlow, which takes seconds.
+  A program that is started calls it before it imports TensorFlow, which takes seconds. With `more` there may be flags
+  that the parser does not know.
   """
-  if code := run_program(name, lambda: make_parser().parse_args()):
+  parser = make_parser()
+  if code := run_program(name, parser.parse_known_args if more else parser.parse_args):
     sys.exit(code)
 
 
