@@ -6,6 +6,7 @@ The checkpoint describes its network, so --checkpoint alone suffices. The branch
 
 # ruff: noqa: E402 - what takes seconds to import comes after the flags
 
+import dataclasses
 import os
 import sys
 
@@ -67,13 +68,13 @@ from scipy.special import softmax
 import cifar100
 import image_folder
 import imagenet
-import resnet_split
+import keras_split
 from splitnet.common.errors import UserError, program
 from splitnet.common.files import check_output_file, telling_of_output
 from splitnet.data import images
 from splitnet.data.batches import numbered_batches
 from splitnet.data.dataset import DataSettings
-from splitnet.network import counting, folding, hardening
+from splitnet.network import counting, folding, hardening, layers
 from splitnet.parallel import devices, executor, workers
 from splitnet.reporting import metrics, result_table, results
 from splitnet.reporting.names import network_name
@@ -112,7 +113,7 @@ def run(flags):
     devices.check_xla()
 
   # The images, and the checkpoint, which says what network it holds.
-  stored = checkpoints.read(flags.checkpoint, resnet_split.read_older)
+  stored = checkpoints.read(flags.checkpoint, keras_split.read_other)
   dataset = open_data(flags, stored)
   names, data = dataset.names, dataset.load(flags.split)
   checkpoints.check_classes(stored, names, flags.data_dir)
@@ -183,7 +184,7 @@ def open_data(flags, stored):
   flags.data_dir = flags.data_dir or cifar100.DATA_DIR
   for note in dataset.notes:
     print(f'note: {note}', file=sys.stderr)
-  return dataset
+  return dataclasses.replace(dataset, prepare=layers.preparation(stored.graph, dataset.prepare))
 
 
 def print_notes(flags, stored, names):

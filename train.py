@@ -24,7 +24,7 @@ GROUPED = dict(zip(SETTINGS, (0.0001, 200000, '0.6,0.75', '240.0,300.0', 0.5)))
 STAGE_DEFAULTS = {'baseline': TRAINED, 'group': GROUPED, 'split': TRAINED}
 NETWORK_FLAGS = [
   'network', 'k', 'num_residual_units', 'width', 'num_classes', 'groups', 'ngroups1', 'ngroups2', 'ngroups3',
-  'branch_input', 'bn_no_scale', 'lrn',
+  'branch_input', 'bn_no_scale', 'lrn', 'split_at', 'preprocess',
 ]  # fmt: skip
 # Flags that only one stage takes.
 ONLY_FOR = {
@@ -54,7 +54,7 @@ def make_parser():
   add(g, 'train_dir', str, None, 'folder for checkpoints, metrics and the log [runs/<mode>]')
   add(g, 'basemodel', str, None, 'folder or checkpoint to start from; a grouping one for split [none]')
   g = parser.add_argument_group("network (default: the basemodel's, else the value in brackets)")
-  add(g, 'network', one_of('wrn', 'resnet18', 'alexnet'), None, 'wide residual network, ResNet-18 or AlexNet [wrn]')
+  add(g, 'network', one_of('wrn', 'resnet18', 'alexnet', file='.keras'), None, 'WRN, or your own Keras model [wrn]')
   add(g, 'k', count, None, 'wrn: width multiplier [8]')
   add(g, 'num_residual_units', count, None, 'wrn: residual blocks per stage [2]')
   add(g, 'width', number('(0, inf)'), None, 'resnet18, alexnet: width multiplier [1]')
@@ -66,6 +66,9 @@ def make_parser():
   add(g, 'branch_input', one_of('group', 'all'), None, "what a branch reads of its parent's channels [group]")
   add(g, 'bn_no_scale', boolean, None, "wrn: keep the blocks' batch norm scales at 1 [True]")
   add(g, 'lrn', boolean, None, 'alexnet: local response normalisations after conv1 and conv2 [True]')
+  add(g, 'split_at', str, None, 'MODEL.keras: layers above which it branches [two; python keras_split.py MODEL.keras]')
+  ways = one_of('data', 'pixels', 'unit', 'tf', 'torch', 'caffe')
+  add(g, 'preprocess', ways, None, 'MODEL.keras: how its images were prepared [by its own layers]')
   g = parser.add_argument_group('groups')
   add(g, 'assignment_start', one_of('noise', 'spectral'), 'noise', "spectral: near clusters of a baseline's weights")
   add(g, 'grouping', str, 'learned', 'split: or semantic, clustering, random, or a JSON file of nested class names')
@@ -136,6 +139,7 @@ if __name__ == '__main__':
   answer_early('train.py', make_parser)
 
 import contextlib
+import dataclasses
 import json
 import os
 
@@ -148,15 +152,19 @@ import alexnet_split
 import cifar100
 import image_folder
 import imagenet
+import keras_split
 import resnet_split
 from splitnet.common.errors import UserError, program
 from splitnet.data.dataset import DataSettings
+from splitnet.network.graph import Graph
+from splitnet.network.layers import preparation
 from splitnet.parallel import devices
 from splitnet.training import checkpoints, initialize, replicas, resume, schedule
 from splitnet.training.loop import Loop, LoopSettings
 from splitnet.training.step import make_step
 
-networks = {kind.network: kind for kind in (resnet_split.WideResNet, resnet_split.ResNet18, alexnet_split.AlexNet)}
+kinds = resnet_split.WideResNet, resnet_split.ResNet18, alexnet_split.AlexNet, keras_split.KerasNetwork
+networks = {kind.network: kind for kind in kinds}
 datasets = {'cifar100': cifar100, 'image_folder': image_folder, 'imagenet': imagenet}
 
 
@@ -182,6 +190,7 @@ def parse_flags(argv):
     value = getattr(flags, name)
     if flags.mode != mode and value and value != parser.get_default(name):
       raise UserError(f"--{name} '{value}' is for --mode {mode}; --mode {flags.mode} takes none: leave it out")
+  keras_split.start_from_file(flags)
   # Each checks itself.
   start_of(flags), take(replicas.Machine, vars(flags)), take(LoopSettings, vars(flags), max_steps=flags.max_steps or 0)
   return flags
@@ -207,7 +216,7 @@ def train(flags, machine, placed, command=()):
   tf.random.set_seed(flags.seed)
 
   # The run to resume, if any. 1. It says what the network is; 2. the basemodel does; 3. the flags; 4. the defaults.
-  older = resnet_split.read_older
+  older = keras_split.read_other
   start, before = start_of(flags), resume.stored_run(flags.train_dir, flags.mode, older)
   base = None if before else initialize.read_basemodel(start, older)
 
@@ -229,7 +238,8 @@ def train(flags, machine, placed, command=()):
   if not known:
     start.network.setdefault('num_classes', len(names.fine))
   config = initialize.choose_network(start, networks, base, before, flags.train_dir)
-  graph = config.graph()
+  graph = config.of_stored(Graph.from_dict(before['graph']) if before else base and base.graph)
+  dataset = dataclasses.replace(dataset, prepare=preparation(graph, dataset.prepare))
   if config.num_classes != len(names.fine):
     raise UserError(f'--num_classes is {config.num_classes}, but the data has {len(names.fine)} classes')
   if base:

@@ -5,7 +5,7 @@ The measure of what this project's own loop and layers are worth: with Keras's l
 
 import tensorflow as tf
 
-from splitnet.network import layers
+from splitnet.network.graph import Layer
 
 keras = tf.keras
 
@@ -23,9 +23,7 @@ def build(config, precision='float32', l2_weight=0.0005):
     )(x)  # fmt: skip
 
   def activate(x, scale=not config.bn_no_scale):
-    x = keras.layers.BatchNormalization(
-      momentum=layers.BATCH_NORM_DECAY, epsilon=layers.BATCH_NORM_EPSILON, scale=scale, dtype=policy
-    )(x)
+    x = keras.layers.BatchNormalization(momentum=Layer.decay, epsilon=Layer.epsilon, scale=scale, dtype=policy)(x)
     return keras.layers.ReLU(dtype=policy)(x)
 
   images = keras.Input([32, 32, 3])

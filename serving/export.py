@@ -1,4 +1,4 @@
-"""Exports a checkpoint of train.py as SavedModels, whole or branch by branch.
+"""Exports a checkpoint of train.py as SavedModels, whole or branch by branch; also for Keras and LiteRT.
 
 TensorFlow and TensorFlow Serving run them without this project.
 
@@ -6,6 +6,8 @@ TensorFlow and TensorFlow Serving run them without this project.
   OUT/whole/1          images -> probabilities, logits, class_names
   OUT/trunk/1          with --branches: images -> the features that each branch reads
   OUT/branch_<i>/1     features -> logits, class_ids, class_names of the branch's own classes
+  OUT/keras/*.keras    with --format keras: the same as functional Keras models without custom objects
+  OUT/litert/*.tflite  with --format litert: the same for LiteRT (TensorFlow Lite), in 8-bit integers
 
 Images are uint8 [batch, size, size, 3], of any batch size; whitening or normalisation is part of the model. Every model
 has one signature, 'serving_default', and stands in a version folder, as TensorFlow Serving wants it.
@@ -28,13 +30,15 @@ import tensorflow as tf
 import cifar100
 import image_folder
 import imagenet
-import resnet_split
+import keras_split
 import utils
-from serving import infer
+from serving import infer, keras_models, litert
 from splitnet.common import schema
 from splitnet.common.errors import UserError, program
 from splitnet.common.files import check_folder, write_json
-from splitnet.common.flags import Parser, add, one_of, switch
+from splitnet.common.flags import Parser, add, one_of, some_of, switch
+from splitnet.data.batches import numbered_batches
+from splitnet.data.dataset import DataSettings
 from splitnet.data.images import Crops
 from splitnet.network import counting, folding, layers
 from splitnet.training import checkpoints
@@ -42,6 +46,7 @@ from splitnet.training import checkpoints
 MANIFEST = 'manifest.json'
 VERSION = '1'
 MODEL = r'whole|trunk|branch_\d+'  # names of models
+FORMATS = {'keras': '.keras', 'litert': '.tflite'}  # further ones, and how their files' names end
 # What tf.saved_model.save writes.
 SAVED_MODEL = r'saved_model\.pb|fingerprint\.pb|variables/variables\.(index|data-\d+-of-\d+)|assets/.+'
 datasets = {'cifar100': cifar100, 'image_folder': image_folder, 'imagenet': imagenet}
@@ -56,6 +61,7 @@ def parse_flags(argv):
   add(parser, 'out', str, None, 'folder to make', required=True)
   switch(parser, 'branches', 'also the trunk and each branch of a split network alone')
   switch(parser, 'force', 'replace the export that --out holds')
+  add(parser, 'format', some_of(*FORMATS), [], 'further formats, beside the SavedModels [none]')
   add(parser, 'precision', one_of('float32', 'bfloat16'), 'float32', 'of the convolutions')
   text = 'folder of CIFAR-100, for the class names; of other data the checkpoint has them'
   add(parser, 'data_dir', str, cifar100.DATA_DIR, text)
@@ -100,6 +106,22 @@ def deal(depths):
   return [{name: branches_of(i, depth) for depth, name in branching} for i in range(counts[top])]
 
 
+# How a tree is cut into models. below: the nodes of the trunk, dict from depth to branches; branches: list of those of
+# each branch model. names, slices: of each branch model, the name of the features that it reads, and which of the
+# trunk's channels these are.
+Cut = collections.namedtuple('Cut', 'below branches names slices')
+
+
+def cut_of(network):
+  """Returns the Cut of a tree."""
+  branches = deal(network.depths)
+  lowest = next(iter(branches[0]))
+  read = [network.reads(lowest, nodes[lowest][0])[1] for nodes in branches]
+  # Branches that read the same channels (with branch_input 'all') share their name, that of the first of them.
+  names = [f'features_{branches[read.index(channels)][lowest][0]}' for channels in read]
+  return Cut({depth: [0] for depth in network.depths if depth not in branches[0]}, branches, names, read)
+
+
 def build(network, class_names, with_branches, prepare=cifar100.prepare):
   """Builds a network's models: list of Model, each behind those that it reads.
 
@@ -122,17 +144,12 @@ def build(network, class_names, with_branches, prepare=cifar100.prepare):
   models = [Model('whole', tf.function(whole, [images_spec]), {'images': None}, all_classes, *counting.total(counts))]
   if not with_branches:
     return models
-  branches_of = deal(folded.depths)
-  lowest = next(iter(branches_of[0]))
-  read = [folded.reads(lowest, branches[lowest][0])[1] for branches in branches_of]
-  # Branches that read the same channels (with branch_input 'all') share their name, that of the first of them.
-  names = [f'features_{branches_of[read.index(channels)][lowest][0]}' for channels in read]
-  below = {depth: [0] for depth in folded.depths if depth not in branches_of[0]}
-  trunk = _trunk(folded.part(below), dict(zip(names, read)), prepare, images_spec)
-  models.append(Model('trunk', trunk, {'images': None}, None, *size(below)))
-  for i, branches in enumerate(branches_of):
+  cut = cut_of(folded)
+  trunk = _trunk(folded.part(cut.below), dict(zip(cut.names, cut.slices)), prepare, images_spec)
+  models.append(Model('trunk', trunk, {'images': None}, None, *size(cut.below)))
+  for i, branches in enumerate(cut.branches):
     part = folded.part(branches)
-    reads = {'features': {'model': 'trunk', 'output': names[i]}}
+    reads = {'features': {'model': 'trunk', 'output': cut.names[i]}}
     ids = part.leaf_classes().tolist()
     models.append(Model(f'branch_{i}', _branch(part, ids, class_names), reads, ids, *size(branches)))
   return models
@@ -211,7 +228,8 @@ def exported_models(folder):
 
 def others(folder, models):
   """Returns what is in the folder of an export and no part of it: sorted list of paths within the folder."""
-  ours = re.compile(rf'{re.escape(MANIFEST)}|({"|".join(models)})/{VERSION}/({SAVED_MODEL})')
+  files = '|'.join(rf'{name}/({MODEL}){re.escape(ending)}' for name, ending in FORMATS.items())
+  ours = re.compile(rf'{re.escape(MANIFEST)}|({"|".join(models)})/{VERSION}/({SAVED_MODEL})|{files}')
   found = []
   for path, folders, files in os.walk(folder):
     links = [name for name in folders if os.path.islink(os.path.join(path, name))]
@@ -249,7 +267,7 @@ def remove_leftovers(out):
             shutil.rmtree(path, ignore_errors=True)
 
 
-def write(out, models, content, force):
+def write(out, models, content, force, files=None):
   """Writes an export whole or not at all.
 
   Args:
@@ -257,6 +275,7 @@ def write(out, models, content, force):
     models: list of Model.
     content: of manifest.json.
     force: replace an export that is there.
+    files: further files: dict from the path in the folder to a function that writes it there.
 
   Raises:
     UserError: if it cannot be written; what was there before is there still.
@@ -270,6 +289,9 @@ def write(out, models, content, force):
     for model in models:
       path = os.path.join(temporary, model.name, VERSION)
       tf.saved_model.save(tf.Module(), path, signatures={'serving_default': model.function})
+    for name, save in (files or {}).items():
+      os.makedirs(os.path.dirname(os.path.join(temporary, name)), exist_ok=True)
+      save(os.path.join(temporary, name))
     write_json(os.path.join(temporary, MANIFEST), content)
     check_out(out, force)  # again: it took a while
     if os.path.isdir(out):
@@ -302,7 +324,7 @@ def model_text(model):
 def main(argv):
   """Exports as the flags say."""
   flags = parse_flags(argv)
-  stored = checkpoints.read(flags.checkpoint, resnet_split.read_older)
+  stored = checkpoints.read(flags.checkpoint, keras_split.read_other)
   trained_on = stored.configuration or {'settings': {}, 'data': {}}
   dataset = trained_on['settings'].get('dataset', 'cifar100')
   class_names, size = trained_on['data'].get('class_names'), stored.graph.image_size
@@ -314,12 +336,24 @@ def main(argv):
   if flags.branches and (network.groups is None or stored.graph.classes.groups == 1):
     way_out = 'add --harden' if checkpoints.class_groups(stored) is not None else 'leave --branches out'
     raise UserError(f"--branches: '{stored.path}' holds a network without branches: {way_out}")
-  models = build(network, class_names, flags.branches, datasets[dataset].prepare)
+  prepare = layers.preparation(stored.graph, datasets[dataset].prepare)
+  models = build(network, class_names, flags.branches, prepare)
+  files = {}
+  if 'keras' in flags.format:
+    made = keras_models.build(network, prepare, cut_of(network) if flags.branches else None)
+    files.update({f'keras/{name}.keras': model.save for name, model in made.items()})
+  if 'litert' in flags.format:
+    settings = trained_on['settings']
+    data_dir = flags.data_dir if dataset == 'cifar100' else settings.get('data_dir')
+    data = datasets[dataset].open_dataset(DataSettings(data_dir, size))
+    sample = data.load('train', litert.SAMPLE)
+    pixels = np.concatenate([pixels for _, pixels, _ in numbered_batches(sample, litert.SAMPLE)])
+    files.update({f'litert/{name}.tflite': save for name, save in litert.convert(models, pixels).items()})
   content = manifest(
     models, class_names, checkpoint=stored.path, network=stored.network, precision=flags.precision, image_size=size,
-    shorter_side=None if dataset == 'cifar100' else Crops.of_size(size).resize,
+    shorter_side=None if dataset == 'cifar100' else Crops.of_size(size).resize, formats=flags.format,
   )  # fmt: skip
-  write(flags.out, models, content, flags.force)
+  write(flags.out, models, content, flags.force, files)
   print(*map(model_text, content['models']), f'\nwritten: {flags.out}', sep='\n')
 
 

@@ -12,12 +12,13 @@ import script_calls
 import cifar100
 import eval as evaluation
 import imagenet
+import keras_split
 import train
 from benchmarks import input as input_benchmark
 from benchmarks import speed
 from benchmarks import workers as benchmark_workers
 from paper import estimate, figures, recipes, table5, tables
-from serving import export, infer, publish, report
+from serving import accuracy, export, infer, publish, report
 from splitnet.parallel import worker
 
 PAGES = ['README.md', *sorted(glob.glob('docs/*.md', root_dir=helpers.PROJECT))]
@@ -27,9 +28,11 @@ PARSERS = {
   'benchmarks.workers': benchmark_workers.parse_flags,
   'eval.py': evaluation.parse_flags,
   'imagenet.py': imagenet.parse_flags,
+  'keras_split.py': keras_split.parse_flags,
   'paper.estimate': estimate.parse_flags,
   'paper.table5': table5.parse_flags,
   'paper.tables': tables.parse_flags,
+  'serving.accuracy': accuracy.parse_flags,
   'serving.export': export.parse_flags,
   'serving.infer': infer.parse_flags,
   'serving.publish': lambda words: publish.make_parser().parse_args(words),

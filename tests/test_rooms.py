@@ -19,7 +19,7 @@ LEFT = {
 }
 PROGRAMS = ('train', 'eval', 'download_cifar100')  # and every module of these folders:
 FOLDERS = ('serving', 'paper', 'benchmarks')
-CONCRETE = ('resnet_split', 'alexnet_split', 'cifar100', 'imagenet', 'image_folder')  # those of them that there are
+CONCRETE = ('resnet_split', 'alexnet_split', 'cifar100', 'imagenet', 'image_folder', 'keras_split')
 
 
 def module_of(path):

@@ -54,10 +54,11 @@ def number(interval='(-inf, inf)'):
   return Type('FLOAT', float, what, inside)
 
 
-def one_of(*choices):
-  """Returns the type of texts that are one of some choices."""
-  return Type(f'{{{",".join(choices)}}}', str, ' or '.join(filter(None, [', '.join(choices[:-1]), choices[-1]])),
-              choices.__contains__)  # fmt: skip
+def one_of(*choices, file=None):
+  """Returns the type of texts that are one of some choices, or name a file that ends as `file` says."""
+  shown = (*choices, f'MODEL{file}') if file else choices
+  return Type(f'{{{",".join(shown)}}}', str, ' or '.join(filter(None, [', '.join(shown[:-1]), shown[-1]])),
+              lambda text: text in choices or bool(file and text.endswith(file)))  # fmt: skip
 
 
 def some_of(*choices):

@@ -29,6 +29,7 @@ MAX_BYTES = 1 << 26  # of a JSON file: ten times what the results of 1,000 class
 Count = Annotated[int, Field(ge=0, lt=1 << 53)]  # JSON's numbers are exact up to here
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(ge=1, lt=1 << 53)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(min_length=1, max_length=4096)]
 
 # Decorators for TypedDicts: objects that may have further keys, which are kept, and objects that may not.

@@ -53,7 +53,8 @@ class Builder:
     self.layers.append(Layer(name, op, tuple(x.name for x in inputs), units, self.depth, size, **keywords))
     return self.layers[-1]
 
-  def _windowed(self, name, op, x, units, kernel, stride, padding, **keywords):
+  def windowed(self, name, op, x, units, kernel, stride, padding, **keywords):
+    """Adds a layer of one of the ops of graph_checks.WINDOWED."""
     size = windowed_size(x.size, kernel, stride, padding)
     if size < 1:
       raise UserError(
@@ -64,11 +65,11 @@ class Builder:
 
   def conv(self, name, x, units, kernel, stride=1, padding='SAME', bias=False, counted='all'):
     """Adds a convolution that writes `units`."""
-    return self._windowed(name, 'conv', x, units, kernel, stride, padding, bias=bias, counted=counted)
+    return self.windowed(name, 'conv', x, units, kernel, stride, padding, bias=bias, counted=counted)
 
-  def linear(self, name, x, units, counted='all', dropout=False):
-    """Adds a fully connected layer with biases, of a mean."""
-    return self._add(name, 'linear', [x], units, 1, bias=True, counted=counted, dropout=dropout)
+  def linear(self, name, x, units, counted='all', dropout=False, bias=True):
+    """Adds a fully connected layer, of a mean or of all pixels of a map."""
+    return self._add(name, 'linear', [x], units, 1, kernel=x.size, bias=bias, counted=counted, dropout=dropout)
 
   def batch_norm(self, name, x, scaled=True):
     """Adds a batch normalisation."""
@@ -80,7 +81,11 @@ class Builder:
 
   def max_pool(self, x, kernel, stride, padding='SAME'):
     """Adds the largest value of each window."""
-    return self._windowed(x.name + '/pool', 'max_pool', x, x.units, kernel, stride, padding)
+    return self.windowed(x.name + '/pool', 'max_pool', x, x.units, kernel, stride, padding)
+
+  def keep(self, name, op, x, size=None, **keywords):
+    """Adds a layer of an op that keeps its units and has no method of its own."""
+    return self._add(name, op, [x], x.units, x.size if size is None else size, **keywords)
 
   def lrn(self, x):
     """Adds a local response normalisation over neighbouring channels."""

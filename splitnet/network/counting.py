@@ -28,10 +28,11 @@ def counts(tree: Tree) -> list[LayerCount]:
 def _count(tree, layer, branch):
   outputs, pixels = len(tree.members(layer.units, layer.depth, branch)), layer.size**2
   if layer.op == 'batch_norm':
-    weights, biases = 0, outputs * (2 if layer.scaled else 1)
+    weights, biases = 0, outputs * (layer.scaled + layer.centred)
     flops = bias_flops = 2 * outputs * pixels
   else:
-    inputs = len(tree.members(tree.graph.read(layer), layer.depth, branch))
+    # A depthwise convolution reads one channel for each that it writes.
+    inputs = 1 if layer.op == 'depthwise' else len(tree.members(tree.graph.read(layer), layer.depth, branch))
     weights, biases = layer.kernel**2 * inputs * outputs, outputs if layer.bias else 0
     bias_flops = biases * pixels * (2 if layer.op == 'linear' else 1)  # a linear bias counts as a weight
     flops = 2 * weights * pixels + bias_flops

@@ -22,7 +22,6 @@ import numpy as np
 
 from splitnet.network.graph import Graph
 from splitnet.network.graph_checks import WEIGHTED
-from splitnet.network.layers import BATCH_NORM_EPSILON
 from splitnet.network.network import Network
 
 # A stream is shifted by at most so many of a channel's deviations, or it would lose digits in bfloat16, which has 8.
@@ -44,7 +43,7 @@ def folded(network):
   for layer, branch in network.built:
     for name in network.names(graph.by_name.get(layer.name, layer), branch).values():
       if name in fold.values:
-        weights[name] = fold.values[name].astype(dtype if layer.op == 'conv' else np.float32)
+        weights[name] = fold.values[name].astype(dtype if layer.op in ('conv', 'depthwise') else np.float32)
   return Network(graph, weights, network.groups, network.dtype, network.devices)
 
 
@@ -69,7 +68,7 @@ class _Fold:
   def norm(self, layer, branch):
     """Returns a batch normalisation's variables by their names' last parts, s and t."""
     own = {variable: self.values[name] for variable, name in self.network.names(layer, branch).items()}
-    scale = own['gamma'] / np.sqrt(own['sigma'] + BATCH_NORM_EPSILON)
+    scale = own['gamma'] / np.sqrt(own['sigma'] + layer.epsilon)
     return own, scale, own['beta'] - scale * own['mu']
 
   def remove(self, layer, branch):
@@ -89,7 +88,7 @@ class _Fold:
       if norm.op != 'batch_norm':
         continue
       conv = self.graph.source(norm)
-      if conv.op != 'conv' or conv.depth != norm.depth or self.graph.readers[conv.name] != [norm]:
+      if conv.op not in ('conv', 'depthwise') or conv.depth != norm.depth or self.graph.readers[conv.name] != [norm]:
         continue
       for branch in self.branches(norm):
         _, scale, offset = self.norm(norm, branch)
@@ -157,7 +156,7 @@ class _Fold:
       for layer in self.graph.readers[passed.pop().name]:
         if layer.op in WEIGHTED:
           found.append(layer)
-        elif layer.op in ('mean', 'max_pool') and layer.depth == norm.depth:
+        elif layer.op in ('mean', 'max_pool', 'avg_pool', 'pad') and layer.depth == norm.depth:
           passed.append(layer)
         else:
           return None

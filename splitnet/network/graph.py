@@ -19,7 +19,7 @@ from pydantic import Field
 import utils
 from splitnet.common import schema
 from splitnet.common.errors import UserError
-from splitnet.network.graph_checks import MAX_LAYERS, WEIGHTED, check
+from splitnet.network.graph_checks import FUNCTIONS, MAX_LAYERS, MAX_PIXELS, WEIGHTED, check
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,12 +47,22 @@ class Layer:
   units: Units  # that it writes
   depth: schema.Text
   size: schema.Positive = 1  # height (= width) of the output, pixels
-  kernel: schema.Positive = 1  # height (= width) of a convolution's or pool's window
+  kernel: schema.Positive = 1  # height (= width) of a convolution's or pool's window, or of the map a linear one reads
   stride: schema.Positive = 1
   padding: Literal['SAME', 'VALID'] = 'SAME'
   bias: bool = False  # whether a convolution or a linear layer adds biases
   counted: Literal['all', 'weights', 'none'] = 'none'  # what the paper's tables count of it; weights: no biases
   scaled: bool = True  # whether a batch normalisation learns its scale
+  centred: bool = True  # whether it learns its offset
+  epsilon: schema.Share = 1e-5  # that it adds to the variance
+  decay: schema.Share = 0.9  # of its moving averages
+  function: Literal[('', *FUNCTIONS)] = ''  # of an activation
+  slope: schema.Finite = 0.2  # of leaky_relu below zero
+  pads: tuple[int, int] = (0, 0)  # rows of zeros above and below, and columns left and right
+  factors: tuple[float, ...] = ()  # of an affine layer, one a channel
+  offsets: tuple[float, ...] = ()  # that it adds then
+  reverse: bool = False  # whether it then turns the channels' order round, RGB to BGR
+  reads: Literal['prepared', 'pixels', 'unknown'] = 'prepared'  # an image: as the data set makes it, or from 0 to 255
   dropout: bool = False  # whether training drops what a relu writes, or a linear layer reads
 
   @property
@@ -70,7 +80,7 @@ class Layer:
     """Lists the last parts of its variables' names, in their order."""
     if self.op == 'batch_norm':
       return ('beta', 'gamma', 'mu', 'sigma')
-    own = {'conv': ('kernel',), 'linear': ('weights',)}.get(self.op, ())
+    own = {'conv': ('kernel',), 'depthwise': ('depthwise',), 'linear': ('weights',)}.get(self.op, ())
     return (*own, 'biases') if self.bias else own
 
 
@@ -187,6 +197,7 @@ class Graph:
     layers = []
     for layer in self.layers:
       plain = {f.name: getattr(layer, f.name) for f in fields if getattr(layer, f.name) != f.default}
+      plain = {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
       layers.append({**plain, 'inputs': list(layer.inputs), 'units': layer.units.name})
     units = [dataclasses.asdict(units) for units in self.units.values()]
     return {'name': self.name, 'depths': dict(self.depths), 'units': units, 'layers': layers}
@@ -199,10 +210,9 @@ class Graph:
     for each in content['layers']:
       if each['units'] not in units:
         raise ValueError(f"layer {schema.show(each['name'])} writes units that there are not")
-    layers = (
-      Layer(**{**each, 'inputs': tuple(each['inputs']), 'units': units[each['units']]}) for each in content['layers']
-    )
-    return cls(content['name'], dict(content['depths']), tuple(layers))
+    plain = ({n: tuple(v) if isinstance(v, list) else v for n, v in each.items()} for each in content['layers'])
+    layers = tuple(Layer(**{**each, 'units': units[each['units']]}) for each in plain)
+    return cls(content['name'], dict(content['depths']), layers)
 
 
 def split_name(counts):
@@ -210,6 +220,11 @@ def split_name(counts):
   while len(counts) > 3 and counts[0] == 1:
     counts = counts[1:]
   return '-'.join(map(str, counts))
+
+
+# Tuples of a Layer, as JSON has them.
+_PADS = Annotated[list[Annotated[int, Field(ge=0, le=MAX_PIXELS)]], Field(min_length=2, max_length=2)]
+_LISTS = {'pads': _PADS, 'factors': list[schema.Finite], 'offsets': list[schema.Finite]}
 
 
 @schema.exact
@@ -220,7 +235,7 @@ class _Plain(schema.TypedDict):
   depths: Annotated[dict[schema.Text, schema.Positive], Field(min_length=1)]
   units: list[schema.fields_of(Units)]
   layers: Annotated[
-    list[schema.fields_of(Layer, inputs=list[schema.Text], units=schema.Text)],
+    list[schema.fields_of(Layer, inputs=list[schema.Text], units=schema.Text, **_LISTS)],
     Field(min_length=1, max_length=MAX_LAYERS),
   ]
 

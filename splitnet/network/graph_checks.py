@@ -5,8 +5,16 @@ import itertools
 from splitnet.common.errors import UserError
 
 WEIGHTED = ('conv', 'linear')
-KEEPS_UNITS = ('batch_norm', 'relu', 'max_pool', 'lrn', 'add', 'mean')
+WINDOWED = ('conv', 'depthwise', 'max_pool', 'avg_pool')
+KEEPS_UNITS = (
+  'depthwise', 'batch_norm', 'relu', 'activation', 'max_pool', 'avg_pool', 'pad', 'affine', 'lrn', 'add', 'mean',
+)  # fmt: skip
 OPS = ('image', *WEIGHTED, *KEEPS_UNITS)
+# What an activation may compute, by its name in Keras.
+FUNCTIONS = (
+  'relu6', 'leaky_relu', 'elu', 'selu', 'silu', 'gelu', 'tanh', 'sigmoid', 'hard_sigmoid', 'hard_silu', 'softplus',
+  'softsign',
+)  # fmt: skip
 
 # Beyond these a network is a slip of the keyboard or a damaged file; they are told before anything is made.
 MAX_LAYERS = 5000  # ResNet-1202 has 4,200
@@ -72,15 +80,22 @@ def check(graph):
         require(other is source, f"reads '{source.name}', but '{other.name}' and '{source.name}' cross the border")
       require(layer.op not in KEEPS_UNITS or source.units == layer.units, 'reads other units than it writes')
       size = 1 if layer.op in ('mean', 'linear') else source.size
-      if layer.op in ('conv', 'max_pool'):
+      if layer.op in WINDOWED:
         size = windowed_size(size, layer.kernel, layer.stride, layer.padding)
+      size += sum(layer.pads)
       require(layer.size == size, f'writes {layer.size} pixels a side; of what it reads it makes {size}')
     if layer.op == 'lrn' and layer.units.groups > 1:
       raise UserError(
         f"'{layer.name}' normalises over neighbouring channels, which {layer.units.groups} groups would part: it can "
         'stand only below the layers that are split'
       )
-    require(layer.op != 'linear' or sources[0].op == 'mean', 'does not read a mean')
+    whole = layer.op != 'linear' or sources[0].op == 'mean' or layer.kernel == sources[0].size > 1
+    require(whole, 'does not read a mean, nor all pixels')
+    if layer.op == 'affine':
+      require(layer.units.size == len(layer.factors) == len(layer.offsets), 'has other channels')
+      require(layer.units.groups == 1, 'stands on units that are divided')
+    require((layer.op == 'activation') == bool(layer.function), 'has another function')
+    require(layer.op == 'pad' or not any(layer.pads), 'cannot pad')
     require(not layer.dropout or layer.op in ('relu', 'linear'), 'cannot drop values')
     seen[layer.name] = layer
   layer = graph.layers[-1]

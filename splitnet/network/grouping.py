@@ -85,7 +85,7 @@ def clustering(graph, values, seed=0):
   This is column C; sizes are even. The tree is followed from its root, so that classes that part last are the most
   alike. `values` are the dense network's arrays by variable name; returns an int array [classes].
   """
-  weights = values[graph.layers[-1].weights]  # [features, classes]
+  weights = values[graph.layers[-1].weights].reshape(-1, graph.classes.size)  # [features, classes]
   points = weights - weights.mean(1, keepdims=True)
   points = (points / np.linalg.norm(points, axis=0)).T
   affinity = np.exp(SHARPNESS * (points @ points.T - 1.0))  # cosine similarity, made positive

@@ -8,10 +8,16 @@ import dataclasses
 import numpy as np
 import tensorflow as tf
 
+from splitnet.common.errors import UserError
 from splitnet.network.dropout import Dropout
 
-BATCH_NORM_EPSILON = 1e-5
-BATCH_NORM_DECAY = 0.9
+# What an activation computes, by graph_checks.FUNCTIONS.
+ACTIVATIONS = {
+  'relu6': tf.nn.relu6, 'elu': tf.nn.elu, 'selu': tf.nn.selu, 'silu': tf.nn.silu,
+  'gelu': lambda x: tf.nn.gelu(x, approximate=False), 'tanh': tf.nn.tanh, 'sigmoid': tf.nn.sigmoid,
+  'hard_sigmoid': lambda x: tf.nn.relu6(x + 3.0) / 6.0, 'hard_silu': lambda x: x * tf.nn.relu6(x + 3.0) / 6.0,
+  'softplus': tf.nn.softplus, 'softsign': tf.nn.softsign,
+}  # fmt: skip
 # As Caffe's bvlc_alexnet has it: x / (1 + 1e-4 / 5 * sum of 5 channels' squares)^0.75. Krizhevsky et al. (2012) print
 # (2 + 1e-4 * sum)^0.75; TensorFlow's slim has an AlexNet without.
 LRN = dict(depth_radius=2, bias=1.0, alpha=1e-4 / 5, beta=0.75)
@@ -48,41 +54,78 @@ def compute(layer, inputs, own, outputs, call, factor=1.0):
   if layer.op == 'image':
     return tf.cast(call.images, call.dtype)
   x = inputs[0]
-  if layer.op == 'conv':
+  if layer.op in ('conv', 'depthwise'):
     return _conv(layer, x, own, call)
   if layer.op == 'batch_norm':
-    return _batch_norm(x, own, call, factor)
+    return _batch_norm(layer, x, own, call, factor)
   if layer.op == 'relu':
     x = call.dropout.relu(x) if layer.dropout else tf.nn.relu(x)
     return x * tf.cast(factor, x.dtype) if factor != 1.0 else x
   if layer.op == 'max_pool':
     return tf.nn.max_pool2d(x, layer.kernel, layer.stride, layer.padding)
+  if layer.op == 'avg_pool':  # beyond the border there is nothing, not zeros
+    return tf.nn.avg_pool2d(x, layer.kernel, layer.stride, layer.padding)
+  if layer.op == 'activation':
+    if layer.function == 'leaky_relu':
+      return tf.nn.leaky_relu(x, layer.slope)
+    return ACTIVATIONS[layer.function](x)
+  if layer.op == 'pad':
+    return tf.pad(x, [[0, 0], layer.pads, layer.pads, [0, 0]])
+  if layer.op == 'affine':
+    x = tf.cast(x, tf.float32) * tf.constant(layer.factors) + tf.constant(layer.offsets)
+    return tf.cast(tf.reverse(x, [-1]) if layer.reverse else x, call.dtype)
   if layer.op == 'lrn':
     return tf.cast(tf.nn.lrn(tf.cast(x, tf.float32), **LRN), x.dtype)
   if layer.op == 'add':
     return x + inputs[1]
   if layer.op == 'mean':
     return shortened(tf.reduce_mean(tf.cast(x, tf.float32), (1, 2)), outputs)
-  return tf.matmul(call.dropout(x) if layer.dropout else x, own['weights']) + own['biases']
+  weights = own['weights']
+  if layer.kernel > 1:  # all pixels of a map side by side
+    x = tf.reshape(shortened(tf.cast(x, tf.float32), weights.shape[-2]), [-1, np.prod(weights.shape[:-1])])
+    weights = tf.reshape(weights, [-1, outputs])
+  y = tf.matmul(call.dropout(x) if layer.dropout else x, weights)
+  return y + own['biases'] if layer.bias else y
+
+
+def preparation(graph, prepare):
+  """Returns what makes raw images what a network reads, a function.
+
+  That is `prepare`, the data set's own, unless the graph begins with pixels and prepares them itself. Raises UserError
+  if it is a model's whose images were prepared nobody knows how.
+  """
+  reads = graph.layers[0].reads
+  if reads == 'unknown':
+    raise UserError(
+      f'no layer of {graph.name} prepares its images: train.py --preprocess says how, and its checkpoints keep it'
+    )
+  return prepare if reads == 'prepared' else lambda images: tf.cast(images, tf.float32)
 
 
 def _conv(layer, x, own, call):
-  kernel = own['kernel']
-  inputs, outputs = kernel.shape[-2:]
-  kernel = lengthened(kernel, {-2: x.shape[-1] - inputs, -1: -outputs % call.channel_multiple})
+  if layer.op == 'depthwise':
+    kernel, outputs = own['depthwise'], own['depthwise'].shape[-1]
+    kernel = lengthened(kernel, {-1: x.shape[-1] - outputs})[..., None]
+  else:
+    kernel = own['kernel']
+    inputs, outputs = kernel.shape[-2:]
+    kernel = lengthened(kernel, {-2: x.shape[-1] - inputs, -1: -outputs % call.channel_multiple})
   # TensorFlow's optimiser takes channels of zeros beside what a VALID convolution reads for a border, and then fails.
   padding = [[0, 0]] * 4 if layer.padding == 'VALID' else layer.padding
-  y = tf.nn.conv2d(x, tf.cast(kernel, call.dtype), layer.stride, padding)
+  if layer.op == 'depthwise':
+    y = tf.nn.depthwise_conv2d(x, tf.cast(kernel, call.dtype), [1, layer.stride, layer.stride, 1], padding)
+  else:
+    y = tf.nn.conv2d(x, tf.cast(kernel, call.dtype), layer.stride, padding)
   if 'biases' not in own:
     return y
   return tf.nn.bias_add(y, tf.cast(lengthened(own['biases'], {0: y.shape[-1] - outputs}), call.dtype))
 
 
-def _batch_norm(x, own, call, factor):
+def _batch_norm(layer, x, own, call, factor):
   """Normalises by the batch's own variance, without Bessel's correction.
 
-  The moving averages decay by BATCH_NORM_DECAY. The result is multiplied by `factor`, which costs nothing here. Without
-  variables it is folded away in this branch.
+  The moving averages decay by the layer's `decay`. The result is multiplied by `factor`, which costs nothing here.
+  Without variables it is folded away in this branch.
   """
   if not own:
     return x
@@ -95,24 +138,24 @@ def _batch_norm(x, own, call, factor):
     offset, scale = offset * factor, scale * factor
   if not call.training:
     return tf.raw_ops.FusedBatchNormV3(
-      x=x, scale=scale, offset=offset, mean=mean, variance=variance, epsilon=BATCH_NORM_EPSILON, is_training=False
+      x=x, scale=scale, offset=offset, mean=mean, variance=variance, epsilon=layer.epsilon, is_training=False
     ).y
   if call.share:
-    y, mean, variance = _shared_batch_norm(x, scale, offset, mean, call.share)
+    y, mean, variance = _shared_batch_norm(x, scale, offset, mean, layer.epsilon, call.share)
   else:
     none = tf.constant([])
     batch = tf.raw_ops.FusedBatchNormV3(
-      x=x, scale=scale, offset=offset, mean=none, variance=none, epsilon=BATCH_NORM_EPSILON, is_training=True
+      x=x, scale=scale, offset=offset, mean=none, variance=none, epsilon=layer.epsilon, is_training=True
     )
     values = tf.cast(tf.size(x) // x.shape[-1], tf.float32)  # per channel
     # The kernel reports the unbiased variance; the released code averages the biased one.
     y, mean, variance = batch.y, batch.batch_mean, batch.batch_variance * ((values - 1.0) / values)
-  moving_mean.assign_sub((1.0 - BATCH_NORM_DECAY) * (moving_mean - shortened(mean, channels)))
-  moving_variance.assign_sub((1.0 - BATCH_NORM_DECAY) * (moving_variance - shortened(variance, channels)))
+  moving_mean.assign_sub((1.0 - layer.decay) * (moving_mean - shortened(mean, channels)))
+  moving_variance.assign_sub((1.0 - layer.decay) * (moving_variance - shortened(variance, channels)))
   return y
 
 
-def _shared_batch_norm(x, scale, offset, shift, share):
+def _shared_batch_norm(x, scale, offset, shift, epsilon, share):
   """Normalises a replica's share by the mean and the variance of the whole batch.
 
   `shift`, [channels], is about the mean and the same on every replica: sums of differences from it lose no digits.
@@ -122,7 +165,7 @@ def _shared_batch_norm(x, scale, offset, shift, share):
   sums = share.sum(tf.stack([tf.reduce_sum(difference, (0, 1, 2)), tf.reduce_sum(tf.square(difference), (0, 1, 2))]))
   mean, square = tf.unstack(sums / (share.batch * x.shape[1] * x.shape[2]))
   variance = square - tf.square(mean)
-  y = tf.nn.batch_normalization(difference, mean, variance, offset, scale, BATCH_NORM_EPSILON)
+  y = tf.nn.batch_normalization(difference, mean, variance, offset, scale, epsilon)
   return tf.cast(y, x.dtype), shift + mean, variance
 
 

@@ -66,6 +66,10 @@ class Settings(abc.ABC):
     Raises UserError if the images are too small for it, or a depth has fewer units than groups.
     """
 
+  def of_stored(self, graph):
+    """Returns the Graph; `graph`, that of the basemodel or the run or None, is only for a model's file."""
+    return self.graph()
+
   @property
   def counts(self):
     """Returns the numbers of groups at `split_depths`: list of ints."""

@@ -35,10 +35,13 @@ def make(tree: Tree, with_assignments=False, seed=0, values=None, devices=None) 
     for variable, name in tree.names(layer, branch).items():
       if variable in ('kernel', 'weights'):
         inputs = len(tree.members(tree.graph.read(layer), layer.depth, branch))
-        window = [layer.kernel, layer.kernel] if layer.op == 'conv' else []
+        window = [layer.kernel, layer.kernel] if layer.op == 'conv' or layer.kernel > 1 else []
         add(name, [*window, inputs, outputs], device, stddev=(1.0 / (layer.kernel**2 * inputs)) ** 0.5)
+      elif variable == 'depthwise':  # one window a channel
+        add(name, [layer.kernel, layer.kernel, outputs], device, stddev=1.0 / layer.kernel)
       else:
-        trainable = variable not in ('mu', 'sigma') and (variable != 'gamma' or layer.scaled)
+        fixed = {'mu': True, 'sigma': True, 'gamma': not layer.scaled, 'beta': not layer.centred}
+        trainable = not fixed.get(variable, False)
         add(name, [outputs], device, 1.0 if variable in ('gamma', 'sigma') else 0.0, trainable=trainable)
   for units in tree.graph.units.values() if with_assignments else ():
     if units.groups > 1:

@@ -8,7 +8,8 @@
 A folder stands for its last checkpoint, 'DIR/best' for the best one, 'DIR/ckpt-STEP' for that one. Checkpoints without
 a graph, of earlier versions and of the authors' released code (which have no config.json), are read by a function
 `older` that the program passes in, such as resnet_split.read_older: from (the stored settings of the network or None,
-values by variable name, path) to (its settings, its Graph).
+values by variable name, path) to (its settings, its Graph). A Keras model's file, MODEL.keras, stands for a baseline;
+`older`, such as keras_split.read_other, then reads (None, None, path) to (settings, Graph, values).
 """
 
 import collections
@@ -34,6 +35,7 @@ from splitnet.training import checkpoint_files
 from splitnet.training.checkpoint_files import CONFIG, latest
 
 LOCK = 'lock'  # held by the process that trains
+MODEL_FILE = '.keras'  # ends the name of a Keras model's file
 
 # What a checkpoint is: its mode ('baseline', 'group', 'split' or 'released'), the settings of its network (a dict), the
 # Graph, its hard groups by units name (or None), its values by variable name, its whole configuration, and the path of
@@ -142,8 +144,13 @@ def hard_groups(configuration):
 def find(path):
   """Returns the checkpoint prefix that a user's path stands for.
 
-  The path is a folder, a prefix, or a checkpoint's .index file. Raises UserError if there is no checkpoint.
+  The path is a folder, a prefix, a checkpoint's .index file, or a Keras model's file. Raises UserError if there is no
+  checkpoint.
   """
+  if path.endswith(MODEL_FILE) and os.path.isfile(path):
+    return path
+  if path.endswith(('.h5', '.hdf5')) or os.path.exists(os.path.join(path, 'saved_model.pb')):
+    raise UserError(f"'{path}' does not end in {MODEL_FILE}: load it in Keras, and model.save('MODEL{MODEL_FILE}')")
   if os.path.isdir(path):
     prefix = latest(path)
     if prefix is None:
@@ -191,7 +198,7 @@ def digest(path):
   """
   prefix = find(path)
   try:
-    with open(prefix + '.index', 'rb') as f:
+    with open(prefix if prefix.endswith(MODEL_FILE) else prefix + '.index', 'rb') as f:
       return hashlib.sha256(f.read()).hexdigest()[:16]
   except OSError as e:
     raise UserError(f"the checkpoint '{prefix}' cannot be read ({e.strerror})") from e
@@ -214,6 +221,9 @@ def read(path, older):
   The path is what `find` takes. Raises UserError if there is none, or it cannot be read.
   """
   prefix = find(path)
+  if prefix.endswith(MODEL_FILE):
+    network, graph, values = older(None, None, prefix)
+    return Stored('baseline', network, graph, None, values, None, prefix)
   try:
     with reader_of(prefix) as (reader, _):
       shapes = reader.get_variable_to_shape_map()

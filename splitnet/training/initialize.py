@@ -90,7 +90,7 @@ def choose_network(start, networks, base=None, before=None, train_dir=''):
   elif base:
     source, way_out = f"the basemodel '{start.basemodel}'", 'start from another checkpoint'
     # Neither a baseline nor a released checkpoint knows everything about the split.
-    unknown = {'baseline': ('branch_input', 'ngroups'), 'released': ('branch_input',)}.get(base.mode, ())
+    unknown = {'baseline': ('branch_input', 'ngroups', 'split_at'), 'released': ('branch_input',)}.get(base.mode, ())
     fixed = {name: value for name, value in base.network.items() if not name.startswith(unknown)}
   else:
     fixed, source, way_out = {}, '', ''
