@@ -12,9 +12,12 @@ from keras import layers
 from keras_models import CLASSES, MODELS, SIZE, images, logits_of, scrambled
 from networks import assert_close, scramble
 
+import cifar100
+import eval as evaluation
 import keras_split
 import train
 from keras_split import KerasNetwork
+from serving import export
 from splitnet.common.errors import UserError
 from splitnet.network import branching, counting, folding, hardening
 from splitnet.network import layers as graph_layers
@@ -388,3 +391,55 @@ def test_flags_of_train(data, tmp_path, capsys):
   assert "there is no checkpoint 'none.keras'" in told('--network', 'none.keras', '--data_dir', tmp_path)
   assert 'leave one out' in told('--network', 'a.keras', '--basemodel', 'b')
   assert '--split_at is of --network keras' in told('--split_at', 'a', '--data_dir', data)
+
+
+# --- the whole way --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_model_that_keras_trained_goes_the_whole_way_and_back(data, tmp_path, capsys):
+  """Fit, group, split, evaluate, export; Keras evaluates the export to the same accuracy."""
+
+  def succeed(program, *arguments):
+    code, out, stderr = helpers.call(program, arguments, capsys)
+    assert code == 0, stderr
+    return out
+
+  given, path = keras.Input([32, 32, 3]), tmp_path / 'mine.keras'
+  x = layers.Rescaling(1 / 127.5, -1)(given)
+  for i, channels in enumerate((8, 16, 16, 24)):
+    x = layers.Conv2D(channels, 3, 2, padding='same', use_bias=False, name=f'conv{i}')(x)
+    x = layers.ReLU(name=f'relu{i}')(layers.BatchNormalization()(x))
+  x = layers.Dropout(0.5)(layers.GlobalAveragePooling2D()(x))
+  model = keras.Model(given, layers.Dense(100, activation='softmax')(x), name='mine')
+  model.compile('adam', 'sparse_categorical_crossentropy', ['accuracy'])
+  train_images, test = cifar100.load(data, 'train'), cifar100.load(data, 'test')
+  model.fit(train_images.images, train_images.labels, 30, 2, verbose=0)
+  model.save(path)
+
+  here = ['--checkpoint', path, '--data_dir', data, '--output_file', tmp_path / 'dense.json']
+  succeed(evaluation, *here)
+  accuracy = model.evaluate(test.images, test.labels, 35, verbose=0)[1]
+  assert json.loads((tmp_path / 'dense.json').read_text())['accuracy'] == pytest.approx(accuracy)
+
+  group, split = tmp_path / 'group', tmp_path / 'split'
+  asked = ['--network', path, '--split_at', 'conv1,relu2', '--groups', '2-3-4', '--assignment_start', 'spectral']
+  succeed(train, *helpers.flags('group', data, str(group), *asked, '--max_steps', 3, '--gamma2', 5))
+  succeed(train, *helpers.flags('group', data, str(group), *asked, '--max_steps', 4, '--gamma2', 5))  # goes on
+  assert read(group).path.endswith('ckpt-4')
+  path.rename(tmp_path / 'gone.keras')  # whatever follows needs the checkpoint alone
+  teacher = ['--basemodel', group, '--teacher', tmp_path / 'gone.keras']
+  succeed(train, *helpers.flags('split', data, str(split), *teacher, '--max_steps', 3))
+  stored = read(split)
+  assert stored.network['split_at'] == 'conv1,relu2' and borders(stored.graph) == ['relu1', 'relu2', 'relu3/mean']
+  assert stored.graph.split == '2-3-4' and stored.graph.layers[0].reads == 'pixels'
+
+  out = tmp_path / 'export'
+  succeed(export, '--checkpoint', split, '--data_dir', data, '--branches', '--format', 'keras', '--out', out)
+  succeed(evaluation, '--checkpoint', split, '--data_dir', data, '--output_file', tmp_path / 'split.json')
+  again = keras.saving.load_model(out / 'keras' / 'whole.keras')
+  again.compile(loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=['accuracy'])
+  accuracy = again.evaluate(test.images, test.labels, 35, verbose=0)[1]
+  assert json.loads((tmp_path / 'split.json').read_text())['accuracy'] == pytest.approx(accuracy)
+  logits = checkpoints.load_network(stored)(test.images.astype(np.float32))
+  assert_close(again.predict(test.images, verbose=0), logits, 1e-5)

@@ -151,4 +151,10 @@ def load_teacher(start, graph, older):
     raise UserError(
       f"--teacher '{start.teacher}' has {theirs} classes, but the network has {ours}: give a teacher of the same data"
     )
+  theirs, ours = stored.graph.layers[0].reads, graph.layers[0].reads
+  if theirs != ours:
+    raise UserError(
+      f"--teacher '{start.teacher}' reads {theirs} images, but the network {ours} ones: give a teacher whose images "
+      'are prepared alike'
+    )
   return checkpoints.load_network(stored, dtype=start.dtype)
