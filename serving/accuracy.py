@@ -1,6 +1,6 @@
 """Measures the accuracy of an export in every format that it has, whole and put together from its branches.
 
-Keras's models are run by Keras, LiteRT's by TensorFlow's interpreter, the SavedModels by TensorFlow.
+Keras's models are run by Keras, LiteRT's by TensorFlow's interpreter, ONNX's by onnxruntime, if it is installed.
 """
 
 import os
@@ -65,13 +65,22 @@ def load_litert(path):
   return lambda x: runner(given=np.asarray(x, np.float32))
 
 
+def load_onnx(path):
+  """Loads an ONNX model, as `load_saved_model` does."""
+  import onnxruntime
+
+  session = onnxruntime.InferenceSession(path)
+  names = [output.name for output in session.get_outputs()]
+  return lambda x: dict(zip(names, session.run(None, {'given': np.asarray(x, np.float32)})))
+
+
 def open_models(folder, content):
   """Returns the models of an export: dict from format to a dict from name to function, which `load_*` made.
 
   Raises UserError if one cannot be loaded.
   """
   formats = {'SavedModel': lambda model: (load_saved_model, model['path'])}
-  for name, load in (('keras', load_keras), ('litert', load_litert)):
+  for name, load in (('keras', load_keras), ('litert', load_litert), ('onnx', load_onnx)):
     if name in content.get('formats', []):
       ending = export.FORMATS[name]
       formats[name] = lambda model, load=load, name=name, ending=ending: (load, f'{name}/{model["name"]}{ending}')

@@ -1,6 +1,6 @@
-"""Exports a checkpoint of train.py as SavedModels, whole or branch by branch; also for Keras and LiteRT.
+"""Exports a checkpoint of train.py as SavedModels, and for other runtimes.
 
-TensorFlow and TensorFlow Serving run them without this project.
+TensorFlow and TensorFlow Serving run them without this project, whole or branch by branch.
 
   OUT/manifest.json    which model reads what, with the class names
   OUT/whole/1          images -> probabilities, logits, class_names
@@ -8,6 +8,7 @@ TensorFlow and TensorFlow Serving run them without this project.
   OUT/branch_<i>/1     features -> logits, class_ids, class_names of the branch's own classes
   OUT/keras/*.keras    with --format keras: the same as functional Keras models without custom objects
   OUT/litert/*.tflite  with --format litert: the same for LiteRT (TensorFlow Lite), in 8-bit integers
+  OUT/onnx/*.onnx      with --format onnx: the same for ONNX runtimes; needs tf2onnx
 
 Images are uint8 [batch, size, size, 3], of any batch size; whitening or normalisation is part of the model. Every model
 has one signature, 'serving_default', and stands in a version folder, as TensorFlow Serving wants it.
@@ -32,7 +33,7 @@ import image_folder
 import imagenet
 import keras_split
 import utils
-from serving import infer, keras_models, litert
+from serving import conversions, infer, keras_models
 from splitnet.common import schema
 from splitnet.common.errors import UserError, program
 from splitnet.common.files import check_folder, write_json
@@ -46,7 +47,7 @@ from splitnet.training import checkpoints
 MANIFEST = 'manifest.json'
 VERSION = '1'
 MODEL = r'whole|trunk|branch_\d+'  # names of models
-FORMATS = {'keras': '.keras', 'litert': '.tflite'}  # further ones, and how their files' names end
+FORMATS = {'keras': '.keras', 'litert': '.tflite', 'onnx': '.onnx'}  # further ones, and how their files' names end
 # What tf.saved_model.save writes.
 SAVED_MODEL = r'saved_model\.pb|fingerprint\.pb|variables/variables\.(index|data-\d+-of-\d+)|assets/.+'
 datasets = {'cifar100': cifar100, 'image_folder': image_folder, 'imagenet': imagenet}
@@ -346,9 +347,11 @@ def main(argv):
     settings = trained_on['settings']
     data_dir = flags.data_dir if dataset == 'cifar100' else settings.get('data_dir')
     data = datasets[dataset].open_dataset(DataSettings(data_dir, size))
-    sample = data.load('train', litert.SAMPLE)
-    pixels = np.concatenate([pixels for _, pixels, _ in numbered_batches(sample, litert.SAMPLE)])
-    files.update({f'litert/{name}.tflite': save for name, save in litert.convert(models, pixels).items()})
+    sample = data.load('train', conversions.SAMPLE)
+    pixels = np.concatenate([pixels for _, pixels, _ in numbered_batches(sample, conversions.SAMPLE)])
+    files.update({f'litert/{name}.tflite': save for name, save in conversions.to_litert(models, pixels).items()})
+  if 'onnx' in flags.format:
+    files.update({f'onnx/{name}.onnx': save for name, save in conversions.to_onnx(models).items()})
   content = manifest(
     models, class_names, checkpoint=stored.path, network=stored.network, precision=flags.precision, image_size=size,
     shorter_side=None if dataset == 'cifar100' else Crops.of_size(size).resize, formats=flags.format,

@@ -113,12 +113,11 @@ class _Writer:
   def _enter(self, depth, tensors, given):
     """Adds what the branches of a depth read of the one below."""
     network, source = self._network, self._network.graph.borders[depth]
-    for branch in network.nodes[depth] if source else ():
-      parent, channels = network.reads(depth, branch)
-      if given is None:
-        tensors[source.name, branch] = self._sliced(tensors[source.name, parent], channels)
-      else:
-        tensors[source.name, branch] = given
+    reads = {branch: network.reads(depth, branch) for branch in network.nodes[depth]} if source else {}
+    written = {parent: tensors.get((source.name, parent)) for parent, _ in reads.values()}
+    for branch, (parent, channels) in reads.items():
+      x = given if given is not None else self._sliced(written[parent], channels)
+      tensors[source.name, branch] = x
 
   def _sliced(self, x, channels):
     return x if channels == slice(None) else x[..., channels.start : channels.stop]

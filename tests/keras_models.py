@@ -35,7 +35,7 @@ def residual():
   x = layers.BatchNormalization(epsilon=1e-3, momentum=0.99)(x)
   x = layers.ReLU()(x)
   x = layers.ZeroPadding2D(((0, 1), (0, 1)))(x)
-  x = layers.MaxPooling2D(3, 2)(x)
+  x = layers.MaxPooling2D(3, 2, name='pool')(x)
   for stage, channels in enumerate((12, 20)):
     y = layers.Conv2D(channels, 1, padding='same', use_bias=False, name=f'a{stage}')(x)
     y = layers.BatchNormalization(scale=False)(y)

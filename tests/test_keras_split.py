@@ -157,7 +157,7 @@ def borders(graph):
 def test_a_tree_branches_above_the_layers_that_are_named(files):
   stored = read(files['residual'][1])
   assert [layer.name for layer in branching.borders(stored.graph).values()] == [
-    'max_pooling2d', 'sum0', 'end0', 'sum1', 'end1/mean',
+    'pool', 'sum0', 'end0', 'sum1', 'end1/mean',
   ]  # fmt: skip
   graph = graph_of(stored, split_at='end0, sum1')
   assert borders(graph) == ['end0', 'sum1', 'end1/mean'] and graph.split == '2-2-4'
@@ -175,7 +175,7 @@ def test_a_tree_branches_above_the_layers_that_are_named(files):
 @pytest.mark.parametrize(
   'split_at, split, sentence',
   [
-    ('nothing', '2-2-2', "has no layer 'nothing'; it can branch above: max_pooling2d, sum0, end0, sum1"),
+    ('nothing', '2-2-2', "has no layer 'nothing'; it can branch above: pool, sum0, end0, sum1"),
     ('a1', '1-2-2', "cannot branch above 'a1', since more than one tensor passes; it can"),
     ('sum1,sum0', '2-2-2', "'sum0' does not stand above 'sum1'"),
     ('sum0,b0', '2-2-2', "'b0' does not stand above 'sum0'"),
@@ -397,7 +397,7 @@ def test_flags_of_train(data, tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_a_model_that_keras_trained_goes_the_whole_way_and_back(data, tmp_path, capsys):
+def test_a_model_that_keras_trained_goes_the_whole_way_and_back(runs, data, tmp_path, capsys):
   """Fit, group, split, evaluate, export; Keras evaluates the export to the same accuracy."""
 
   def succeed(program, *arguments):
@@ -412,7 +412,7 @@ def test_a_model_that_keras_trained_goes_the_whole_way_and_back(data, tmp_path, 
     x = layers.ReLU(name=f'relu{i}')(layers.BatchNormalization()(x))
   x = layers.Dropout(0.5)(layers.GlobalAveragePooling2D()(x))
   model = keras.Model(given, layers.Dense(100, activation='softmax')(x), name='mine')
-  model.compile('adam', 'sparse_categorical_crossentropy', ['accuracy'])
+  model.compile('adam', 'sparse_categorical_crossentropy', metrics=['accuracy'])
   train_images, test = cifar100.load(data, 'train'), cifar100.load(data, 'test')
   model.fit(train_images.images, train_images.labels, 30, 2, verbose=0)
   model.save(path)
@@ -430,6 +430,9 @@ def test_a_model_that_keras_trained_goes_the_whole_way_and_back(data, tmp_path, 
   path.rename(tmp_path / 'gone.keras')  # whatever follows needs the checkpoint alone
   teacher = ['--basemodel', group, '--teacher', tmp_path / 'gone.keras']
   succeed(train, *helpers.flags('split', data, str(split), *teacher, '--max_steps', 3))
+  other = ['--basemodel', group, '--teacher', runs['baseline']]
+  code, _, stderr = helpers.call(train, helpers.flags('split', data, str(tmp_path / 'other'), *other), capsys)
+  assert code == 1 and 'reads prepared images, but the network pixels ones: give a teacher whose images' in stderr
   stored = read(split)
   assert stored.network['split_at'] == 'conv1,relu2' and borders(stored.graph) == ['relu1', 'relu2', 'relu3/mean']
   assert stored.graph.split == '2-3-4' and stored.graph.layers[0].reads == 'pixels'

@@ -1,4 +1,4 @@
-"""Exports for Keras and LiteRT: the same logits, whole and put together from branches; their accuracy."""
+"""Exports for Keras, LiteRT and ONNX: the same logits, whole and put together from branches; their accuracy."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from keras_models import MODELS, scrambled
 import alexnet_split
 import cifar100
 import keras_split
-from serving import accuracy, export, keras_models, litert
+from serving import accuracy, conversions, export, keras_models
 from splitnet.data import images as image_files
 from splitnet.network import hardening, layers
 from splitnet.network import network as all_networks
@@ -57,6 +57,10 @@ def trees(tmp_path_factory):
   folder = tmp_path_factory.mktemp('models')
   made = {name: (networks.make(**networks.TREES[name]), cifar100.prepare) for name in ('2-2-2', '2-4-4 all', '1-1-4')}
   made['dense'] = networks.make(**networks.TREES['dense']), cifar100.prepare
+  for network, _ in made.values():
+    for name, variable in network.weights.items():
+      if name.endswith('/gamma') and not variable.trainable:
+        variable.assign(tf.ones_like(variable))
   made['alexnet'] = make_tree(alexnet_split.AlexNet, '2-4-8'), image_files.normalize
   for name in ('residual', 'flattened', 'mobile'):
     made[name] = split_model(name, folder), image_files.normalize
@@ -137,7 +141,7 @@ def test_litert_answers_like_the_network(trees, tmp_path):
     network, prepare = trees[name]
     prepare, given = layers.preparation(network.graph, prepare), pixels(network, 20)
     models = export.build(network, NAMES[: network.graph.classes.size], True, prepare)
-    for key, save in litert.convert(models, given).items():
+    for key, save in conversions.to_litert(models, given).items():
       save(tmp_path / f'{key}.tflite')
 
     def answer(model, x):
@@ -154,14 +158,12 @@ def test_litert_answers_like_the_network(trees, tmp_path):
 
 
 @pytest.mark.slow
-def test_every_format_of_an_export_has_the_accuracy_of_the_checkpoint(runs, data, tmp_path, capsys):
+def test_every_format_of_an_export_has_the_accuracy_of_the_checkpoint(runs, data, tmp_path, capsys, monkeypatch):
   out = str(tmp_path / 'export')
   given = ['--checkpoint', runs['split'], '--data_dir', data, '--branches', '--format', 'keras,litert', '--out', out]
-  litert_sample, litert.SAMPLE = litert.SAMPLE, 20
-  try:
+  with monkeypatch.context() as patch:
+    patch.setattr(conversions, 'SAMPLE', 20)
     assert helpers.call(export, given, capsys)[0] == 0
-  finally:
-    litert.SAMPLE = litert_sample
   assert sorted(os.listdir(out)) == ['branch_0', 'branch_1', 'keras', 'litert', 'manifest.json', 'trunk', 'whole']
   names = ['branch_0', 'branch_1', 'trunk', 'whole']
   assert sorted(os.listdir(os.path.join(out, 'keras'))) == [f'{name}.keras' for name in names]
@@ -196,3 +198,28 @@ def test_mistakes_are_told_in_one_sentence(data, tmp_path, capsys):
   code, _, stderr = helpers.call(accuracy, ['--export', tmp_path / 'export', '--data_dir', data], capsys)
   assert code == 1 and 'other classes than the data' in stderr
 
+
+def test_onnx_answers_like_the_network_where_its_converter_is(trees, tmp_path):
+  runtime = pytest.importorskip('onnxruntime')
+  pytest.importorskip('tf2onnx')
+  network, prepare = trees['mobile']
+  prepare, given = layers.preparation(network.graph, prepare), pixels(network)
+  models = export.build(network, NAMES[: network.graph.classes.size], True, prepare)
+  for key, save in conversions.to_onnx(models).items():
+    save(tmp_path / f'{key}.onnx')
+  assert runtime.__version__
+
+  def answer(model, x):
+    y = accuracy.load_onnx(str(tmp_path / f'{model}.onnx'))(x)
+    return y.get('logits', y)
+
+  expected = network(prepare(given)).numpy()
+  networks.assert_close(answer('whole', given), expected)
+  networks.assert_close(together(answer, network, given), expected)
+
+
+def test_onnx_without_its_converter_is_told_in_a_sentence(runs, data, tmp_path, capsys, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'tf2onnx', None)
+  given = ['--checkpoint', runs['split'], '--data_dir', data, '--format', 'onnx', '--out', tmp_path / 'out']
+  code, _, stderr = helpers.call(export, given, capsys)
+  assert code == 1 and 'pip install tf2onnx' in stderr and stderr.count('\n') == 1 and not (tmp_path / 'out').exists()
