@@ -115,6 +115,8 @@ def read_older(settings, values, path):
     values: of the latter: dict from the released variable names to arrays.
     path: for the error's text.
   """
+  if values is None:
+    raise UserError(f"'{path}' is a Keras model, of which this program can do nothing: name a checkpoint of train.py")
   wide = {WideResNet.network: WideResNet}
   found = config_from_shapes(values, path) if settings is None else from_dict(wide, settings)
   return found.to_dict(), found.graph()

@@ -11,11 +11,11 @@ import tensorflow as tf
 import cifar100
 import image_folder
 import imagenet
-import resnet_split
+import keras_split
 from serving.images import read_image
 from splitnet.common.errors import UserError
 from splitnet.data.images import Crops
-from splitnet.network import folding
+from splitnet.network import folding, layers
 from splitnet.training import checkpoints
 
 datasets = {'cifar100': cifar100, 'image_folder': image_folder, 'imagenet': imagenet}
@@ -41,7 +41,7 @@ class Model:
     Raises:
       UserError: if there is none, it is damaged, or the names are not known.
     """
-    self.stored = stored = checkpoints.read(checkpoint, resnet_split.read_older)
+    self.stored = stored = checkpoints.read(checkpoint, keras_split.read_other)
     about = stored.configuration or {'settings': {}, 'data': {}}
     dataset = about['settings'].get('dataset', 'cifar100')
     if dataset not in datasets:
@@ -55,7 +55,7 @@ class Model:
     self.crops = None if dataset == 'cifar100' else Crops.of_size(stored.graph.image_size)
     self.network = checkpoints.load_network(stored, harden)
     self.class_groups = checkpoints.class_groups(stored)
-    folded, prepare = folding.folded(self.network), datasets[dataset].prepare
+    folded, prepare = folding.folded(self.network), layers.preparation(stored.graph, datasets[dataset].prepare)
     self._compute = tf.function(lambda images: tf.nn.softmax(folded(prepare(images))), reduce_retracing=True)
 
   def __call__(self, images):

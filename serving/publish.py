@@ -37,7 +37,7 @@ import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 import tensorflow as tf
 
 import cifar100
-import resnet_split
+import keras_split
 from splitnet.common import schema
 from splitnet.common.errors import UserError, program
 from splitnet.common.files import check_folder, write_json, write_text
@@ -66,7 +66,7 @@ def described(stored, data_dir):
 def commands_of(path):
   """Returns the commands of the stages that led to a checkpoint, the first one first, as far as they are there."""
   folder = path if os.path.isdir(path) else os.path.dirname(path)
-  configuration = checkpoints.read_configuration(folder, resnet_split.read_older)
+  configuration = checkpoints.read_configuration(folder, keras_split.read_other)
   if configuration is None:
     return []
   base = configuration['settings'].get('basemodel')
@@ -111,7 +111,7 @@ def card_text(name, stored, configuration, result, commands):
 def main(argv):
   """Publishes as the arguments say."""
   flags = make_parser().parse_args(argv)
-  stored = checkpoints.read(flags.checkpoint, resnet_split.read_older)
+  stored = checkpoints.read(flags.checkpoint, keras_split.read_other)
   if stored.configuration is None:
     raise UserError(f"'{flags.checkpoint}' is of the released code: only checkpoints of train.py are published")
   advice = f'write it with eval.py --checkpoint {flags.checkpoint} --output_file'

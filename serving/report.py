@@ -40,7 +40,7 @@ import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 import jinja2
 import numpy as np
 
-import resnet_split
+import keras_split
 import utils
 from serving.model import Model, datasets
 from splitnet.common import schema
@@ -48,7 +48,7 @@ from splitnet.common.errors import UserError, program
 from splitnet.common.files import check_output_file, telling_of_output, write_text
 from splitnet.data.batches import numbered_batches
 from splitnet.data.dataset import DataSettings
-from splitnet.network import counting, folding
+from splitnet.network import counting, folding, layers
 from splitnet.parallel import executor
 from splitnet.reporting import metrics, plots, results
 from splitnet.reporting.names import network_name
@@ -92,7 +92,7 @@ class Entry:
     if self.result and not checkpoints.exists(path):
       self.stored = None
     else:
-      self.stored = checkpoints.read(path, resnet_split.read_older)
+      self.stored = checkpoints.read(path, keras_split.read_other)
       self.metrics = [m for m in log.read_metrics(self.run_folder) if m['kind'] != 'groups']
 
   @property
@@ -106,7 +106,8 @@ class Entry:
     if self.result:
       return
     network, groups = checkpoints.load_network(self.stored), checkpoints.class_groups(self.stored)
-    logits, speed = executor.predict(folding.folded(network), data, dataset.prepare, 100)
+    prepare = layers.preparation(network.graph, dataset.prepare)
+    logits, speed = executor.predict(folding.folded(network), data, prepare, 100)
     parameters, flops = counting.total(counting.counts(network))
     state = 'dense' if groups is None else 'split' if network.groups is not None else 'grouping, not hardened'
     self.result = {
