@@ -110,11 +110,11 @@ def _conv(layer, x, own, call):
     kernel = own['kernel']
     inputs, outputs = kernel.shape[-2:]
     kernel = lengthened(kernel, {-2: x.shape[-1] - inputs, -1: -outputs % call.channel_multiple})
-  # TensorFlow's optimiser takes channels of zeros beside what a VALID convolution reads for a border, and then fails.
-  padding = [[0, 0]] * 4 if layer.padding == 'VALID' else layer.padding
-  if layer.op == 'depthwise':
-    y = tf.nn.depthwise_conv2d(x, tf.cast(kernel, call.dtype), [1, layer.stride, layer.stride, 1], padding)
+  if layer.op == 'depthwise':  # of explicit padding TensorFlow's optimiser makes an operation that ends the process
+    y = tf.nn.depthwise_conv2d(x, tf.cast(kernel, call.dtype), [1, layer.stride, layer.stride, 1], layer.padding)
   else:
+    # It takes channels of zeros beside what a VALID convolution reads for a border, and then fails.
+    padding = [[0, 0]] * 4 if layer.padding == 'VALID' else layer.padding
     y = tf.nn.conv2d(x, tf.cast(kernel, call.dtype), layer.stride, padding)
   if 'biases' not in own:
     return y

@@ -28,6 +28,7 @@ NAMES = [f'class_{i}' for i in range(100)]
 LOAD = """
 import glob, os, sys
 import numpy as np
+import keras
 
 answers = {}
 for path in glob.glob('*/*.keras'):
