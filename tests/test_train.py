@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import cifar100
+import keras_split
 import resnet_split
 import train
 from splitnet.network import hardening
@@ -175,7 +176,9 @@ def test_the_help_names_the_defaults_and_choices_of_the_networks_and_data():
   wide = resnet_split.WideResNet
   for name in ('k', 'num_residual_units', 'ngroups1', 'ngroups2', 'ngroups3', 'bn_no_scale'):
     assert re.search(rf'--{name} [A-Z]+ [^\[]*\[{getattr(wide, name)}\]', text), name
-  assert f'--network {{{",".join(train.networks)}}}' in text and '[wrn]' in text
+  *networks, keras = train.networks
+  assert f'--network {{{",".join(networks)},MODEL.{keras}}}' in text and '[wrn]' in text
+  assert f'--preprocess {{{",".join(keras_split.PREPROCESS)}}}' in text
   assert f'--dataset {{{",".join(train.datasets)}}}' in text and cifar100.DATA_DIR in text
 
 
