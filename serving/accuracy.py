@@ -5,6 +5,7 @@ Keras's models are run by Keras, LiteRT's by TensorFlow's interpreter, ONNX's by
 
 import os
 import sys
+import warnings
 
 import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 
@@ -61,7 +62,9 @@ def load_keras(path):
 
 def load_litert(path):
   """Loads a LiteRT model, as `load_saved_model` does."""
-  runner = tf.lite.Interpreter(path).get_signature_runner()
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # it is deprecated for a package that TensorFlow does not bring
+    runner = tf.lite.Interpreter(path).get_signature_runner()
   return lambda x: runner(given=np.asarray(x, np.float32))
 
 
