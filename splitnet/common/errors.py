@@ -53,7 +53,7 @@ def outside_cause(error):
     files = [repr(os.fsdecode(f)) for f in (error.filename, error.filename2) if isinstance(f, (str, bytes))]
     return ': '.join([error.strerror, ' and '.join(files)] if files else [error.strerror]) + _way_out(error.errno)
   if tensorflow and isinstance(error, tensorflow.errors.OpError):
-    message = str(error.message)
+    message = re.sub(r'{{.*?}}', '', str(error.message))  # names of nodes and devices
     for number in OUTSIDE:
       found = re.search(rf"([^\s;'\"{{]*/[^;\n]*)?; {re.escape(os.strerror(number))}(?!\w)", message)
       if found:

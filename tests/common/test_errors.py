@@ -53,6 +53,13 @@ CAUSES = {
     tf.errors.ResourceExhaustedError(None, None, '/there/ckpt-1_temp/part; No space left on device [Op:SaveV2]'),
     ["No space left on device: '/there/ckpt-1_temp/part'"],
   ),
+  'TensorFlow node': (
+    tf.errors.ResourceExhaustedError(
+      None, None, '{{function_node __wrapped__SaveV2_device_/job:localhost/task:0/device:CPU:0}} /a b/part; No space left '
+      'on device [Op:SaveV2]',
+    ),
+    ["No space left on device: '/a b/part' ("],
+  ),
   'TensorFlow folder': (tf.errors.FailedPreconditionError(None, None, '/a/b; Not a directory'), ["directory: '/a/b'"]),
 }
 
