@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 
 ROOT = os.path.join(os.path.dirname(os.path.abspath(__file__)), '..')
 sys.path[:0] = [os.path.normpath(ROOT), os.path.dirname(os.path.abspath(__file__))]
@@ -45,18 +46,32 @@ MOMENTS = {
 }
 
 
-def start(arguments):
-  """Starts train.py in a fork, which has imported everything already; returns its process id."""
+def start(arguments, output):
+  """Starts train.py in a fork, which has imported everything already, with its output in a file; returns its id."""
   process = os.fork()
   if process:
     return process
   code = 99
   try:
-    output = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(output, 1), os.dup2(output, 2)
+    file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(file, 1), os.dup2(file, 2)
     code = train.main(arguments)
+  except BaseException:
+    traceback.print_exc()
   finally:
+    sys.stderr.flush()
     os._exit(code)
+
+
+def finished(process):
+  """Waits for a process; returns its exit status."""
+  return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+
+
+def last_lines(output):
+  """Returns the last lines of a file."""
+  with open(output, encoding='utf-8', errors='replace') as f:
+    return ''.join(f.readlines()[-8:])
 
 
 def ended(process):
@@ -97,7 +112,7 @@ def kill_at(process, folder, pattern, draw, limit):
       due = time.monotonic() > until
     if due:
       os.kill(process, signal.SIGKILL)
-      return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+      return finished(process)
     time.sleep(0.0005)  # the run needs the processor more, and what comes and goes stays longer
 
 
@@ -145,7 +160,7 @@ def main():
   flags = parser.parse_args()
   draw, began = random.Random(flags.seed), time.monotonic()
   with tempfile.TemporaryDirectory() as out:
-    data = helpers.write(os.path.join(out, 'data'))
+    data, output = helpers.write(os.path.join(out, 'data')), os.path.join(out, 'output.txt')
 
     def arguments(folder, keep):
       more = [*helpers.NETWORK, *helpers.GROUPS, '--max_steps', flags.steps, '--display', 1, '--checkpoint_interval', 1]
@@ -154,18 +169,18 @@ def main():
       return given
 
     whole = os.path.join(out, 'whole')
-    status = os.waitstatus_to_exitcode(os.waitpid(start(arguments(whole, flags.steps + 1)), 0)[1])
+    status = finished(start(arguments(whole, flags.steps + 1), output))
     if status:
-      sys.exit(f'kill_campaign.py: the undisturbed run ended with {status}')
+      sys.exit(f'kill_campaign.py: the undisturbed run ended with {status}: {last_lines(output)}')
     killed, wrong, ends = collections.Counter(), [], 0
     moments = itertools.cycle(MOMENTS)
     for run in itertools.count():
       folder, status = os.path.join(out, f'run{run}'), None
       while status != 0 and killed.total() < flags.kills:
         moment = next(moments)
-        status = kill_at(start(arguments(folder, 2)), folder, MOMENTS[moment], draw, limit=600)
+        status = kill_at(start(arguments(folder, 2), output), folder, MOMENTS[moment], draw, limit=600)
         if status not in (0, -signal.SIGKILL):
-          wrong.append(f'run {run} ended with {status}')
+          wrong.append(f'run {run} ended with {status}: {last_lines(output)}')
           break
         killed[moment] += status != 0
         path = checkpoints.latest(folder)
@@ -174,7 +189,7 @@ def main():
         step = path and path.rsplit('-', 1)[1]
         print(f'{killed.total()} kills, run {run} at step {step}: {moment}, {len(wrong)} wrong', flush=True)
       if status != 0 and status is not None and not wrong:  # the last kills: let it come to its end
-        status = os.waitstatus_to_exitcode(os.waitpid(start(arguments(folder, 2)), 0)[1])
+        status = finished(start(arguments(folder, 2), output))
       if status == 0:
         ends += 1
         wrong += [f'run {run}: {what}' for what in compare_end(folder, whole)]

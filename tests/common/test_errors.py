@@ -55,8 +55,8 @@ CAUSES = {
   ),
   'TensorFlow node': (
     tf.errors.ResourceExhaustedError(
-      None, None, '{{function_node __wrapped__SaveV2_device_/job:localhost/task:0/device:CPU:0}} /a b/part; No space left '
-      'on device [Op:SaveV2]',
+      None, None, '{{function_node __wrapped__SaveV2_device_/job:localhost/task:0/device:CPU:0}} /a b/part; No space '
+      'left on device [Op:SaveV2]',
     ),
     ["No space left on device: '/a b/part' ("],
   ),
