@@ -132,6 +132,7 @@ def report(folder):
   with open(os.path.join(folder, log.TEXT), encoding='utf-8') as f:
     lines = [re.sub(r'[\d.]+ images/s|; last checkpoint .*', '', line) for line in f]
   metrics = [{n: v for n, v in m.items() if n != 'images_per_second'} for m in log.read_metrics(folder)]
+  lines = itertools.dropwhile(lambda line: not line.startswith('step '), lines)  # what is said of settings and folders
   return [line for line in lines if not line.startswith('going on')], metrics, events(folder)
 
 
@@ -146,8 +147,10 @@ def compare_end(folder, whole):
   wrong = []
   if differing(checkpoints.find(os.path.join(folder, 'best')), checkpoints.find(os.path.join(whole, 'best'))):
     wrong.append('the best checkpoint')
-  kinds = ('train.log', 'metrics.jsonl', 'TensorBoard')
-  wrong += [kind for kind, one, other in zip(kinds, report(folder), report(whole)) if one != other]
+  for kind, one, other in zip(('train.log', 'metrics.jsonl', 'TensorBoard'), report(folder), report(whole)):
+    if one != other:
+      apart = [pair for pair in itertools.zip_longest(one, other) if pair[0] != pair[1]][:1]
+      wrong.append(f'{kind} {apart}')
   odd = [n for n in names(folder) if re.search(r'_temp|_whole|\.tmp|^lock$', n)]
   return wrong + [f"'{name}' is left" for name in sorted(odd)]
 

@@ -79,12 +79,17 @@ def write(checkpoint, folder, step, keep):
     raise
   _move(complete, folder)
   _sync(folder)
+  rotate(folder, step, keep)
+  return os.path.join(folder, name)
+
+
+def rotate(folder, step, keep):
+  """Removes all checkpoints but `keep`, that of a step and those before it."""
   steps = saved_steps(folder)
   last = steps.index(step) + 1
   _list(folder, steps[max(0, last - keep) : last])
   for old in steps[: max(0, last - keep)] + steps[last:]:  # later ones are of a run that was cut back to before them
     _remove(folder, f'ckpt-{old}')
-  return os.path.join(folder, name)
 
 
 def _sync(path):

@@ -64,6 +64,8 @@ class Saver:
           f"the checkpoint '{path}' cannot be restored ({first_line(e)}): remove it, to go on from the one before, or "
           'give another --train_dir'
         ) from e
+      if self._writes:  # what a kill kept the last save from
+        checkpoint_files.rotate(self._folder, checkpoint_files.saved_steps(self._folder)[-1], self._max_to_keep)
     return path
 
   def check_folder(self):

@@ -227,6 +227,13 @@ def test_a_checkpoint_that_the_disk_does_not_take_is_one_sentence(tmp_path):
   assert restored(tmp_path)[0] == str(tmp_path / 'ckpt-3')
 
 
+def test_what_a_kill_kept_the_last_save_from_removing_goes_when_the_run_goes_on(tmp_path):
+  save(tmp_path, 1, 2, 3, keep=3)
+  (tmp_path / 'checkpoint').unlink()
+  assert saver_of(tmp_path, keep=2)[0].restore() == str(tmp_path / 'ckpt-3')
+  assert names(tmp_path) == files_of(2, 3)
+
+
 def test_a_reader_beside_a_run_that_saves_all_the_time_finds_a_checkpoint(tmp_path):
   saver = save(tmp_path, 0, keep=1)
   (tmp_path / 'lock').touch()
