@@ -1,4 +1,4 @@
-"""Measures how fast images of files are read, decoded and cropped here, beside what decoding them alone takes.
+"""Measures how fast image files are read, beside what decoding alone takes.
 
 The rows are measured in turns on the same files in the same random order, so that whatever else the machine does hits
 all alike; a ratio is the median of those of the turns, of images per second of processor time (one core's).
@@ -12,6 +12,7 @@ python -m benchmarks.input --dataset imagenet --data_dir /data/imagenet
 """
 
 import dataclasses
+import functools
 import os
 import sys
 import time
@@ -22,9 +23,9 @@ import tensorflow as tf
 
 import image_folder
 import imagenet
-from splitnet.common.errors import UserError, run_program
+from splitnet.common.errors import UserError, program
 from splitnet.common.files import check_output_file, write_json
-from splitnet.common.flags import Parser, add, integer, number, one_of
+from splitnet.common.flags import Parser, add, integer, number, one_of, switch
 from splitnet.data.batches import index_batches
 from splitnet.data.dataset import DataSettings
 from splitnet.reporting import tables
@@ -34,7 +35,7 @@ DATASETS = {'image_folder': image_folder, 'imagenet': imagenet}
 SEED = 0
 
 
-def parse_flags(argv=None):
+def parse_flags(argv):
   """Parses the command line; a wrong one ends the program with exit code 2."""
   parser = Parser(__doc__)
   add(parser, 'dataset', one_of(*DATASETS), 'image_folder', 'what the folder is: image_folder or imagenet')
@@ -44,8 +45,8 @@ def parse_flags(argv=None):
   add(parser, 'seconds', number('(0, 3600]'), 3.0, 'that each row is measured for in each turn')
   add(parser, 'repeats', integer(1, 1000), 5, 'turns')
   add(parser, 'memory_images', integer(0, 10**9), 10000, 'images of train over which the growth of memory is told')
-  parser.add_argument('--cache', action='store_true', help='measure the row cached too')
-  parser.add_argument('--skip_damaged', action='store_true', help='leave damaged images out')
+  switch(parser, 'cache', 'measure the row cached too')
+  switch(parser, 'skip_damaged', 'leave damaged images out')
   add(parser, 'output', str, '', 'JSON file for the results [none]')
   flags = parser.parse_args(argv)
   if flags.output:
@@ -54,7 +55,7 @@ def parse_flags(argv=None):
 
 
 def decoded_alone(data, batch_size):
-  """Yields endless batches of the heights of images that are read and decoded in the order of training."""
+  """Yields endless batches of the heights of images, decoded in training's order."""
   root, files = tf.constant(os.path.join(os.fsencode(data.root), b'')), tf.constant(data.files)
 
   def height(index):
@@ -72,74 +73,69 @@ def memory():
     return int(f.read().split()[1]) * os.sysconf('SC_PAGE_SIZE')
 
 
-class Row:
-  """Batches of one row, which are taken for a while in each turn."""
+def take(batches, batch_size, seconds=0.0, images=0):
+  """Takes batches for about so many seconds, and so many images at least.
 
-  def __init__(self, batches, batch_size):
-    self._batches, self._batch_size = iter(batches), batch_size
-    for _ in range(3):
-      next(self._batches)
-
-  def measure(self, seconds):
-    """Takes batches for about so many seconds: (images per second, images per second of processor time)."""
-    wall, processor, count = time.perf_counter(), time.process_time(), 0
-    while time.perf_counter() - wall < seconds or time.process_time() == processor:  # its clock may be a coarse one
-      next(self._batches)
-      count += self._batch_size
-    return count / (time.perf_counter() - wall), count / (time.process_time() - processor)
-
-  def growth(self, images):
-    """Takes so many images and returns by how many bytes the memory has grown."""
-    before = memory()
-    for _ in range(-(-images // self._batch_size)):
-      next(self._batches)
-    return memory() - before
+  Returns:
+    (images per second, images per second of processor time).
+  """
+  wall, processor, count = time.perf_counter(), time.process_time(), 0
+  # The processor's clock may be a coarse one.
+  while count < images or time.perf_counter() - wall < seconds or time.process_time() == processor:
+    next(batches)
+    count += batch_size
+  return count / (time.perf_counter() - wall), count / (time.process_time() - processor)
 
 
-def run(flags):
-  """Measures and prints; returns the results, a dict."""
-  started = time.perf_counter()
+def measure(flags):
+  """Measures every row; returns the results, a dict."""
+  started, batch_size = time.perf_counter(), flags.batch_size
   settings = DataSettings(flags.data_dir, flags.image_size, flags.skip_damaged)
   data = DATASETS[flags.dataset].open_dataset(settings).load('train')
   if data.places is not None:
     raise UserError(f"'{flags.data_dir}' holds TFRecords: name a folder of image files")
-  training = data.training_batches(flags.batch_size, SEED)
+  training = data.training_batches(batch_size, SEED)
   next(iter(training))
   first_batch = time.perf_counter() - started
   datasets = {
-    'decode': decoded_alone(data, flags.batch_size), 'train': training,
-    'evaluate': data.evaluation_batches(flags.batch_size).repeat(),
+    'decode': decoded_alone(data, batch_size), 'train': training,
+    'evaluate': data.evaluation_batches(batch_size).repeat(),
   }  # fmt: skip
   if flags.cache:
     cached = DATASETS[flags.dataset].open_dataset(dataclasses.replace(settings, cache=True)).load('train')
-    datasets['cached'] = cached.training_batches(flags.batch_size, SEED)
-  rows = {name: Row(batches, flags.batch_size) for name, batches in datasets.items()}
-  timers = {name: lambda row=row: row.measure(flags.seconds) for name, row in rows.items()}
+    datasets['cached'] = cached.training_batches(batch_size, SEED)
+  rows = {name: iter(batches) for name, batches in datasets.items()}
+  for row in rows.values():
+    take(row, batch_size, images=3 * batch_size)  # warms up
+  timers = {name: functools.partial(take, row, batch_size, flags.seconds) for name, row in rows.items()}
   *_, turns = interleaved(timers, flags.repeats)
   bytes_of = [os.path.getsize(os.path.join(os.fsencode(data.root), file)) for file in data.files[:1000]]
-  result = {
+  before = memory()
+  take(rows['train'], batch_size, images=flags.memory_images)
+  return {
     'dataset': flags.dataset, 'images': len(data.labels), 'bytes_per_image': sum(bytes_of) / len(bytes_of),
-    'cores': os.cpu_count(), 'seconds_to_first_batch': first_batch,
-    'memory_growth': rows['train'].growth(flags.memory_images), 'turns': turns,
+    'cores': os.cpu_count(), 'seconds_to_first_batch': first_batch, 'memory_growth': memory() - before, 'turns': turns,
   }  # fmt: skip
+
+
+@program('benchmarks.input')
+def main(argv):
+  """Measures, prints the table and writes --output."""
+  flags = parse_flags(argv)
+  result = measure(flags)
   print(
-    f'{len(data.labels):,} images of {result["bytes_per_image"] / 1000:.0f} kB; {first_batch:.1f} s to the first '
-    f'batch; memory grew by {result["memory_growth"] / 1e6:.0f} MB over {flags.memory_images:,} images\n'
+    f'{result["images"]:,} images of {result["bytes_per_image"] / 1000:.0f} kB; '
+    f'{result["seconds_to_first_batch"]:.1f} s to the first batch; memory grew by {result["memory_growth"] / 1e6:.0f} '
+    f'MB over {flags.memory_images:,} images\n'
   )
   lines = []
-  for name, measured in turns.items():
-    ratios = sorted(own[1] / alone[1] for own, alone in zip(measured, turns['decode']))
+  for name, measured in result['turns'].items():
+    ratios = sorted(own[1] / alone[1] for own, alone in zip(measured, result['turns']['decode']))
     rates = [f'{median([values[i] for values in measured]):,.0f}' for i in (0, 1)]
     lines.append([name, *rates, f'{median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})'])
   print(tables.markdown(['row', 'images/s', 'images/s per core', 'against decode (turns)'], lines))
   if flags.output:
     write_json(flags.output, result)
-  return result
-
-
-def main(argv=None):
-  """Runs the program; returns its exit code."""
-  return run_program('benchmarks.input', lambda: run(parse_flags(argv)))
 
 
 if __name__ == '__main__':

@@ -1,4 +1,4 @@
-"""A wide residual network in plain Keras, like the project's dense one, for speed.py.
+"""Builds a wide residual network in plain Keras, for speed.py.
 
 The measure of what this project's own loop and layers are worth: with Keras's layers, trained by `model.fit`.
 """

@@ -1,4 +1,4 @@
-"""Measures how fast training, evaluation and the input pipeline are on this machine, as ratios, and prints tables.
+"""Measures how fast training, evaluation and the input pipeline are here.
 
 Every row runs in a process of its own; those that are compared are measured in turns, again and again, so that whatever
 else the machine does hits all alike; a ratio is the median of those of the turns. A first step's time begins with the
@@ -193,24 +193,20 @@ def summarise(kind, rows, processes, settings):
 
 
 def run_all(flags):
-  """Measures what the flags ask for; yields (results so far, machine) after each part."""
+  """Measures what the flags ask for; yields (results, machine) after each part."""
   results, machine = [], {}
-
-  def part(far, kind, rows, k, precision, batch_size):
+  for far, (kind, rows, k, precision, batch_size) in numbered(parts_of(flags)):
     settings = {'k': k, 'precision': precision, 'batch_size': batch_size}
     wanted = [row for row in rows if row.name in flags.only]
     with_ceiling = ([CEILING] if 'ceiling' in flags.only else []) + wanted
     label = f'{far}: {kind}, k = {k}, {precision}, batch {batch_size}'
     processes = measure(with_ceiling, config_of(flags, k), settings, flags, label)
     machine.update(next((p.start['machine'] for p in processes.values() if p.start), {}))
-    results.extend(summarise(kind, wanted, processes, settings))
+    results += summarise(kind, wanted, processes, settings)
     if 'ceiling' in processes and (turns := processes['ceiling'].turns):
       shape = max(turns, key=lambda turn: turn['rate'])['shape']
       rate = median([turn['rate'] for turn in turns])
       results.append({**settings, 'kind': 'ceiling', 'row': 'ceiling', 'rate': rate, 'shape': shape})
-
-  for far, arguments in numbered(parts_of(flags)):
-    part(far, *arguments)
     yield results, machine
 
 
@@ -226,51 +222,42 @@ def parts_of(flags):
   return [p for p in parts if {row.name for row in p[1]} & set(flags.only) or (p[0] == 'training' and only_ceiling)]
 
 
-SHARED = ['k', 'precision', 'batch']
-COMPARED = ['network', *SHARED, 'images/s', 'of the ceiling', 'against dense', 'FLOPs allow']
-TABLES = {
-  'training': ('Training', [*COMPARED, 'against Keras', 'memory (GB)', 'first step (s)', 'remark']),
-  'evaluation': ('Evaluation', [*COMPARED, 'one image (ms)', 'memory (GB)', 'remark']),
-  'pipeline': ('Input pipeline alone, against training', [*SHARED, 'images/s', 'against dense', 'remark']),
-  'ceiling': ('Ceiling', [*SHARED, 'GFLOP/s', 'shape']),
-}
+TITLES = {
+  'training': 'Training', 'evaluation': 'Evaluation', 'pipeline': 'Input pipeline alone, against training',
+  'ceiling': 'Ceiling',
+}  # fmt: skip
 
 
-# Column -> the key of `summarise`'s dicts, and how a number is written.
-NUMBERS = {
-  'of the ceiling': ('of_ceiling', '.2f'),
-  'against dense': ('against_dense', '.2f'),
-  'FLOPs allow': ('flops_allow', '.2f'),
-  'against Keras': ('against_keras', '.2f'),
-  'one image (ms)': ('latency', '.2f'),
-  'first step (s)': ('first_step', '.1f'),
-}
+COLUMNS = {
+  'network': ('network', ''), 'k': ('k', 'd'), 'precision': ('precision', ''), 'batch': ('batch_size', 'd'),
+  'images/s': ('images', ''), 'GFLOP/s': ('flop_rate', '.0f'), 'of the ceiling': ('of_ceiling', '.2f'),
+  'against dense': ('against_dense', '.2f'), 'FLOPs allow': ('flops_allow', '.2f'),
+  'against Keras': ('against_keras', '.2f'), 'one image (ms)': ('latency', '.2f'), 'memory (GB)': ('gigabytes', ''),
+  'first step (s)': ('first_step', '.1f'), 'remark': ('remark', ''), 'shape': ('shape', ''),
+}  # fmt: skip
 
 
-def cells(line, split):
-  """Returns the texts of one of `run_all`'s dicts by column."""
+def shown(line, split):
+  """Adds to one of `run_all`'s dicts what the columns of its table show."""
   rate, memory = line['rate'] or 0, line.get('memory') or {}
-  return {
-    'network': re.sub('^split', f'split {split}', line.get('text', '')),
-    'k': str(line['k']),
-    'precision': line['precision'],
-    'batch': str(line['batch_size']),
-    'images/s': tables.number_text(line['rate'], '.0f' if rate >= 1000 else '.1f'),
-    **{column: tables.number_text(line.get(key), form) for column, (key, form) in NUMBERS.items()},
-    'memory (GB)': ' + '.join(f'{v / 1e9:.2f} {kind}'.removesuffix(' host') for kind, v in memory.items()),
-    'remark': line.get('remark', ''),
-    'GFLOP/s': f'{rate / 1e9:.0f}',
-    'shape': line.get('shape', ''),
-  }
+  if line['kind'] == 'ceiling':
+    return {**line, 'flop_rate': rate / 1e9}
+  line = {**line, 'images': tables.number_text(line['rate'], '.0f' if rate >= 1000 else '.1f')}
+  if line['kind'] == 'pipeline':
+    return {**line, 'first_step': None}
+  gigabytes = ' + '.join(f'{v / 1e9:.2f} {kind}'.removesuffix(' host') for kind, v in memory.items())
+  return {**line, 'network': re.sub('^split', f'split {split}', line['text']), 'gigabytes': gigabytes}
 
 
 def markdown(results, split):
   """Returns the tables of `run_all`'s dicts, without empty columns."""
   text = ''
-  for kind, (title, columns) in TABLES.items():
-    if rows := [cells(line, split) for line in results if line['kind'] == kind]:
-      header = [column for column in columns if any(row[column] for row in rows)]
-      text += f'{title}\n\n{tables.markdown(header, [[row[column] for column in header] for row in rows])}\n'
+  for kind, title in TITLES.items():
+    if lines := [shown(line, split) for line in results if line['kind'] == kind]:
+      header, rows = tables.of_dicts(COLUMNS, lines)
+      filled = [column for column in zip(header, *rows) if any(column[1:])]
+      header, *rows = zip(*filled)
+      text += f'{title}\n\n{tables.markdown(header, rows)}\n'
   return text
 
 

@@ -1,4 +1,4 @@
-"""Times two workers, a core each, against the dense network on one worker with one core; all of them on this machine.
+"""Times two workers with a core each against one, all of them on this machine.
 
   python -m benchmarks.workers
   python -m benchmarks.workers --images 1000 --repeats 5 --rows dense,deep
@@ -83,7 +83,7 @@ def busiest(network, parts):
 
 
 def time_once(computing, batches):
-  """Returns the seconds until the logits of all batches have come."""
+  """Measures the seconds until the logits of all batches have come."""
   started = time.perf_counter()
   collections.deque(computing.run(enumerate(batches)), maxlen=0)
   return time.perf_counter() - started

@@ -1,10 +1,11 @@
-"""What speed.py measures, each in a process of its own: training, evaluation, the input pipeline, the ceiling.
+"""Measures what speed.py asks for, each in a process of its own.
 
 Started by speed.py with one argument, the arguments of `serve` in JSON; a line of seconds on stdin is answered by a
 line of JSON on stdout, the end of stdin by a last one with the memory that the process needed at most. Images are
 random and weights untrained: the time does not depend on them, but for `spread_batch_norms`.
 """
 
+import functools
 import json
 import sys
 import time
@@ -70,7 +71,7 @@ def spread_batch_norms(network):
 
 
 def flops(tree):
-  """Returns the FLOPs for one image of a Tree, as 2 per multiply-add, no batch norms."""
+  """Returns the FLOPs of an image in a Tree, 2 per multiply-add, no batch norms."""
   return sum(count.flops for count in counting.counts(tree) if count.op != 'batch_norm')
 
 
@@ -85,14 +86,19 @@ def steps_in(seconds, step_seconds):
 
 
 class Steps:
-  """A workload of equal steps; flops: of evaluating an image, None without network."""
+  """Takes equal steps and measures their rate.
 
-  def __init__(self, batch_size, flops, take):
+  Attributes:
+    flops: of evaluating an image, None without network.
+    trained: the TrainStep or Keras model whose steps these are; None of the input pipeline.
+  """
+
+  def __init__(self, batch_size, flops, take, trained=None):
     """Keeps what it measures; take(count) waits for a GPU until the steps are done."""
-    self.flops, self._batch_size, self._take, self._seconds = flops, batch_size, take, 0.0
+    self.flops, self.trained, self._batch_size, self._take, self._seconds = flops, trained, batch_size, take, 0.0
 
   def step(self, count=1):
-    """Takes steps: the first also traces, another one's time says how many fill a turn."""
+    """Takes steps; the first also traces, another's time says how many fill a turn."""
     started = time.perf_counter()
     self._take(count)
     self._seconds = (time.perf_counter() - started) / count
@@ -103,17 +109,15 @@ class Steps:
     return {'rate': self._batch_size / self._seconds}
 
 
-class Training(Steps):
-  """One of train.py's stages: several steps per call, as its loop takes them."""
-
-  def __init__(self, config, mode, batch_size, precision, keep_prob=1.0, jit_compile='auto', uneven=False):
-    network = build(config, mode, precision, uneven)
-    settings = dict(batch_size=batch_size, max_steps=10**6, dropout_keep_prob=keep_prob, jit_compile=jit_compile)
-    self.train_step = make_step(network, cifar100, settings, max(TRAINING_IMAGES, batch_size) / batch_size)
-    batches = iter(batches_for(config, batch_size))
-    super().__init__(
-      batch_size, flops(network), lambda count: float(self.train_step.train(batches, tf.constant(count))['total'])
-    )
+def training(config, mode, batch_size, precision, keep_prob=1.0, jit_compile='auto', uneven=False):
+  """Makes the Steps of a stage of train.py, several per call as in its loop."""
+  network = build(config, mode, precision, uneven)
+  settings = dict(batch_size=batch_size, max_steps=10**6, dropout_keep_prob=keep_prob, jit_compile=jit_compile)
+  train_step = make_step(network, cifar100, settings, max(TRAINING_IMAGES, batch_size) / batch_size)
+  batches = iter(batches_for(config, batch_size))
+  return Steps(
+    batch_size, flops(network), lambda count: float(train_step.train(batches, tf.constant(count))['total']), train_step
+  )
 
 
 def prepare(images, labels, step):
@@ -121,35 +125,29 @@ def prepare(images, labels, step):
   return cifar100.whiten(cifar100.augment(images, tf.stack([0, tf.cast(step, tf.int32)]))), labels
 
 
-class KerasTraining(Steps):
-  """The plain Keras network under `model.fit`, with the same augmentation."""
-
-  def __init__(self, config, batch_size, precision):
-    self.model = keras_wrn.compile_model(keras_wrn.build(config, precision))
-    data = batches_for(config, batch_size).map(prepare).prefetch(2)
-    super().__init__(
-      batch_size, dense_flops(config), lambda count: self.model.fit(data, steps_per_epoch=count, verbose=0)
-    )
+def keras_training(config, batch_size, precision):
+  """Makes the Steps of the Keras network under `model.fit`, augmented alike."""
+  model = keras_wrn.compile_model(keras_wrn.build(config, precision))
+  data = batches_for(config, batch_size).map(prepare).prefetch(2)
+  return Steps(batch_size, dense_flops(config), lambda count: model.fit(data, steps_per_epoch=count, verbose=0), model)
 
 
-class Pipeline(Steps):
-  """The input pipeline of training alone: batches from memory, augmented and whitened."""
+def pipeline(config, batch_size):
+  """Makes the Steps of the input pipeline alone, augmented and whitened."""
+  batches = iter(batches_for(config, batch_size))
 
-  def __init__(self, config, batch_size):
-    batches = iter(batches_for(config, batch_size))
+  @tf.function
+  def consume(count):
+    total = tf.zeros([])
+    for _ in tf.range(count):
+      total += prepare(*next(batches))[0][0, 0, 0, 0]
+    return total
 
-    @tf.function
-    def consume(count):
-      total = tf.zeros([])
-      for _ in tf.range(count):
-        total += prepare(*next(batches))[0][0, 0, 0, 0]
-      return total
-
-    super().__init__(batch_size, None, lambda count: float(consume(tf.constant(count))))
+  return Steps(batch_size, None, lambda count: float(consume(tf.constant(count))))
 
 
 class Evaluation:
-  """eval.py's way through images, in batches and one alone."""
+  """Goes eval.py's way through images, in batches and one alone."""
 
   def __init__(self, config, mode, batch_size, precision, uneven=False):
     network = build(config, mode, precision, uneven)
@@ -177,7 +175,7 @@ class Evaluation:
 
 
 class Ceiling:
-  """Plain 3x3 convolutions, matrix products of their shapes, and a large one."""
+  """Computes 3x3 convolutions, products of their shapes, and a large product."""
 
   def __init__(self, config, batch_size, precision):
     self._dtype = tf.dtypes.as_dtype(precision)
@@ -187,17 +185,18 @@ class Ceiling:
     shapes = {(graph.read(layer).size, layer.units.size, layer.size, layer.stride) for layer in layers}
     for inputs, outputs, size, stride in sorted(shapes):
       images, window = [batch_size, size * stride, size * stride, inputs], [3, 3, inputs, outputs]
-      flops = 2 * batch_size * size**2 * 9 * inputs * outputs
       name = f'3x3 convolution, {inputs} to {outputs} channels at {size} pixels'
-      self._add(name, lambda x, w, s=stride: tf.nn.conv2d(x, w, s, 'SAME'), images, window, flops)
-      rows = min(batch_size * size**2, 16384)  # more are no faster, and the matrix would be nine times the images
-      flops = 2 * rows * 9 * inputs * outputs
-      name = f'matrix product, {rows} x {9 * inputs} x {outputs}'
-      self._add(name, tf.matmul, [rows, 9 * inputs], [9 * inputs, outputs], flops)
-    side = 8192 if tf.config.list_physical_devices('GPU') else 2048
-    self._add(f'matrix product, {side} x {side} x {side}', tf.matmul, [side, side], [side, side], 2 * side**3)
+      convolve = functools.partial(tf.nn.conv2d, strides=stride, padding='SAME')
+      self._add(name, convolve, images, window, batch_size * size**2 * 9 * inputs * outputs)
+      # More rows are no faster, and the matrix would be nine times the images.
+      self._add_product(min(batch_size * size**2, 16384), 9 * inputs, outputs)
+    self._add_product(*[8192 if tf.config.list_physical_devices('GPU') else 2048] * 3)
 
-  def _add(self, name, compute, left, right, flops):
+  def _add_product(self, rows, inputs, outputs):
+    name = f'matrix product, {rows} x {inputs} x {outputs}'
+    self._add(name, tf.matmul, [rows, inputs], [inputs, outputs], rows * inputs * outputs)
+
+  def _add(self, name, compute, left, right, multiply_adds):
     x, w = (tf.cast(tf.random.stateless_normal(shape, [0, 1]), self._dtype) for shape in (left, right))
 
     def repeat(times):
@@ -215,7 +214,7 @@ class Ceiling:
     once = repeat(1)
     seconds = min(self._time(once, x, w) for _ in range(3))
     times = int(min(64, max(1, 0.03 / seconds)))  # without what calling costs
-    self.programs[name] = (repeat(times) if times > 1 else once, x, w, times * flops)
+    self.programs[name] = (repeat(times) if times > 1 else once, x, w, times * 2 * multiply_adds)
 
   @staticmethod
   def _time(program, x, w):
@@ -225,8 +224,7 @@ class Ceiling:
 
   def step(self):
     """Runs one round, to warm up."""
-    for program, x, w, _ in self.programs.values():
-      self._time(program, x, w)
+    self.measure(0)
 
   def measure(self, seconds):
     """Measures the best rate of any shape (FLOPs per second) and which it is."""
@@ -239,7 +237,7 @@ class Ceiling:
 
 
 WORKLOADS = {
-  'training': Training, 'keras': KerasTraining, 'evaluation': Evaluation, 'pipeline': Pipeline, 'ceiling': Ceiling,
+  'training': training, 'keras': keras_training, 'evaluation': Evaluation, 'pipeline': pipeline, 'ceiling': Ceiling,
 }  # fmt: skip
 
 

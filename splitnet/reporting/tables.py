@@ -20,6 +20,16 @@ def csv_text(header, rows):
   return text.getvalue()
 
 
+def of_dicts(columns, lines):
+  """Makes a table of dicts: (header, rows) of text.
+
+  Args:
+    columns: dict from a heading to (key, how the value is written), of a text ''; what a line lacks stays empty.
+    lines: the dicts, one per row.
+  """
+  return list(columns), [[number_text(line.get(key), form) for key, form in columns.values()] for line in lines]
+
+
 def number_text(value, form):
   """Returns a number as text; '' for None."""
   return '' if value is None else format(value, form)

@@ -1,4 +1,4 @@
-"""workers.py: the table against numbers worked out by hand, and the whole program with two workers."""
+"""Tests workers.py: its table by hand, and the whole program with two workers."""
 
 import os
 import re

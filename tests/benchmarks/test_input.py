@@ -1,4 +1,4 @@
-"""Tests that the benchmark of image files measures every row and writes its results."""
+"""Tests that the benchmark of image files measures every row."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""speed.py: it runs, and its tables say what it measured (how fast is never tested); the Keras network is ours."""
+"""Tests speed.py: its tables say what it measured; the Keras network is ours."""
 
 import collections
 import json
@@ -30,7 +30,7 @@ def program(*arguments):
 
 
 def tables_of(text):
-  """The tables in a text by title: dict to a list of dicts from column to text."""
+  """Returns the tables in a text by title: lists of dicts from column to text."""
   found, title = {}, None
   for before, line in zip(['', *text.splitlines()], text.splitlines()):
     if line.startswith('|') and not before.startswith('|'):
@@ -131,7 +131,7 @@ def test_a_users_mistake_is_one_sentence(arguments, words, capsys):
 
 
 def process(rates, flops=None, failed=None, **turn):
-  """What speed.py keeps of a row's process."""
+  """Makes what speed.py keeps of a row's process."""
   start = {} if failed else {'flops': flops, 'dense_flops': 100, 'first_step': 2.0}
   turns = [dict(rate=rate, **turn) for rate in rates]
   return types.SimpleNamespace(start=start, turns=turns, failed=failed, memory={'host': 2e9, 'GPU': 3e9})
@@ -186,13 +186,13 @@ def few_images(monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize('mode', ['group', 'split'])
 def test_training_trains(few_images, mode):
-  workload = workloads.Training(CONFIG, mode, 6, 'bfloat16')
-  before = {name: value.numpy() for name, value in workload.train_step.network.trained.items()}
+  workload = workloads.training(CONFIG, mode, 6, 'bfloat16')
+  before = {name: value.numpy() for name, value in workload.trained.network.trained.items()}
   workload.step()
   assert workload.measure(0.01)['rate'] > 0
-  for name, value in workload.train_step.network.trained.items():
+  for name, value in workload.trained.network.trained.items():
     assert not np.array_equal(before[name], value), name
-  assert int(workload.train_step.step) >= 2
+  assert int(workload.trained.step) >= 2
   assert any(name.startswith('group/') for name in before) == (mode == 'group')
   assert (workload.flops < workloads.dense_flops(CONFIG)) == (mode == 'split')
 
@@ -296,8 +296,8 @@ def test_the_keras_network_computes_in_bfloat16_and_trains(few_images):
   model = keras_wrn.build(CONFIG, 'bfloat16')
   assert {layer.compute_dtype for layer in model.layers if 'conv' in layer.name} == {'bfloat16'}
   assert model.output.dtype == 'float32' and all(v.dtype == 'float32' for v in model.variables)
-  workload = workloads.KerasTraining(CONFIG, 6, 'bfloat16')
-  before = [v.numpy() for v in workload.model.trainable_variables]
+  workload = workloads.keras_training(CONFIG, 6, 'bfloat16')
+  before = [v.numpy() for v in workload.trained.trainable_variables]
   workload.step()
   assert workload.measure(0.01)['rate'] > 0
-  assert not any(np.array_equal(a, b) for a, b in zip(before, workload.model.trainable_variables))
+  assert not any(np.array_equal(a, b) for a, b in zip(before, workload.trained.trainable_variables))
