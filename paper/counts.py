@@ -1,11 +1,9 @@
-"""Counts parameters and FLOPs of the paper's splits, and prints them beside the paper's numbers."""
+"""Counts parameters and FLOPs of the paper's splits, beside its own numbers."""
 
 import dataclasses
-import functools
 
-from alexnet_split import AlexNet
-from paper.published import DENSE, TABLE_2, TABLE_3, TABLE_4, row_name
-from resnet_split import ResNet18
+from paper.published import DENSE, TABLE_2, row_name
+from paper.recipes import TABLES, Experiment
 from splitnet.network import counting, grouping
 from splitnet.network.graph import Tree
 from splitnet.reporting.tables import markdown
@@ -14,15 +12,11 @@ BRANCH_INPUTS = {
   'group': "a child reads its own group of its parent's channels",
   'all': 'a child reads all channels of its parent',
 }
-# Tables 3 and 4: what the paper counts, function from split to Settings, the paper's numbers.
-IMAGENET = [
-  ('Table 3: AlexNet on ILSVRC 2012, without biases', AlexNet.of_split, TABLE_3),
-  (
-    'Table 4: ResNet-18x2 on ILSVRC 2012, without batch norms',
-    functools.partial(ResNet18.of_split, width=2),
-    TABLE_4,
-  ),
-]
+# What the paper counts in Tables 3 and 4, by network.
+IMAGENET = {
+  'alexnet': 'Table 3: AlexNet on ILSVRC 2012, without biases',
+  'resnet18': 'Table 4: ResNet-18x2 on ILSVRC 2012, without batch norms',
+}
 NOTE = """
 The dense rows are the paper's to the last digit. The others cannot be: the paper counts the networks that it trained,
 whose learned groups were nearly, not exactly, even, and it counts the biases' FLOPs in AlexNet's split rows only."""
@@ -39,21 +33,20 @@ def total(config, everything=False):
   return counting.total(layer_counts(config), everything)
 
 
-def reduced(value, dense):
-  """Returns by how many percent a value is less than the dense network's, as text."""
-  return f'{100 - 100 * value / dense:.2f}'
+def beside_paper(texts, sizes, dense, paper):
+  """Returns the texts of a size, each with the % reduced, beside the paper's."""
+  reduced = [f'{100 - 100 * size / of_dense:.2f}' for size, of_dense in zip(sizes, dense)]
+  return [text for pair in zip((texts[0], reduced[0], texts[1], reduced[1]), paper) for text in pair]
 
 
 def counts_table(config_of, published=TABLE_2, everything=False):
   """Makes a network's table beside the paper's TABLE_2 to 4: (header, rows) of text."""
   header = ['network', 'parameters', '10^6 (paper)', '% reduced', '% reduced (paper)']
   header += ['FLOPs per image', '10^9 (paper)', '% FLOPs reduced', '% FLOPs reduced (paper)']
-  totals, rows = {split: total(config_of(split), everything) for split in published}, []
-  for split, sizes in totals.items():
-    row = [row_name(split) if published is TABLE_2 else {DENSE: 'dense'}.get(split, split)]
-    for i, (size, dense) in enumerate(zip(sizes, totals[DENSE])):
-      row += [f'{size:,}', published[split][2 * i], reduced(size, dense), published[split][2 * i + 1]]
-    rows.append(row)
+  dense, rows = total(config_of(DENSE), everything), []
+  for split, paper in published.items():
+    sizes = total(config_of(split), everything)
+    rows.append([row_name(split, published), *beside_paper([f'{size:,}' for size in sizes], sizes, dense, paper)])
   return header, rows
 
 
@@ -79,7 +72,8 @@ def print_counts(experiment, split=None, everything=False):
     print(f'\nbranch_input {branch_input}: where the tree branches, {meaning}.\n')
     config_of = dataclasses.replace(experiment, branch_input=branch_input).config
     print(markdown(*counts_table(config_of, everything=everything)), end='')
-  for what, config_of, published in IMAGENET:
-    print(f'\n{what if not everything else what.split(",")[0]}, groups of even size.\n')
-    print(markdown(*counts_table(config_of, published, everything)), end='')
+  for network, published in TABLES.values():
+    if what := IMAGENET.get(network):
+      print(f'\n{what if not everything else what.split(",")[0]}, groups of even size.\n')
+      print(markdown(*counts_table(Experiment('paper', network).config, published, everything)), end='')
   print(NOTE)

@@ -1,11 +1,10 @@
-"""What the paper's Tables 1 and 2 would take, before anyone spends an hour: ./tables.sh plan.
+"""Estimates the hours that Tables 1 and 2 would take: ./tables.sh plan.
 
 Each stage is measured at its width on the machine at hand: the time of a step, the memory, the size of a checkpoint.
 From these, the FLOPs of the networks (three times those of a forward pass for training) and the recipes of tables.sh
 follow the hours of every run, here and on a GPU of a given rate.
 """
 
-import collections
 import itertools
 import json
 import os
@@ -31,7 +30,7 @@ from splitnet.data.batches import Images
 from splitnet.data.synthetic import random_images
 from splitnet.parallel import devices
 from splitnet.reporting.machine import peak_memory
-from splitnet.reporting.tables import markdown, number_text
+from splitnet.reporting.tables import markdown, of_dicts
 from splitnet.reporting.timing import numbered
 from splitnet.training import checkpoints, initialize
 from splitnet.training.saver import Saver
@@ -39,6 +38,13 @@ from splitnet.training.step import make_step
 
 # What is measured of each stage: a run of the tables. Fine-tuning computes what training from scratch does.
 MEASURED = {'baseline': 'baseline', 'group': 'group-2-2-2', 'split': 'scratch-2-2-2-random'}
+MEASURED_COLUMNS = {
+  'stage': ('stage', ''), 'precision': ('precision', ''), 'images per step': ('batch_size', 'd'),
+  'median step (s)': ('seconds', '.3g'), 'fastest (s)': ('fastest', '.3g'), 'of it fixed (s)': ('per_step', '.2g'),
+  'images/s': ('rate', '.3g'), 'GFLOP/s': ('flop_rate', '.0f'), 'memory (MB)': ('memory MB', '.0f'),
+  'GPU memory (MB)': ('gpu_memory MB', '.0f'), 'checkpoint (MB)': ('checkpoint MB', '.1f'),
+  'best (MB)': ('best MB', '.1f'),
+}  # fmt: skip
 CPU_BATCH = 8  # images per step of a measurement on a CPU; a single image gives the part that does not grow with them
 FORWARD_AND_BACKWARD = 3  # FLOPs of a training step in forward passes
 VAL_IMAGES = 5000
@@ -59,7 +65,7 @@ def parse_flags(argv):
   add(parser, 'utilisation', number('(0, 1]'), 0.2, 'share of that rate which is reached: an assumption')
   flags = parser.parse_args(argv)
   flags.experiments = [
-    recipes.Experiment(recipe, flags.k, flags.branch_input, precision=flags.precision)
+    recipes.Experiment(recipe, k=flags.k, branch_input=flags.branch_input, precision=flags.precision)
     for recipe in ([flags.recipe] if flags.recipe else ['paper', 'short', 'better'])
   ]
   flags.experiments[0].config(DENSE)  # checks --k and --branch_input
@@ -119,7 +125,7 @@ def checkpoint_sizes(train_step, mode):
 
 
 def measure_apart(settings, batch_size, steps):
-  """Measures a stage in a process of its own, so that its peak of memory is its own.
+  """Calls `measure` in a process of its own, whose peak of memory is its own.
 
   Returns:
     A dict: 'seconds' and 'fastest' (the median and the fastest step's), 'batch_size', 'memory' and 'gpu_memory'
@@ -137,7 +143,7 @@ def measure_apart(settings, batch_size, steps):
 
 
 def measure_all(flags, runs_of, results):
-  """Measures every stage and precision; adds what it took to a dict, by (recipe, stage)."""
+  """Measures every stage and precision into a dict by (recipe, stage)."""
   on_gpu, stages_of = bool(tf.config.list_physical_devices('GPU')), {}
   for (recipe, by_name), (stage, name) in itertools.product(runs_of.items(), MEASURED.items()):
     settings = step_settings(by_name[name])
@@ -151,27 +157,21 @@ def measure_all(flags, runs_of, results):
 
 def forward_flops(experiment, run):
   """Returns the FLOPs of one image through a run's network, everything counted."""
-  split = '{ngroups3}-{ngroups2}-{ngroups1}'.format(**run.train) if run.train['mode'] == 'split' else DENSE
+  split = '-'.join(str(run.train[f'ngroups{i}']) for i in (3, 2, 1)) if run.train['mode'] == 'split' else DENSE
   return counts.total(experiment.config(split), everything=True)[1]
 
 
-def flops_of(run, forward, teacher):
-  """Returns a run's FLOPs, (training, validation), from those of an image."""
-  images = run.train['max_steps'] * run.train['batch_size']
-  validations = 2 + run.train['max_steps'] // run.train['val_interval']
-  return images * (FORWARD_AND_BACKWARD * forward + teacher), validations * VAL_IMAGES * forward
+def time_of(run, forward, teacher, measured, flags):
+  """Estimates a run by the FLOPs of an image: (steps, hours here, on the GPU).
 
-
-def seconds_here(run, forward, teacher, measured):
-  """Returns how long a run takes here, by the measured steps of its stage."""
-  rate = FORWARD_AND_BACKWARD * measured['flops'] / measured['per_image']
-  return run.train['max_steps'] * measured['per_step'] + sum(flops_of(run, forward, teacher)) / rate
-
-
-def seconds_on_gpu(run, forward, teacher, tflops, utilisation):
-  """Returns how long a run takes on a GPU of a peak rate in bfloat16."""
-  peak = tflops * 1e12 * (1.0 if run.train['precision'] == 'bfloat16' else 0.5)
-  return sum(flops_of(run, forward, teacher)) / (peak * utilisation)
+  Here by the measured steps of its stage, on the GPU by the rate that the flags say.
+  """
+  steps = run.train['max_steps']
+  images, validations = steps * run.train['batch_size'], 2 + steps // run.train['val_interval']
+  flops = images * (FORWARD_AND_BACKWARD * forward + teacher) + validations * VAL_IMAGES * forward
+  here = steps * measured['per_step'] + flops * measured['per_image'] / (FORWARD_AND_BACKWARD * measured['flops'])
+  peak = flags.tflops * 1e12 * (1.0 if run.train['precision'] == 'bfloat16' else 0.5)
+  return steps, here / 3600, flops / (peak * flags.utilisation) / 3600
 
 
 def names_of_table(by_name, table):
@@ -180,61 +180,48 @@ def names_of_table(by_name, table):
   return [os.path.basename(run.folder) for run in runs.with_needs(wanted)]
 
 
-def rows_of(by_name):
-  """Returns the table's rows: dict from text to the names of its runs."""
-  rows = collections.defaultdict(list)
-  for name in names_of_table(by_name, 'all'):
-    rows[f'S, C, R of {name[8:13]}' if name.startswith('scratch') else name].append(name)
-  return rows
-
-
 def hours_table(flags, runs_of, measured):
   """Makes the table of the hours of every run: (header, rows) of text."""
   header = ['run', 'GFLOPs per image']
   for recipe, by_name in runs_of.items():
     batch_size = by_name['baseline'].train['batch_size']
     header += [f'{recipe}: steps of {batch_size}', f'{recipe}: hours here', f'{recipe}: hours, GPU']
-  experiment, one = flags.experiments[0], next(iter(runs_of.values()))  # which runs there are is the same in all
-  names_of = rows_of(one)
-  forward = {text: forward_flops(experiment, one[names[0]]) for text, names in names_of.items()}
+  one = next(iter(runs_of.values()))  # which runs there are is the same in all
+  names = names_of_table(one, 'all')
+  forward = {name: forward_flops(flags.experiments[0], one[name]) for name in names}
 
-  def numbers(text, names):
+  def numbers(name):
     for recipe, by_name in runs_of.items():
-      run = by_name[names[0]]
+      run = by_name[name]
       teacher = forward['baseline'] if run.teacher else 0
-      here = seconds_here(run, forward[text], teacher, measured[recipe, run.train['mode']])
-      gpu = seconds_on_gpu(run, forward[text], teacher, flags.tflops, flags.utilisation)
-      yield from (len(names) * value for value in (run.train['max_steps'], here / 3600, gpu / 3600))
+      yield from time_of(run, forward[name], teacher, measured[recipe, run.train['mode']], flags)
 
-  values_of = {text: list(numbers(text, names)) for text, names in names_of.items()}
-  rows = [
-    ['3 runs: ' * (len(names_of[text]) > 1) + text, f'{forward[text] / 1e9:.3f}', *as_text(values)]
-    for text, values in values_of.items()
-  ]
-  for total, texts in (('Table 2', names_of_table(one, '2')), ('Tables 1 and 2', values_of)):
-    rows.append([f'**{total}**', '', *as_text(np.sum([values_of[text] for text in texts], 0))])
-  return header, rows
+  values = {name: np.array([*numbers(name)]) for name in names}
 
+  def row(text, names, forward=''):
+    steps_and_hours = enumerate(sum(values[name] for name in names))  # the first of three are steps
+    return [text, forward, *(f'{v:.{2 if v < 10 else 1}f}' if i % 3 else f'{v:,.0f}' for i, v in steps_and_hours)]
 
-def as_text(values):
-  """Returns steps, hours here and hours on the GPU, of each recipe, as texts."""
-  return [f'{v:,.0f}' if i % 3 == 0 else f'{v:.{2 if v < 10 else 1}f}' for i, v in enumerate(values)]
+  def text_of(name):
+    return f'3 runs: S, C, R of {name[8:13]}' if name.startswith('scratch') else name
+
+  alike = [(text, list(group)) for text, group in itertools.groupby(names, text_of)]
+  rows = [row(text, group, f'{forward[group[0]] / 1e9:.3f}') for text, group in alike]
+  return header, [*rows, row('**Table 2**', names_of_table(one, '2')), row('**Tables 1 and 2**', names)]
 
 
 def measured_table(runs_of, measured):
   """Makes the table of what was measured: (header, rows) of text."""
-  header = ['stage', 'precision', 'images per step', 'median step (s)', 'fastest (s)', 'of it fixed (s)']
-  header += ['images/s', 'GFLOP/s', 'memory (MB)', 'GPU memory (MB)', 'checkpoint (MB)', 'best (MB)']
-  rows = {}
+  lines = {}
   for (recipe, stage), m in measured.items():
     name, rate = MEASURED[stage], m['batch_size'] / m['fastest']
     precision = runs_of[recipe][name].train['precision']
-    row = [name.replace('scratch-2-2-2-random', 'split-2-2-2'), precision, str(m['batch_size'])]
-    row += [f'{m["seconds"]:.3g}', f'{m["fastest"]:.3g}', f'{m["per_step"]:.2g}', f'{rate:.3g}']
-    row += [f'{FORWARD_AND_BACKWARD * m["flops"] * rate / 1e9:.0f}', f'{m["memory"] / 1e6:.0f}']
-    row += [number_text(m['gpu_memory'] and m['gpu_memory'] / 1e6, '.0f')]
-    rows[stage, precision, m['batch_size']] = [*row, *(f'{m[size] / 1e6:.1f}' for size in ('checkpoint', 'best'))]
-  return header, list(rows.values())
+    megabytes = {f'{key} MB': m[key] and m[key] / 1e6 for key in ('memory', 'gpu_memory', 'checkpoint', 'best')}
+    lines[stage, precision, m['batch_size']] = dict(
+      m, stage=name.replace('scratch-2-2-2-random', 'split-2-2-2'), precision=precision, rate=rate,
+      flop_rate=FORWARD_AND_BACKWARD * m['flops'] * rate / 1e9, **megabytes,
+    )  # fmt: skip
+  return of_dicts(MEASURED_COLUMNS, lines.values())
 
 
 @program('estimate.py')

@@ -9,8 +9,9 @@ python -m paper.figures 5 --checkpoint runs/group                groups against 
 
 import sys
 
-from splitnet.common.flags import Parser, Type, add, answer_early, integer, switch
+from splitnet.common.flags import Parser, Type, add, answer_early, integer, one_of, switch
 
+DATASETS = ('cifar100', 'image_folder', 'imagenet')  # those of data.py
 REPORT_SECONDS = 30  # between lines about a run in progress
 BALANCES = Type(
   'LIST', lambda text: sorted(map(float, text.split(','))), 'different numbers from 0 up, such as 0,1,10,100',
@@ -48,7 +49,8 @@ def make_parser():
 
   f = figures.add_parser('4', help='class counts per group against the balance weight', description=FIGURE_4)
   add(f, 'basemodel', str, None, 'folder or checkpoint of a baseline (needed unless --print)')
-  add(f, 'data_dir', str, 'cifar100/train_val_split', 'folder that download_cifar100.py wrote')
+  add(f, 'dataset', one_of(*DATASETS), None, "which data [the basemodel's]")
+  add(f, 'data_dir', str, None, "their folder [the basemodel's]")
   add(f, 'balances', BALANCES, '0,1,3,10,30', 'the weights, separated by commas')
   add(f, 'steps', integer(1), 300, 'steps for each weight')
   add(f, 'ngroups', integer(2), 3, 'groups, G')
@@ -57,7 +59,8 @@ def make_parser():
 
   f = figures.add_parser('5', help='groups against superclasses', description=FIGURE_5)
   add(f, 'checkpoint', str, None, 'grouping or split run, its folder or DIR/ckpt-STEP', required=True)
-  add(f, 'data_dir', str, 'cifar100/train_val_split', 'folder that download_cifar100.py wrote, for its names')
+  add(f, 'dataset', one_of(*DATASETS), None, "whose superclasses [the checkpoint's]")
+  add(f, 'data_dir', str, None, "folder of these data [the checkpoint's]")
   add(f, 'output', str, 'fig5.png', 'the picture, PNG')
   return parser
 
@@ -74,9 +77,8 @@ import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 
 import numpy as np
 
-import cifar100
 import utils
-from paper import runs
+from paper import data, runs
 from resnet_split import read_older
 from splitnet.common.errors import UserError, program
 from splitnet.common.files import check_output_file, telling_of_output
@@ -177,12 +179,35 @@ def run_folder(out, balance):
 
 def train_flags(flags, further, balance):
   """Returns train.py's flags for a balance weight; what makes the figure wins."""
-  return {
+  wanted = {
     'gamma1': '1.5', 'gamma2': '1', 'assignment_lr_scale': '100', 'dropout_keep_prob': '1', 'max_to_keep': '1',
-    'val_iter': '10', **further, 'mode': 'group', 'basemodel': flags.basemodel, 'data_dir': flags.data_dir,
-    'train_dir': run_folder(flags.out, balance), 'max_steps': flags.steps, 'ngroups1': flags.ngroups, 'ngroups2': 1,
-    'ngroups3': 1, 'gamma3': balance,
+    'val_iter': '10', **further, 'mode': 'group', 'basemodel': flags.basemodel, 'dataset': flags.dataset,
+    'data_dir': flags.data_dir, 'train_dir': run_folder(flags.out, balance), 'max_steps': flags.steps,
+    'ngroups1': flags.ngroups, 'ngroups2': 1, 'ngroups3': 1, 'gamma3': balance,
   }  # fmt: skip
+  return {name: value for name, value in wanted.items() if value is not None}
+
+
+def settings_of(configuration):
+  """Returns the flags of a run that a stored configuration has."""
+  return {**configuration['settings'], **configuration['network'], 'mode': configuration['mode']}
+
+
+def check_settings(folder, stored, wanted, whose):
+  """Raises UserError if a run has other flags than `wanted`, which are `whose`.
+
+  What the weights do not depend on may differ; values may be texts of a command line.
+  """
+  for name in sorted(stored.keys() & wanted.keys() - resume.FREE):
+    was, now = stored[name], wanted[name]
+    try:
+      same = float(was) == float(now)
+    except (ValueError, TypeError):
+      same = str(was) == str(now)
+    if not same:
+      raise UserError(
+        f"the run in '{folder}' was started with --{name} {was}, {whose} {now}: use the same, or another --out"
+      )
 
 
 def is_done(wanted):
@@ -191,43 +216,18 @@ def is_done(wanted):
   steps, before = checkpoint_files.saved_steps(folder), checkpoints.read_configuration(folder, read_older)
   if before is None or not steps:
     return False
-  stored = settings_of(before)
-  for name, value in wanted.items():
-    if name in stored and name not in resume.FREE and not is_same(value, stored[name]):
-      raise UserError(
-        f"the run in '{folder}' was started with --{name} {stored[name]}, now it is {value}: use the same, or another "
-        '--out'
-      )
+  check_settings(folder, settings_of(before), wanted, 'now it is')
   if steps[-1] > wanted['max_steps']:
     raise UserError(f"the run in '{folder}' is at step {steps[-1]} already: give --steps {steps[-1]}, or another --out")
   return steps[-1] == wanted['max_steps']
 
 
-def is_same(value, stored):
-  """Returns whether a flag's value, as on a command line, is that which is stored."""
-  try:
-    return float(value) == float(stored)
-  except (ValueError, TypeError):
-    return str(value) == str(stored)
-
-
-def settings_of(configuration):
-  """Returns the flags of a run that a stored configuration has."""
-  return {**configuration['settings'], **configuration['network'], 'mode': configuration['mode']}
-
-
-def check_alike(stored):
+def check_alike(out, stored):
   """Raises UserError unless runs by balance weight differ in nothing else."""
-  first, *others = stored
-  old = settings_of(stored[first].configuration)
-  for balance in others:
-    new = settings_of(stored[balance].configuration)
-    for name in sorted((old.keys() & new.keys()) - {'gamma3', *resume.FREE, *resume.CHECKPOINTS}):
-      if old[name] != new[name]:
-        raise UserError(
-          f'the run of balance {first:g} has --{name} {old[name]}, that of {balance:g} has {new[name]}: use one --out '
-          'for each'
-        )
+  first, *others = ((balance, settings_of(run.configuration)) for balance, run in stored.items())
+  known = {name: value for name, value in first[1].items() if name not in ('gamma3', *resume.CHECKPOINTS)}
+  for balance, settings in others:
+    check_settings(run_folder(out, balance), settings, known, f'that of balance {first[0]:g} with')
 
 
 def group_sizes(stored):
@@ -257,6 +257,9 @@ def figure_4(flags, further):
     if not flags.basemodel:
       raise UserError('--basemodel is missing: name the folder or checkpoint of a baseline, or give --print')
     balances, further = flags.balances, parse_train_flags(further)
+    folder = flags.basemodel if os.path.isdir(flags.basemodel) else os.path.dirname(flags.basemodel)
+    trained_on = checkpoints.read_configuration(folder, read_older)
+    flags.dataset, flags.data_dir = data.of_checkpoint(trained_on, flags.dataset, flags.data_dir)
     wanted = {balance: train_flags(flags, further, balance) for balance in balances}
     missing = [balance for balance in balances if not is_done(wanted[balance])]
     check_output_file('--out', picture)
@@ -270,7 +273,7 @@ def figure_4(flags, further):
   steps = {balance: int(run.path.rsplit('-', 1)[1]) for balance, run in stored.items()}
   for balance, sizes in counts.items():
     print(f'balance {balance:<6g}  classes per group {sizes}  (step {steps[balance]})')
-  check_alike(stored)
+  check_alike(flags.out, stored)
   graph, after = stored[balances[0]].graph, ' to '.join(map(str, sorted({min(steps.values()), max(steps.values())})))
   title = f'Classes per group of the FC split {graph.split} after {after} steps'
   sizes = {f'{balance:g}': sizes for balance, sizes in counts.items()}
@@ -290,7 +293,15 @@ def figure_5(flags):
   """Draws figure 5; returns (table [groups, superclasses] as drawn, agreement)."""
   check_output_file('--output', flags.output)
   stored = checkpoints.read(flags.checkpoint, read_older)
-  names = checkpoints.published_names(stored) or cifar100.load_names(flags.data_dir)
+  names = checkpoints.published_names(stored)
+  if names is None:
+    flags.dataset, flags.data_dir = data.of_checkpoint(stored.configuration, flags.dataset, flags.data_dir)
+    names = data.open_data(flags.dataset, flags.data_dir, stored.graph.image_size).names
+  if names.fine_to_coarse is None:
+    raise UserError(
+      f"'{flags.data_dir or flags.checkpoint}' has no superclasses to show the groups against: add a superclasses.json "
+      'such as {"animal": ["cat", "dog"], ...} to the folder of the images'
+    )
   sizes, groups = group_sizes(stored), checkpoints.class_groups(stored)
   checkpoints.check_classes(stored, names, flags.data_dir)
   table = np.zeros((len(sizes), len(names.coarse)), np.int64)

@@ -1,4 +1,4 @@
-"""The table of groups, from the runs of tables.py: agreement with the superclasses, sizes, and what groups cost.
+"""Makes the table of groups: their agreement, their sizes, and what they cost.
 
 A row is one run: the learned groups beside given ones: semantic (S, the yardstick), clustering (C), random (R, the
 floor). `legend` explains the rest.
@@ -8,38 +8,40 @@ from paper.recipes import ROWS_OF_GROUPS
 from resnet_split import read_older
 from splitnet.network import grouping
 from splitnet.network.graph import hard_groups_of
-from splitnet.reporting.tables import mean_text, number_text
+from splitnet.reporting.tables import mean_text, of_dicts
 from splitnet.training import checkpoints
 from splitnet.training.log import read_metrics
 
 CONVERGED = 0.99  # every assignment's mean confidence
 
-# What is shown of a run: the column's heading, the key in `row_of`'s dict, and how a number is written.
-COLUMNS = [
-  ('steps in all', 'steps', '.0f'),
-  ('agreement', 'agreement', '.2f'),
-  ('largest group / mean', 'largest', '.2f'),
-  ('least confidence', 'confidence', '.3f'),
-  ('converged at step', 'converged', '.0f'),
-  ('classes moved (%)', 'classes', '.0f'),
-  ('features moved (%)', 'features', '.1f'),
-  ('grouped (%)', 'grouped', '.2f'),
-  ('hardened (%)', 'hardened', '.2f'),
-  ('fine-tuned (%)', 'accuracy', '.2f'),
-]
+# The key in `row_of`'s dict by the column's heading, and how a number is written.
+COLUMNS = {
+  'steps in all': ('steps', '.0f'),
+  'agreement': ('agreement', '.2f'),
+  'by chance': ('chance', '.2f'),
+  'largest group / mean': ('largest', '.2f'),
+  'least confidence': ('confidence', '.3f'),
+  'converged at step': ('converged', '.0f'),
+  'classes moved (%)': ('classes', '.0f'),
+  'features moved (%)': ('features', '.1f'),
+  'grouped (%)': ('grouped', '.2f'),
+  'hardened (%)': ('hardened', '.2f'),
+  'fine-tuned (%)': ('accuracy', '.2f'),
+}
 
 
 def legend(from_scratch):
   """Returns what columns and rows mean; from_scratch: no group is from the baseline."""
   but = ' but the learned groups, which start from nothing,' if from_scratch else ''
   return (
-    'Agreement: share of the classes in the group that holds most of their superclass. Converged: every assignment at '
-    f'least {CONVERGED:g} confident from this step of grouping on. Moved: ended in another group than the spectral '
-    'start had put it in; groups from a noise start take one grouping run more, which finds them, and (learned, long) '
-    f'those from the spectral start one run of as many steps as these two. All{but} start from the same baseline of '
-    'their seed; S, C and R split it at once and are fine-tuned with the same steps, or (long) with as many as '
-    'grouping and fine-tuning have together, for which the dense network (long) is trained on too; that network '
-    'teaches the taught ones. Steps in all count from the first weights on. Mean ± standard deviation.'
+    'Agreement: share of the classes in the group that holds most of their superclass; by chance: that of random '
+    f'groups of these sizes. Converged: every assignment at least {CONVERGED:g} confident from this step of grouping '
+    'on. Moved: ended in another group than the spectral start had put it in; groups from a noise start take one '
+    'grouping run more, which finds them, and (learned, long) those from the spectral start one run of as many steps '
+    f'as these two. All{but} start from the same baseline of their seed; S, C and R split it at once and are '
+    'fine-tuned with the same steps, or (long) with as many as grouping and fine-tuning have together, for which the '
+    'dense network (long) is trained on too; that network teaches the taught ones. Steps in all count from the first '
+    'weights on. Mean ± standard deviation.'
   )
 
 
@@ -57,7 +59,7 @@ def converged_at(least):
 
 
 def moved(result):
-  """Returns how many % of classes and features left their group of the spectral start.
+  """Returns how many % of classes and of features left their group of the start.
 
   Both are None if it started from noise, or a checkpoint is not there any more.
   """
@@ -77,7 +79,8 @@ def moved(result):
 def row_of(result, grouped=None):
   """Returns what is shown of a run, beside the grouping run it was hardened from."""
   sizes = result['group_sizes']
-  row = {'steps': result['steps_in_all'], 'agreement': result['agreement'], 'accuracy': 100 * result['accuracy']}
+  row = {name: result[name] for name in ('agreement', 'chance')}
+  row.update(steps=result['steps_in_all'], accuracy=100 * result['accuracy'])
   if sizes:
     row['largest'] = max(sizes) * len(sizes) / sum(sizes)
   if grouped:
@@ -87,7 +90,7 @@ def row_of(result, grouped=None):
     row['classes'], row['features'] = moved(grouped)
     row['grouped'] = grouped['grouped_accuracy'] and 100 * grouped['grouped_accuracy']
     row['hardened'] = 100 * grouped['accuracy']
-  return {key: row.get(key) for _, key, _ in COLUMNS}
+  return row
 
 
 def table(results):
@@ -96,11 +99,11 @@ def table(results):
   for split, kinds in ROWS_OF_GROUPS:
     for text, grouping_run, run in kinds.values():
       grouped = {result['seed']: result for result in results.get(grouping_run.format(split), [])}
-      shown = results.get(run.format(split), [])
-      numbers = {result['seed']: row_of(result, grouped.get(result['seed'])) for result in shown}
-      for seed, row in numbers.items():
-        rows.append([split, text, str(seed), *(number_text(row[key], form) for _, key, form in COLUMNS)])
-      if len(numbers) > 1:
-        means = [mean_text([row[key] for row in numbers.values()], form) for _, key, form in COLUMNS]
+      of_run = results.get(run.format(split), [])
+      shown = {result['seed']: row_of(result, grouped.get(result['seed'])) for result in of_run}
+      _, texts = of_dicts(COLUMNS, shown.values())
+      rows += [[split, text, str(seed), *numbers] for seed, numbers in zip(shown, texts)]
+      if len(shown) > 1:
+        means = [mean_text([row.get(key) for row in shown.values()], form) for key, form in COLUMNS.values()]
         rows.append([split, text, 'mean', *means])
-  return ['split', 'groups', 'seed', *(heading for heading, _, _ in COLUMNS)], rows
+  return ['split', 'groups', 'seed', *COLUMNS], rows

@@ -82,7 +82,7 @@ class Partition:
       return tf.concat(parts[computed[-1].name], 1)
 
   def _compute(self, layer, i, parts, gathered, call):
-    """Computes a layer on its i-th device; others' parts only if it needs all channels."""
+    """Computes a layer on its i-th device, of all channels only what needs them."""
     count, whole = len(self.devices[layer.name]), layer.op in (*WEIGHTED, 'lrn')
     inputs = []
     for name in layer.inputs:

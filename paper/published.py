@@ -1,6 +1,7 @@
-"""The numbers that the paper prints (Kim et al., ICML 2017): Tables 1, 2 and 5 on CIFAR-100, 3 and 4 on ILSVRC 2012.
+"""Lists the numbers that the paper prints (Kim et al., ICML 2017).
 
-A split is named by its numbers of groups, ngroups3-ngroups2-ngroups1.
+Tables 1, 2 and 5 are of CIFAR-100, 3 and 4 of ILSVRC 2012. A split is named by its numbers of groups,
+ngroups3-ngroups2-ngroups1.
 """
 
 import collections
@@ -66,6 +67,6 @@ TABLE_5 = [
 ]
 
 
-def row_name(split):
+def row_name(split, table=TABLE_2):
   """Returns a split as in the first column: 'Deep 2-2-2', or 'dense'."""
-  return 'dense' if split == DENSE else f'{SPLITS[split][0]} {split}'
+  return 'dense' if split == DENSE else f'{SPLITS[split][0]} {split}' if table is TABLE_2 else split

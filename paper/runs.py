@@ -1,4 +1,4 @@
-"""Runs of train.py and eval.py in folders of their own: what decides a result, what is done already, doing the rest.
+"""Runs train.py and eval.py in folders of their own, as far as it is not done.
 
   FOLDER/making.lock     held by the process that makes the run
   FOLDER/settings.json   what the run was asked for; other settings in the same folder are refused
@@ -43,14 +43,15 @@ SHARES = {'drop_at': 'lr_step_epoch', 'ramp_at': 'gamma2_ramp_epoch', 'warmup_at
 
 @schema.record
 class Source(schema.TypedDict):
-  """Which data a run was trained on, among other things."""
+  """Says which data a run was trained on, among other things."""
 
   source: schema.Text
+  evaluated: schema.NotRequired[schema.Text]  # the subset, if it is not test
 
 
 @schema.record
 class Stored(schema.TypedDict):
-  """What settings.json holds."""
+  """Types settings.json."""
 
   settings: dict[str, Any]
   data: Source
@@ -58,7 +59,7 @@ class Stored(schema.TypedDict):
 
 @schema.record
 class Cost(schema.TypedDict):
-  """What cost.json holds."""
+  """Types cost.json."""
 
   seconds: Annotated[float, Field(ge=0, le=1e12)]
   device: schema.Text
@@ -66,7 +67,7 @@ class Cost(schema.TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class Run:
-  """One run of train.py and then eval.py."""
+  """Describes one run of train.py and then eval.py."""
 
   folder: str  # out/k<k>/seed<seed>/<name>; train.py's --train_dir
   base: 'Run | None'  # its last checkpoint is the --basemodel
@@ -78,18 +79,18 @@ class Run:
 
   @property
   def settings(self):
-    """Everything that decides the result, also of the runs it needs: as JSON has it."""
+    """Returns all that decides the result, also of the runs it needs, as JSON has it."""
     teacher = {'teacher': self.teacher.settings} if self.teacher else {}
     return json.loads(json.dumps(dict(self.train, basemodel=self.base and self.base.settings, **teacher)))
 
   @property
   def needs(self):
-    """The runs that must be done before this one: a list."""
+    """Returns the runs that must be done before this one: a list."""
     return [run for run in (self.base, self.teacher) if run]
 
   @property
   def steps_in_all(self):
-    """The network's training steps from its first weights on, its base's included.
+    """Returns the network's training steps from its first weights on, its base's too.
 
     From a base that only clusters the classes (train.py's --grouping_start scratch) it takes no weights.
     """
@@ -98,17 +99,17 @@ class Run:
 
   @property
   def evaluation(self):
-    """The path of what eval.py writes; it exists once the run is done."""
+    """Returns the path of what eval.py writes; it exists once the run is done."""
     return os.path.join(self.folder, 'eval.json')
 
   @property
   def grouped_evaluation(self):
-    """The path of what eval.py writes of a grouping network as it is."""
+    """Returns the path of what eval.py writes of a grouping network as it is."""
     return os.path.join(self.folder, 'grouped.json')
 
   @property
   def cost(self):
-    """What it took so far: 'seconds' and 'device'; None if nobody counted."""
+    """Returns what it took so far, 'seconds' and 'device'; None if nobody counted."""
     try:
       return schema.read_json(os.path.join(self.folder, 'cost.json'), Cost, '')
     except UserError:  # an account of the past, which nothing depends on
@@ -116,12 +117,12 @@ class Run:
 
   @property
   def steps_done(self):
-    """The step of the last checkpoint."""
+    """Returns the step of the last checkpoint."""
     last = checkpoints.latest(self.folder)
     return int(last.rsplit('-', 1)[1]) if last else 0
 
-  def commands(self, data_dir, train_images):
-    """Returns the command lines, the one that writes `evaluation` last."""
+  def commands(self, data_dir, train_images, subset='test'):
+    """Returns the command lines; the last one writes `evaluation`, of a subset."""
     flags = dict(self.train, data_dir=data_dir, train_dir=self.folder, **self.machine)
     epochs = flags['max_steps'] * flags['batch_size'] / train_images
     for name in SHARES.keys() & flags.keys():
@@ -133,13 +134,16 @@ class Run:
     # Splitting starts from the last grouping checkpoint; of the other runs the best validation counts.
     groups = self.train['mode'] == 'group'
     checkpoint = self.folder if groups else os.path.join(self.folder, 'best')
-    first, last = (
-      command('eval.py', dict(checkpoint=checkpoint, data_dir=data_dir, precision=flags['precision'], output_file=path))
-      for path in (self.grouped_evaluation, self.evaluation)
-    )
-    if groups and self.hardens:  # as it is, then hardened
-      return [command('train.py', flags), first, [*last, '--harden']]
-    return [command('train.py', flags), last]
+    shown = dict(checkpoint=checkpoint, data_dir=data_dir, precision=flags['precision'])
+    if subset != 'test':
+      shown['split'] = subset
+    if 'skip_damaged' in self.machine:
+      shown['skip_damaged'] = True
+    last = command('eval.py', dict(shown, output_file=self.evaluation))
+    if not groups or not self.hardens:
+      return [command('train.py', flags), last]
+    as_it_is = command('eval.py', dict(shown, output_file=self.grouped_evaluation))
+    return [command('train.py', flags), as_it_is, [*last, '--harden']]
 
 
 def command(program, flags):
@@ -193,7 +197,8 @@ def read_result(run, data):
   evaluated = schema.read_json(run.evaluation, results.Size, advice)
   result = {name: evaluated[name] for name in ('accuracy', 'parameters', 'flops')}
   result.update(
-    agreement=evaluated.get('agreement'), group_sizes=[len(group) for group in evaluated.get('groups', [])],
+    agreement=evaluated.get('agreement'), chance=evaluated.get('chance_agreement'),
+    group_sizes=[len(group) for group in evaluated.get('groups', [])],
     grouped_accuracy=None, data=stored['data'], folder=run.folder, base_folder=run.base and run.base.folder,
     seed=run.train['seed'], steps=run.train['max_steps'], steps_in_all=run.steps_in_all,
     batch_size=run.train['batch_size'], cost=run.cost,
@@ -253,7 +258,8 @@ def print_progress(run, first, seconds):
 
 def hours(seconds):
   """Returns a time as text, such as '1 h 05 min'."""
-  return '{} h {:02} min'.format(*divmod(round(seconds / 60), 60))
+  whole, minutes = divmod(round(seconds / 60), 60)
+  return f'{whole} h {minutes:02} min'
 
 
 def execute(run, arguments, interval=REPORT_SECONDS):
@@ -281,7 +287,7 @@ def complete(run, data_dir, data):
       write_json(os.path.join(run.folder, 'settings.json'), {'settings': run.settings, 'data': data})
     except OSError as e:
       raise UserError(f"cannot write to the folder '{run.folder}' ({e.strerror}): give another --out") from e
-    for arguments in run.commands(data_dir, data['train_images']):
+    for arguments in run.commands(data_dir, data['train_images'], data.get('evaluated', 'test')):
       execute(run, arguments)
     if not os.path.exists(run.evaluation):
       raise UserError(f"the run in '{run.folder}' failed: eval.py did not write '{run.evaluation}'")

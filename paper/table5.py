@@ -1,4 +1,6 @@
-"""The paper's Table 5: the time of evaluating on several devices, split networks against partitions of a dense one.
+"""Times evaluation on several devices: the paper's Table 5.
+
+Split networks stand against partitions of a dense one.
 
   ./tables.sh 5                              the paper's networks, fewer images
   ./tables.sh 5 --images 50000 --output table5.csv
@@ -12,6 +14,7 @@ computed at any time, of every row equally many.
 
 import collections
 import concurrent.futures
+import functools
 import os
 import statistics
 import sys
@@ -32,9 +35,14 @@ from splitnet.data.synthetic import random_images
 from splitnet.network import grouping, network
 from splitnet.parallel import devices, placement
 from splitnet.reporting import timing
-from splitnet.reporting.tables import csv_text, markdown, number_text
+from splitnet.reporting.tables import csv_text, markdown, of_dicts
 
 MOST_DEVICES = max(row.devices for row in TABLE_5)
+COLUMNS = {
+  'network': ('network', ''), 'split': ('split', ''), 'devices': ('devices', 'd'), 'time (s)': ('mean', '.3f'),
+  'deviation (s)': ('deviation', '.3f'), 'speed-up': ('speed_up', '.2f'), 'time (paper, s)': ('paper_seconds', '.2f'),
+  'speed-up (paper)': ('paper_speed_up', '.2f'), 'remark': ('remark', ''),
+}  # fmt: skip
 
 # Of logical devices. TensorFlow hands a tensor from one logical CPU to another without copying it.
 SHARED = {
@@ -147,11 +155,11 @@ def summarise(rows, seconds, available):
     one repeat), 'speed_up' (of the mean, against the first row that was run), 'paper_seconds', 'paper_speed_up',
     'remark'.
   """
-  first = next((statistics.fmean(seconds[row.name]) for row in rows if row.name in seconds), None)
+  means = {name: statistics.fmean(times) for name, times in seconds.items()}
+  first = next((means[row.name] for row in rows if row.name in means), None)
   result = []
   for row in rows:
-    times = seconds.get(row.name, [])
-    mean = statistics.fmean(times) if times else None
+    times, mean = seconds.get(row.name, []), means.get(row.name)
     missing = f'needs {row.devices} devices, there {"is" if available == 1 else "are"} {available}'
     result.append(dict(
       row=row.name, network=row.network, split=row.split, devices=row.devices, seconds=times, mean=mean,
@@ -163,14 +171,7 @@ def summarise(rows, seconds, available):
 
 def table(summary):
   """Makes the table of `summarise`'s dicts: (header, rows) of text."""
-  columns = [('time (s)', 'mean', '.3f'), ('deviation (s)', 'deviation', '.3f'), ('speed-up', 'speed_up', '.2f')]
-  columns += [('time (paper, s)', 'paper_seconds', '.2f'), ('speed-up (paper)', 'paper_speed_up', '.2f')]
-  rows = []
-  for line in summary:
-    row = [line['network'], '' if line['split'] == DENSE else line['split'], str(line['devices'])]
-    row += [number_text(line[key], form) for _, key, form in columns]
-    rows.append([*row, line['remark']])
-  return ['network', 'split', 'devices', *(heading for heading, _, _ in columns), 'remark'], rows
+  return of_dicts(COLUMNS, [{**line, 'split': line['split'].replace(DENSE, '')} for line in summary])
 
 
 def caption(flags, summary, names, note):
@@ -190,12 +191,12 @@ def caption(flags, summary, names, note):
 
 def write(flags, summary, names, note):
   """Writes the file of --output; a UserError if that fails."""
-  shown = ('k', 'branch_input', 'images', 'batch_size', 'in_flight', 'precision')
-  settings = {name: getattr(flags, name) for name in shown}
   with telling_of_output('--output', flags.output):
     if flags.output.endswith('.csv'):
       write_text(flags.output, csv_text(*table(summary)))
     else:
+      shown = ('k', 'branch_input', 'images', 'batch_size', 'in_flight', 'precision')
+      settings = {name: getattr(flags, name) for name in shown}
       write_json(flags.output, {**settings, 'devices': names, 'note': note, 'rows': summary})
 
 
@@ -204,25 +205,22 @@ def main(argv):
   """Times the rows and prints the table."""
   flags = parse_flags(argv)
   names = set_up_devices(flags)
-  dtype = tf.dtypes.as_dtype(flags.precision)
+  note, dtype = shared_note(names), tf.dtypes.as_dtype(flags.precision)
   batches = random_batches(flags.images, flags.batch_size)
   timers = {}
   for row in (row for row in flags.rows if row.devices <= len(names)):
     step = compiled(build(row, flags.experiment, names[: row.devices], dtype), names[0])
     # As many at once as later on, for the memory; the last is among them, as it may be smaller.
     time_once(step, [batches[0], *batches[-flags.in_flight :]], flags.in_flight)
-    timers[row.name] = lambda step=step: time_once(step, batches, flags.in_flight)
-  note = shared_note(names)
+    timers[row.name] = functools.partial(time_once, step, batches, flags.in_flight)
   summary = summarise(flags.rows, {}, len(names))
-  for seconds in timing.interleaved(timers, flags.repeats, timing.show_seconds):
-    summary = summarise(flags.rows, seconds, len(names))
-    if flags.output is not None:
-      try:
+  try:
+    for seconds in timing.interleaved(timers, flags.repeats, timing.show_seconds):
+      summary = summarise(flags.rows, seconds, len(names))
+      if flags.output is not None:
         write(flags, summary, names, note)
-      except UserError:
-        print(caption(flags, summary, names, note) + markdown(*table(summary)), end='')
-        raise
-  print(caption(flags, summary, names, note) + markdown(*table(summary)), end='')
+  finally:  # what cannot be written is shown nevertheless
+    print(caption(flags, summary, names, note) + markdown(*table(summary)), end='')
 
 
 if __name__ == '__main__':

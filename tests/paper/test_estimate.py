@@ -1,4 +1,4 @@
-"""estimate.py: what it measures, the hours by hand, and that the table has every run."""
+"""Tests estimate.py: what it measures, hours by hand, every run in the table."""
 
 import os
 
@@ -18,7 +18,7 @@ from splitnet.training.step import make_step
 
 
 def test_a_real_checkpoint_of_the_papers_width_is_small_enough_to_move(tmp_path, capsys):
-  """The largest state is that of the hierarchical split's grouping network: weights, assignments and momentum."""
+  """Checks the largest state: weights, assignments and momentum of grouping."""
   config = resnet_split.WideResNet(k=8, ngroups1=4, ngroups2=4, ngroups3=2)
   network = networks.build(config, with_assignments=True)
   train_step = make_step(network, cifar100, {'batch_size': 90, 'max_steps': 1}, 500.0)
@@ -67,14 +67,14 @@ MEASURED = dict(
 def test_the_hours_of_a_run_by_hand():
   settings = dict(max_steps=1000, batch_size=90, val_interval=400, precision='float32')
   run = runs_module.Run('folder', None, settings)
+  flags = estimate.parse_flags(['--tflops', '100', '--utilisation', '0.5'])
   # 90,000 training images of 3 x 2 + 1 GFLOP, 4 validations of 5,000 images of 2 GFLOP.
-  training, validation = estimate.flops_of(run, 2e9, 1e9)
-  assert (training, validation) == (90000 * 7e9, 4 * 5000 * 2e9)
-  # An image of 9 GFLOP was measured to take 0.1 s, so 90 GFLOP/s; and 0.1 s a step.
-  assert estimate.seconds_here(run, 2e9, 1e9, MEASURED) == pytest.approx(100 + (6.3e14 + 4e13) / 90e9)
-  assert estimate.seconds_on_gpu(run, 2e9, 1e9, 100, 0.5) == pytest.approx(6.7e14 / 25e12)  # float32: half the peak
+  flops = 90000 * 7e9 + 4 * 5000 * 2e9
+  # An image of 9 GFLOP was measured to take 0.1 s, so 90 GFLOP/s; and 0.1 s a step. In float32 half of the GPU's peak.
+  steps, here, gpu = estimate.time_of(run, 2e9, 1e9, MEASURED, flags)
+  assert (steps, 3600 * here, 3600 * gpu) == pytest.approx((1000, 100 + flops / 90e9, flops / 25e12))
   run = runs_module.Run('folder', None, dict(settings, precision='bfloat16'))
-  assert estimate.seconds_on_gpu(run, 2e9, 1e9, 100, 0.5) == pytest.approx(6.7e14 / 50e12)
+  assert 3600 * estimate.time_of(run, 2e9, 1e9, MEASURED, flags)[2] == pytest.approx(flops / 50e12)
 
 
 def test_the_plan_has_every_run_and_adds_up(monkeypatch, capsys):

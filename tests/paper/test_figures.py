@@ -1,4 +1,4 @@
-"""figures.py: the numbers behind the figures against naive counting, the pictures themselves, and what it refuses."""
+"""Tests figures.py: its numbers by naive counting, its pictures, its refusals."""
 
 import dataclasses
 import glob
@@ -28,7 +28,7 @@ def data(tmp_path_factory):
 
 
 def save(folder, mode, moments, config=CONFIG, groups=None, settings=None):
-  """Writes a run's folder with a checkpoint for each moment: dict from step to a dict of values by variable name."""
+  """Writes a run's folder with a checkpoint per moment: step -> values by name."""
   network = networks.build(config, groups=groups, with_assignments=mode == 'group')
   step = tf.Variable(0, dtype=tf.int64)
   configuration = checkpoints.describe(mode, dataclasses.asdict(config), network, {}, settings or {})
@@ -42,7 +42,7 @@ def save(folder, mode, moments, config=CONFIG, groups=None, settings=None):
 
 
 def alphas_of(graph, groups):
-  """Assignments whose most probable groups are `groups`."""
+  """Returns assignments whose most probable groups are `groups`."""
   return {
     f'group/{name}/alpha': np.eye(units.groups)[groups[name]].T * 3
     for name, units in graph.units.items()
@@ -51,14 +51,14 @@ def alphas_of(graph, groups):
 
 
 def class_run(folder, groups, ngroups, step=7, settings=None):
-  """A grouping run's folder, of an FC split into `ngroups` with these groups of the classes."""
+  """Writes a grouping run of an FC split with these groups of the classes."""
   config = resnet_split.WideResNet(k=1, num_residual_units=1, ngroups1=ngroups, ngroups2=1, ngroups3=1)
   values = {'group/split_q1/alpha': np.eye(ngroups)[groups].T}
   return save(folder, 'group', {step: values}, config, settings=settings)
 
 
 def check_picture(path, width=None, height=None):
-  """Asserts that a picture has this size in inches, is not empty, and was not left beside a part of itself."""
+  """Asserts that a picture is whole, not empty, and has this size in inches."""
   assert not glob.glob(glob.escape(path) + '.*')
   with Image.open(path) as image:
     pixels = np.array(image.convert('L'))
@@ -83,7 +83,7 @@ STEPS = [0, 5, 10, 100]  # 100 after 10: ordered as numbers
 
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
-  """(folder of a run whose weights between the final groups vanish, the values by step, the final groups)."""
+  """Writes a run whose weights between groups vanish: (folder, values, groups)."""
   graph, rng = CONFIG.graph(), np.random.default_rng(0)
   final, first = (
     {name: rng.permutation(np.arange(units.size) % units.groups) for name, units in graph.units.items()} for _ in 'ab'
@@ -216,7 +216,7 @@ def test_figure_4_trains_what_is_missing_and_counts_the_classes(data, tmp_path, 
   assert [configuration['network'][f'ngroups{i}'] for i in (1, 2, 3)] == [3, 1, 1]
   assert counts['0.5'] == [40, 31, 29]
   picture = os.path.join(out, 'fig4.png')
-  assert f"{picture}: largest group {counts['0.5'][0]} at 0.5, {counts['100'][0]} at 100 classes" in printed
+  assert f'{picture}: largest group {counts["0.5"][0]} at 0.5, {counts["100"][0]} at 100 classes' in printed
   check_picture(picture)
   # With more steps it would go on.
   folder = os.path.join(out, 'balance-100')
@@ -242,7 +242,7 @@ def test_figure_4_prints_what_exists_with_empty_groups(tmp_path, capsys):
   check_picture(str(out / 'fig4.png'), height=4)
   class_run(out / 'balance-20', np.arange(100) % 2, 2)
   code, _, err = helpers.call(figures, ['4', '--out', out, '--print'], capsys)
-  assert code == 1 and 'ngroups1 3' in err and 'has 2: use one --out for each' in err
+  assert code == 1 and '--ngroups1 2, that of balance 0 with 3: use the same, or another --out' in err
 
 
 @pytest.mark.slow

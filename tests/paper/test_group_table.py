@@ -1,4 +1,4 @@
-"""The table of groups: what it reads of runs, each seed's row and the means."""
+"""Tests the table of groups: what it reads, each seed's row and the means."""
 
 import json
 import os
@@ -18,7 +18,7 @@ LOGGED = {'total': 1.0, 'accuracy': 0.5, 'images_per_second': 10.0}
 
 
 def write_metrics(run, values):
-  """Writes the metrics.jsonl of a grouping run: dict from assignment to dict from step to confidence."""
+  """Writes a grouping run's metrics: assignment -> dict from step to confidence."""
   lines = [{'step': 0, 'kind': 'val', 'accuracy': 0.5, 'cross_entropy': 1.0, 'best': 0.5}]
   for step in next(iter(values.values())):
     confidence = {name: of_step[step] for name, of_step in values.items()}
@@ -32,7 +32,8 @@ def test_the_table_of_groups_has_each_seed_and_the_means(tmp_path, capsys):
   sizes = {0: [50, 50], 1: [60, 40]}
   for seed, size in sizes.items():
     runs = recipes.make_runs(flags.experiment, seed)
-    finish(runs['split-2-2-2'], 0.5 + 0.02 * seed, agreement=0.9 + 0.02 * seed, groups=[['x'] * n for n in size])
+    measured = dict(agreement=0.9 + 0.02 * seed, chance_agreement=0.55, groups=[['x'] * n for n in size])
+    finish(runs['split-2-2-2'], 0.5 + 0.02 * seed, **measured)
     finish(runs['group-2-2-2'], 0.4, agreement=0.9, groups=[['x'] * n for n in size])
     with open(runs['group-2-2-2'].grouped_evaluation, 'w', encoding='utf-8') as f:
       json.dump({'accuracy': 0.41}, f)
@@ -47,19 +48,19 @@ def test_the_table_of_groups_has_each_seed_and_the_means(tmp_path, capsys):
   finish(runs['baseline-long'], 0.44)
   tables.show(flags, DATA)
   rows = rows_of(capsys.readouterr().out)
-  assert rows[0] == ['split', 'groups', 'seed', *[name for name, _, _ in group_table.COLUMNS]]
+  assert rows[0] == ['split', 'groups', 'seed', *group_table.COLUMNS]
   learned = ['2-2-2', 'learned']
   # Steps of the recipe: baseline 2000, group 700, split 1000.
   assert rows[1:] == [
-    ['dense', 'baseline', '0', '2000', '', '', '', '', '', '', '', '', '42.00'],
-    ['dense', 'baseline, long', '0', '3700', '', '', '', '', '', '', '', '', '44.00'],
-    [*learned, '0', '3700', '0.90', '1.00', '0.992', '400', '', '', '41.00', '40.00', '50.00'],
-    [*learned, '1', '3700', '0.92', '1.20', '0.992', '400', '', '', '41.00', '40.00', '52.00'],
-    [*learned, 'mean', '3700 ± 0', '0.91 ± 0.01', '1.10 ± 0.14', '0.992 ± 0.000', '400 ± 0', '', '', '41.00 ± 0.00',
-     '40.00 ± 0.00', '51.00 ± 1.41'],
-    ['2-2-2', 'learned, taught', '0', '3700', '0.90', '1.00', '0.992', '400', '', '', '41.00', '40.00', '53.00'],
-    ['2-2-2', 'R, random', '0', '3000', '0.68', '1.00', '', '', '', '', '', '', '45.00'],
-    ['2-2-2', 'R, long', '0', '3700', '0.68', '1.00', '', '', '', '', '', '', '46.00'],
+    ['dense', 'baseline', '0', '2000', *[''] * 9, '42.00'],
+    ['dense', 'baseline, long', '0', '3700', *[''] * 9, '44.00'],
+    [*learned, '0', '3700', '0.90', '0.55', '1.00', '0.992', '400', '', '', '41.00', '40.00', '50.00'],
+    [*learned, '1', '3700', '0.92', '0.55', '1.20', '0.992', '400', '', '', '41.00', '40.00', '52.00'],
+    [*learned, 'mean', '3700 ± 0', '0.91 ± 0.01', '0.55 ± 0.00', '1.10 ± 0.14', '0.992 ± 0.000', '400 ± 0', '', '',
+     '41.00 ± 0.00', '40.00 ± 0.00', '51.00 ± 1.41'],
+    ['2-2-2', 'learned, taught', '0', '3700', '0.90', '', '1.00', '0.992', '400', '', '', '41.00', '40.00', '53.00'],
+    ['2-2-2', 'R, random', '0', '3000', '0.68', '', '1.00', '', '', '', '', '', '', '45.00'],
+    ['2-2-2', 'R, long', '0', '3700', '0.68', '', '1.00', '', '', '', '', '', '', '46.00'],
   ]  # fmt: skip
   assert (tmp_path / 'k1' / 'groups.md').exists()
 

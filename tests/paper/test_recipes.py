@@ -1,4 +1,4 @@
-"""Which runs a recipe has, with which settings and flags, and in which order."""
+"""Tests which runs a recipe has, their settings and flags, and their order."""
 
 import dataclasses
 import os
@@ -199,9 +199,7 @@ def test_only_chooses_cells_rows_and_columns(tmp_path):
   assert chosen('1', 'random') == [f'scratch-{split}-random' for split in published.SPLITS]
   assert len(chosen('1', '')) == 2 + 16 and len(chosen('2', '')) == 5
   assert chosen('groups', 'dense') == ['baseline', 'baseline-long'] and len(chosen('groups', '')) == 2 + 4 * 10
-  with pytest.raises(
-    UserError, match="--only names '3-3-3'; table 2 of this recipe has baseline, 1-1-4/splitnet"
-  ):
+  with pytest.raises(UserError, match="--only names '3-3-3'; table 2 of this recipe has baseline, 1-1-4/splitnet"):
     chosen('2', '3-3-3')
 
 

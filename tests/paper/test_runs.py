@@ -1,4 +1,4 @@
-"""Runs in processes of their own: their logs, cost and progress, moving them, interrupts."""
+"""Tests runs: their logs, cost and progress, moving them, interrupts."""
 
 import fcntl
 import json
@@ -34,7 +34,7 @@ def test_call_logs_returns_the_code_and_keeps_others_out(tmp_path):
 
 
 def test_an_interrupt_reaches_the_run_once_and_its_ending_is_waited_for(tmp_path, data, monkeypatch, capsys):
-  """The stand-in for train.py interrupts this process, as a user would, and then takes the interrupt itself."""
+  """Lets a stand-in for train.py interrupt this process, as a user would."""
   script = (
     'import os, signal\n'
     'try:\n'
@@ -55,7 +55,7 @@ def test_an_interrupt_reaches_the_run_once_and_its_ending_is_waited_for(tmp_path
 
 
 def in_this_process(steps=None):
-  """Stands for `runs_module.call`: trains in this process, up to `steps` if given (then fails); evaluates nothing."""
+  """Stands for `runs_module.call`: trains in this process, up to `steps` if given."""
 
   def call(arguments, log, report=None, interval=None):
     if arguments[1].endswith('eval.py'):

@@ -1,4 +1,4 @@
-"""partition.py: a dense network spread over devices computes what it did. table5.py: what it times, and the table."""
+"""Tests partition.py, which changes no logits, and table5.py's times and table."""
 
 import collections
 import csv
@@ -23,7 +23,7 @@ from splitnet.reporting.tables import markdown
 
 
 def program(*arguments):
-  """Runs Python in a process of its own, on a CPU that no program has used yet; returns what it wrote."""
+  """Runs Python in a process of its own, on a fresh CPU; returns what it wrote."""
   environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '-1'}
   done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
   assert done.returncode == 0, done.stderr
@@ -31,7 +31,7 @@ def program(*arguments):
 
 
 def rows_of(markdown):
-  """The table in a Markdown text: a list of dicts from column to text."""
+  """Returns the table in a Markdown text: list of dicts from column to text."""
   lines = [line for line in markdown.splitlines() if line.startswith('|')]
   header, _, *rows = [[cell.strip() for cell in line.strip('|').split('|')] for line in lines]
   return [dict(zip(header, row)) for row in rows]
@@ -70,7 +70,7 @@ found = [partitions, rounding]
 
 @pytest.fixture(scope='module')
 def partitioned():
-  """What the partitions of networks on 1 to 3 logical devices were: by (spread, residual units, devices)."""
+  """Returns what partitions were by (spread, residual units, devices), and rounding."""
   found, rounding = helpers.on_logical_devices(3, PARTITIONED)
   return {(f['spread'], f['units'], f['count']): f for f in found}, rounding
 
@@ -375,4 +375,4 @@ def test_the_program_times_every_row_on_its_devices(tmp_path):
     assert len(row['seconds']) == 2 and min(row['seconds']) > 0 and row['remark'] == ''
     assert row['mean'] == pytest.approx(np.mean(row['seconds']))
     assert row['deviation'] == pytest.approx(np.std(row['seconds'], ddof=1))
-    assert line['speed-up'] == f"{first / np.mean(row['seconds']):.2f}"
+    assert line['speed-up'] == f'{first / np.mean(row["seconds"]):.2f}'

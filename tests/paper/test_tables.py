@@ -1,4 +1,4 @@
-"""tables.py: the tables that it makes of results, what it runs and what it refuses."""
+"""Tests tables.py: the tables that it makes, what it runs and refuses."""
 
 import csv
 import json
@@ -79,7 +79,7 @@ def test_printing_runs_and_writes_nothing(tmp_path, capsys, monkeypatch):
 
 
 class Recorder:
-  """Stands for `runs_module.call`: records the commands, and writes what eval.py would."""
+  """Stands for `runs_module.call`: records commands, writes what eval.py would."""
 
   def __init__(self, fail=None):
     self.called, self.fail = [], fail
