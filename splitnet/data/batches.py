@@ -105,9 +105,11 @@ def numbered_batches(data, batch_size, limit=0, **options):
   """
   count = -(-len(data.labels) // batch_size)
   batches = iter(data.evaluation_batches(batch_size, **options))
+  # Outside a graph an iterator first waits for all that runs on any device, so for ever if a worker is silent.
+  take = tf.function(batches.get_next, autograph=False)
   for i in range(min(limit, count) if limit else count):
     try:
-      images, labels = next(batches)
+      images, labels = take()
     except UNREADABLE as e:
       data.explain(e, batch_size, i)
     yield i, images, labels
