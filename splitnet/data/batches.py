@@ -106,7 +106,7 @@ def numbered_batches(data, batch_size, limit=0, **options):
   count = -(-len(data.labels) // batch_size)
   batches = iter(data.evaluation_batches(batch_size, **options))
   # Outside a graph an iterator first waits for all that runs on any device, so for ever if a worker is silent.
-  take = tf.function(batches.get_next, autograph=False)
+  take = tf.function(batches.get_next, autograph=False).get_concrete_function()
   for i in range(min(limit, count) if limit else count):
     try:
       images, labels = take()
