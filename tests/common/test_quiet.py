@@ -10,7 +10,7 @@ from splitnet.common import quiet
 
 
 def test_a_python_without_tensorflow_says_where_one_is():
-  command = [sys.executable, '-S', '-E', '-m', 'splitnet.reporting.compare']  # no site-packages
+  command = [sys.executable, '-S', '-E', '-m', 'splitnet.reporting.compare', 'dense=eval.json']  # no site-packages
   done = subprocess.run(command, cwd=helpers.PROJECT, capture_output=True, text=True)
   assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
   assert done.stderr.startswith('compare.py: ') and '. .venv/bin/activate' in done.stderr
