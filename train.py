@@ -22,6 +22,7 @@ SETTINGS = ('l2_weight', 'max_steps', 'lr_step', 'lr_step_epoch', 'dropout_keep_
 TRAINED = dict(zip(SETTINGS, (0.0005, 120000, '5/12,7/12', '100.0,140.0', 1.0)))
 GROUPED = dict(zip(SETTINGS, (0.0001, 200000, '0.6,0.75', '240.0,300.0', 0.5)))
 STAGE_DEFAULTS = {'baseline': TRAINED, 'group': GROUPED, 'split': TRAINED}
+NETWORKS = ['wrn', 'resnet18', 'alexnet']  # the names of `kinds` below
 NETWORK_FLAGS = [
   'network', 'k', 'num_residual_units', 'width', 'num_classes', 'groups', 'ngroups1', 'ngroups2', 'ngroups3',
   'branch_input', 'bn_no_scale', 'lrn', 'split_at', 'preprocess',
@@ -54,7 +55,7 @@ def make_parser():
   add(g, 'train_dir', str, None, 'folder for checkpoints, metrics and the log [runs/<mode>]')
   add(g, 'basemodel', str, None, 'folder or checkpoint to start from; a grouping one for split [none]')
   g = parser.add_argument_group("network (default: the basemodel's, else the value in brackets)")
-  add(g, 'network', one_of('wrn', 'resnet18', 'alexnet', file='.keras'), None, 'WRN, or your own Keras model [wrn]')
+  add(g, 'network', one_of(*NETWORKS, file='.keras'), None, 'WRN, or your own Keras model [wrn]')
   add(g, 'k', count, None, 'wrn: width multiplier [8]')
   add(g, 'num_residual_units', count, None, 'wrn: residual blocks per stage [2]')
   add(g, 'width', number('(0, inf)'), None, 'resnet18, alexnet: width multiplier [1]')

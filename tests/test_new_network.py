@@ -42,6 +42,7 @@ def test_the_example_goes_through_all_stages_evaluation_and_export(small, data, 
   }
   with monkeypatch.context() as patch:
     patch.setitem(train.networks, 'small', small)
+    patch.setattr(train, 'NETWORKS', [*train.NETWORKS, 'small'])
     for mode, more in given.items():
       succeed(train, *helpers.flags(mode, data, str(tmp_path / mode), '--max_steps', 2, *more))
   stored = checkpoints.read(str(tmp_path / 'split'), None)  # its graph is beside it: no network's code is needed
