@@ -103,17 +103,15 @@ def preparation(graph, prepare):
 
 
 def _conv(layer, x, own, call):
+  # TensorFlow's optimiser takes channels of zeros beside what a VALID convolution reads for a border, and then fails;
+  # so such padding is explicit. Of a depthwise one's explicit padding it makes an operation that ends the process.
   if layer.op == 'depthwise':
     kernel, outputs = own['depthwise'], own['depthwise'].shape[-1]
-    kernel = lengthened(kernel, {-1: x.shape[-1] - outputs})[..., None]
+    kernel = tf.cast(lengthened(kernel, {-1: x.shape[-1] - outputs})[..., None], call.dtype)
+    y = tf.nn.depthwise_conv2d(x, kernel, [1, layer.stride, layer.stride, 1], layer.padding)
   else:
-    kernel = own['kernel']
-    inputs, outputs = kernel.shape[-2:]
-    kernel = lengthened(kernel, {-2: x.shape[-1] - inputs, -1: -outputs % call.channel_multiple})
-  if layer.op == 'depthwise':  # of explicit padding TensorFlow's optimiser makes an operation that ends the process
-    y = tf.nn.depthwise_conv2d(x, tf.cast(kernel, call.dtype), [1, layer.stride, layer.stride, 1], layer.padding)
-  else:
-    # It takes channels of zeros beside what a VALID convolution reads for a border, and then fails.
+    inputs, outputs = own['kernel'].shape[-2:]
+    kernel = lengthened(own['kernel'], {-2: x.shape[-1] - inputs, -1: -outputs % call.channel_multiple})
     padding = [[0, 0]] * 4 if layer.padding == 'VALID' else layer.padding
     y = tf.nn.conv2d(x, tf.cast(kernel, call.dtype), layer.stride, padding)
   if 'biases' not in own:
