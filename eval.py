@@ -73,11 +73,11 @@ from splitnet.common.errors import UserError, program
 from splitnet.common.files import check_output_file, telling_of_output
 from splitnet.data import images
 from splitnet.data.batches import numbered_batches
-from splitnet.data.dataset import DataSettings
+from splitnet.data.dataset import DataSettings, of_run
 from splitnet.network import counting, folding, hardening, layers
 from splitnet.parallel import devices, executor, workers
 from splitnet.reporting import metrics, result_table, results
-from splitnet.reporting.names import network_name
+from splitnet.reporting.names import evaluated_name
 from splitnet.training import checkpoints
 
 SAMPLES = 24  # images on the picture of them
@@ -141,7 +141,7 @@ def run(flags):
     'trunk': flags.trunk,
     'placement': parts,
     'network': stored.network,
-    'network_text': network_text(network, groups),
+    'network_text': evaluated_name(network, groups),
     'parameters': parameters,
     'flops': flops,
     'images_per_second': speed.images_per_second,
@@ -173,10 +173,7 @@ def run(flags):
 def open_data(flags, stored):
   """Opens the data that the flags name, or else those that the checkpoint was trained on: a DataSet."""
   trained_on = stored.configuration['settings'] if stored.configuration else {}
-  was = trained_on.get('dataset', 'cifar100')
-  flags.dataset = flags.dataset or was
-  if flags.data_dir is None and flags.dataset != 'cifar100' and flags.dataset == was:
-    flags.data_dir = trained_on.get('data_dir')
+  flags.dataset, flags.data_dir = of_run(trained_on, flags.dataset, flags.data_dir)
   if flags.crops > 1 and flags.dataset == 'cifar100':
     raise UserError(f'--crops {flags.crops} is for image files; CIFAR-100 is evaluated whole: leave it out')
   settings = take(DataSettings, vars(flags), image_size=stored.graph.image_size)
@@ -196,12 +193,6 @@ def print_notes(flags, stored, names):
   note = '' if flags.workers else devices.precision_note(flags.precision, training=False)
   if note:
     print(note, file=sys.stderr)
-
-
-def network_text(network, groups):
-  """Returns a network's name and state, such as 'WRN-16-8, split 2-2-2'."""
-  state = 'dense' if groups is None else 'split' if network.groups is not None else 'grouping, not hardened'
-  return network_name(network.graph, state)
 
 
 @program('eval.py', lasting=True)

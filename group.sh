@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Grouping: WRN-16-8 learns its weights together with the assignments of a 2-2-2 deep split. It starts from what
 # baseline.sh trained, and the assignments near a spectral clustering of its weights, which as a rule they keep: 40 epochs,
-# where the paper has 400 (README, "Groups"; docs/groups.md finds groups from noise, too). The weight of the split rises
+# where the paper has 400 (docs/groups.md finds groups from noise, too). The weight of the split rises
 # slowly to a larger value than the paper's, and the assignments learn faster. The objective is the same. For the paper's
 # way, from nothing, with train.py's defaults:
 #   ./group.sh --paper

@@ -4,7 +4,7 @@ import cifar100
 import image_folder
 import imagenet
 from splitnet.common.errors import UserError
-from splitnet.data.dataset import DataSettings
+from splitnet.data.dataset import DataSettings, of_run
 
 DATASETS = {'cifar100': cifar100, 'image_folder': image_folder, 'imagenet': imagenet}
 
@@ -23,11 +23,7 @@ def of_checkpoint(stored, dataset, data_dir):
   Args:
     stored: its configuration, or None; dataset, data_dir: the flags, or None.
   """
-  trained_on = stored['settings'] if stored else {}
-  was = trained_on.get('dataset', 'cifar100')
-  if data_dir is None and dataset in (None, was) and was != 'cifar100':
-    data_dir = trained_on.get('data_dir')
-  dataset = dataset or was
+  dataset, data_dir = of_run(stored['settings'] if stored else {}, dataset, data_dir)
   return dataset, data_dir or (cifar100.DATA_DIR if dataset == 'cifar100' else None)
 
 

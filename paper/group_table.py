@@ -10,7 +10,7 @@ from splitnet.network import grouping
 from splitnet.network.graph import hard_groups_of
 from splitnet.reporting.tables import mean_text, of_dicts
 from splitnet.training import checkpoints
-from splitnet.training.log import read_metrics
+from splitnet.training.log_files import read_metrics
 
 CONVERGED = 0.99  # every assignment's mean confidence
 

@@ -31,7 +31,7 @@ from splitnet.common.files import PROJECT, locked, remove_leftovers, write_json
 from splitnet.parallel import devices
 from splitnet.reporting import results
 from splitnet.training import checkpoints
-from splitnet.training.log import read_metrics
+from splitnet.training.log_files import read_metrics
 
 LOCK = 'making.lock'
 REPORT_SECONDS = 600  # between lines about a run in progress

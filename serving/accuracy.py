@@ -13,18 +13,16 @@ import numpy as np
 import tensorflow as tf
 
 import cifar100
-import image_folder
-import imagenet
 from serving import export, infer
+from serving.model import datasets
 from splitnet.common import schema
-from splitnet.common.errors import UserError, program
+from splitnet.common.errors import UserError, first_line, program
 from splitnet.common.files import plain_path
 from splitnet.common.flags import Parser, add, integer, one_of
 from splitnet.data.batches import numbered_batches
 from splitnet.data.dataset import DataSettings
 from splitnet.reporting.tables import markdown
 
-datasets = {'cifar100': cifar100, 'image_folder': image_folder, 'imagenet': imagenet}
 BATCH = 100
 
 
@@ -77,26 +75,28 @@ def load_onnx(path):
   return lambda x: dict(zip(names, session.run(None, {'given': np.asarray(x, np.float32)})))
 
 
+def path_of(name, model):
+  """Returns where a model, its dict in the manifest, stands in the export in a format."""
+  return model['path'] if name == 'SavedModel' else f'{name}/{model["name"]}{export.FORMATS[name]}'
+
+
 def open_models(folder, content):
   """Returns the models of an export: dict from format to a dict from name to function, which `load_*` made.
 
   Raises UserError if one cannot be loaded.
   """
-  formats = {'SavedModel': lambda model: (load_saved_model, model['path'])}
-  for name, load in (('keras', load_keras), ('litert', load_litert), ('onnx', load_onnx)):
-    if name in content.get('formats', []):
-      ending = export.FORMATS[name]
-      formats[name] = lambda model, load=load, name=name, ending=ending: (load, f'{name}/{model["name"]}{ending}')
+  loaders = {'SavedModel': load_saved_model}
+  further = {'keras': load_keras, 'litert': load_litert, 'onnx': load_onnx}
+  loaders.update({name: load for name, load in further.items() if name in content.get('formats', [])})
   models = {}
   with plain_path(folder) as plain:
-    for name, place in formats.items():
+    for name, load in loaders.items():
       models[name] = {}
       for model in content['models']:
-        load, path = place(model)
         try:
-          models[name][model['name']] = load(os.path.join(plain, path))
+          models[name][model['name']] = load(os.path.join(plain, path_of(name, model)))
         except Exception as e:  # a damaged model raises what it likes
-          raise UserError(f"the export in '{folder}' is damaged ({str(e).splitlines()[0]}): export it again") from e
+          raise UserError(f"the export in '{folder}' is damaged ({first_line(e)}): export it again") from e
   return models
 
 
@@ -145,8 +145,7 @@ def _bytes(folder, name, content, branches):
   total = 0
   for model in content['models']:
     if (model['name'] != 'whole') == branches:
-      path = model['path'] if name == 'SavedModel' else f'{name}/{model["name"]}{export.FORMATS[name]}'
-      path = os.path.join(folder, path)
+      path = os.path.join(folder, path_of(name, model))
       files = [os.path.join(where, file) for where, _, names in os.walk(path) for file in names] or [path]
       total += sum(map(os.path.getsize, files))
   return total

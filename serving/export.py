@@ -29,11 +29,10 @@ import numpy as np
 import tensorflow as tf
 
 import cifar100
-import image_folder
-import imagenet
 import keras_split
 import utils
 from serving import conversions, infer, keras_models
+from serving.model import class_names_of, datasets
 from splitnet.common import schema
 from splitnet.common.errors import UserError, program
 from splitnet.common.files import check_folder, write_json
@@ -50,7 +49,6 @@ MODEL = r'whole|trunk|branch_\d+'  # names of models
 FORMATS = {'keras': '.keras', 'litert': '.tflite', 'onnx': '.onnx'}  # further ones, and how their files' names end
 # What tf.saved_model.save writes.
 SAVED_MODEL = r'saved_model\.pb|fingerprint\.pb|variables/variables\.(index|data-\d+-of-\d+)|assets/.+'
-datasets = {'cifar100': cifar100, 'image_folder': image_folder, 'imagenet': imagenet}
 
 
 def parse_flags(argv):
@@ -328,11 +326,7 @@ def main(argv):
   stored = checkpoints.read(flags.checkpoint, keras_split.read_other)
   trained_on = stored.configuration or {'settings': {}, 'data': {}}
   dataset = trained_on['settings'].get('dataset', 'cifar100')
-  class_names, size = trained_on['data'].get('class_names'), stored.graph.image_size
-  if class_names is None:
-    names = cifar100.load_names(flags.data_dir)
-    checkpoints.check_classes(stored, names, flags.data_dir)
-    class_names = names.fine
+  class_names, size = class_names_of(stored, flags.data_dir), stored.graph.image_size
   network = checkpoints.load_network(stored, flags.harden, dtype=tf.dtypes.as_dtype(flags.precision))
   if flags.branches and (network.groups is None or stored.graph.classes.groups == 1):
     way_out = 'add --harden' if checkpoints.class_groups(stored) is not None else 'leave --branches out'

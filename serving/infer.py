@@ -43,7 +43,7 @@ import numpy as np
 import tensorflow as tf
 from pydantic import Field
 
-from serving.images import MAX_BYTES, SIZE, find_images, read_image, reason  # noqa: F401 - MAX_BYTES is read by others
+from serving.images import SIZE, find_images, read_image, reason
 from serving.model import Model
 from splitnet.common import schema
 from splitnet.common.errors import UserError, run_program

@@ -21,6 +21,19 @@ from splitnet.training import checkpoints
 datasets = {'cifar100': cifar100, 'image_folder': image_folder, 'imagenet': imagenet}
 
 
+def class_names_of(stored, data_dir):
+  """Returns the names of a checkpoint's classes, a list; of CIFAR-100, if it has none, those in a folder.
+
+  Raises UserError if they are missing, or of other classes.
+  """
+  known = (stored.configuration or {'data': {}})['data'].get('class_names')
+  if known is not None:
+    return known
+  names = cifar100.load_names(data_dir)
+  checkpoints.check_classes(stored, names, data_dir)
+  return names.fine
+
+
 class Model:
   """A network that says what is on images.
 
@@ -46,12 +59,7 @@ class Model:
     dataset = about['settings'].get('dataset', 'cifar100')
     if dataset not in datasets:
       raise UserError(f"'{stored.path}' was trained on '{dataset}', a data set that this version does not have")
-    self.class_names = about['data'].get('class_names')
-    if self.class_names is None:
-      data_dir = data_dir or about['settings'].get('data_dir') or cifar100.DATA_DIR
-      names = cifar100.load_names(data_dir)
-      checkpoints.check_classes(stored, names, data_dir)
-      self.class_names = names.fine
+    self.class_names = class_names_of(stored, data_dir or about['settings'].get('data_dir') or cifar100.DATA_DIR)
     self.crops = None if dataset == 'cifar100' else Crops.of_size(stored.graph.image_size)
     self.network = checkpoints.load_network(stored, harden)
     self.class_groups = checkpoints.class_groups(stored)

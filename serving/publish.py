@@ -42,7 +42,7 @@ from splitnet.common import schema
 from splitnet.common.errors import UserError, program
 from splitnet.common.files import check_folder, write_json, write_text
 from splitnet.reporting import results
-from splitnet.reporting.names import network_name
+from splitnet.reporting.names import STATES, network_name
 from splitnet.training import checkpoint_files, checkpoints
 
 CARD = 'MODEL_CARD.md'
@@ -78,13 +78,13 @@ def commands_of(path):
 def card_text(name, stored, configuration, result, commands):
   """Returns the model card, Markdown."""
   data, settings = configuration['data'], configuration['settings']
-  state = {'baseline': 'dense', 'group': 'grouping', 'split': 'split'}[stored.mode]
   step = stored.path.rsplit('-', 1)[-1]
   size = sum(4 * value.size for value in stored.values.values())
+  network = network_name(stored.graph, STATES[stored.mode])
   lines = [
     f'# {name}', '',
-    f'{network_name(stored.graph, state)}: {result["parameters"]:,} parameters and {result["flops"]:,} FLOPs per '
-    f'image, as the paper counts; {size / 1e6:.1f} MB of float32.', '',
+    f'{network}: {result["parameters"]:,} parameters and {result["flops"]:,} FLOPs per image, as the paper counts; '
+    f'{size / 1e6:.1f} MB of float32.', '',
     '| | |', '|---|---|',
     f'| data | {data.get("source", "own")} {settings.get("dataset", "cifar100")}, '
     f'{data["train_images"]:,} training images |',

@@ -47,12 +47,12 @@ from splitnet.common import schema
 from splitnet.common.errors import UserError, program
 from splitnet.common.files import check_output_file, telling_of_output, write_text
 from splitnet.data.batches import numbered_batches
-from splitnet.data.dataset import DataSettings
+from splitnet.data.dataset import DataSettings, of_run
 from splitnet.network import counting, folding, layers
 from splitnet.parallel import executor
 from splitnet.reporting import metrics, plots, results
-from splitnet.reporting.names import network_name
-from splitnet.training import checkpoints, log
+from splitnet.reporting.names import evaluated_name
+from splitnet.training import checkpoints, log_files
 
 FORMS = {'.png': 'image/png', '.svg': 'image/svg+xml'}
 
@@ -93,7 +93,7 @@ class Entry:
       self.stored = None
     else:
       self.stored = checkpoints.read(path, keras_split.read_other)
-      self.metrics = [m for m in log.read_metrics(self.run_folder) if m['kind'] != 'groups']
+      self.metrics = [m for m in log_files.read_metrics(self.run_folder) if m['kind'] != 'groups']
 
   @property
   def run_folder(self):
@@ -109,9 +109,8 @@ class Entry:
     prepare = layers.preparation(network.graph, dataset.prepare)
     logits, speed = executor.predict(folding.folded(network), data, prepare, 100)
     parameters, flops = counting.total(counting.counts(network))
-    state = 'dense' if groups is None else 'split' if network.groups is not None else 'grouping, not hardened'
     self.result = {
-      'checkpoint': self.stored.path, 'split': 'test', 'network_text': network_name(network.graph, state),
+      'checkpoint': self.stored.path, 'split': 'test', 'network_text': evaluated_name(network, groups),
       'parameters': parameters, 'flops': flops, 'images_per_second': speed.images_per_second,
       **metrics.measure(logits, data.labels, dataset.names, groups),
     }  # fmt: skip
@@ -144,13 +143,10 @@ def class_lines(result, members):
   of = result.get('superclass_of_class')
   if not of:
     return [', '.join(members)]
-  lines = []
-  for superclass in sorted({of[name] for name in members}):
-    everyone = [name for name in of if of[name] == superclass]
-    inside = [name for name in everyone if name in members]
-    part = f'{len(inside)} of {len(everyone)} {superclass}: {", ".join(inside)}'
-    lines.append(superclass if inside == everyone else part)
-  return lines
+  return [
+    superclass if len(names) == size else f'{len(names)} of {size} {superclass}: {", ".join(names)}'
+    for superclass, names, size in results.by_superclass(members, of)
+  ]
 
 
 def tree_of(network, class_names, result):
@@ -200,10 +196,10 @@ def class_table(entries):
 def open_data(flags, entry):
   """Opens the data that the flags name, or those of a run: a DataSet; UserError if they are not there."""
   stored, settings = entry.stored, (entry.stored.configuration or {'settings': {}})['settings']
-  chosen = flags.dataset or settings.get('dataset', 'cifar100')
-  return datasets[chosen].open_dataset(
-    DataSettings(flags.data_dir or settings.get('data_dir'), image_size=stored.graph.image_size)
-  )
+  chosen, data_dir = of_run(settings, flags.dataset, flags.data_dir)
+  if chosen == settings.get('dataset', 'cifar100'):
+    data_dir = data_dir or settings.get('data_dir')
+  return datasets[chosen].open_dataset(DataSettings(data_dir, image_size=stored.graph.image_size))
 
 
 def sample_images(model, dataset, data, count):

@@ -30,7 +30,7 @@ import helpers  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
 import train  # noqa: E402
-from splitnet.training import checkpoint_files, checkpoints, log  # noqa: E402
+from splitnet.training import checkpoint_files, checkpoints, log_files  # noqa: E402
 
 # Patterns of a name that comes; the process is killed as soon as one that was not there is seen.
 MOMENTS = {
@@ -119,7 +119,7 @@ def kill_at(process, folder, pattern, draw, limit):
 def events(folder):
   """Returns the steps of TensorBoard's values by tag."""
   steps = collections.defaultdict(list)
-  summaries = os.path.join(folder, log.SUMMARIES)
+  summaries = os.path.join(folder, log_files.SUMMARIES)
   for name in sorted(os.listdir(summaries)):
     for event in tf.compat.v1.train.summary_iterator(os.path.join(summaries, name)):
       for value in event.summary.value:
@@ -129,9 +129,9 @@ def events(folder):
 
 def report(folder):
   """Returns what a run has reported, without speeds and without the lines that tell of a resume."""
-  with open(os.path.join(folder, log.TEXT), encoding='utf-8') as f:
+  with open(os.path.join(folder, log_files.TEXT), encoding='utf-8') as f:
     lines = [re.sub(r'[\d.]+ images/s|; last checkpoint .*', '', line) for line in f]
-  metrics = [{n: v for n, v in m.items() if n != 'images_per_second'} for m in log.read_metrics(folder)]
+  metrics = [{n: v for n, v in m.items() if n != 'images_per_second'} for m in log_files.read_metrics(folder)]
   lines = itertools.dropwhile(lambda line: not line.startswith('step '), lines)  # what is said of settings and folders
   return [line for line in lines if not line.startswith('going on')], metrics, events(folder)
 

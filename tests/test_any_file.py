@@ -27,7 +27,7 @@ from splitnet.data import readers, safe_pickle, safe_tar
 from splitnet.data.dataset import DataSettings
 from splitnet.network import grouping
 from splitnet.reporting import compare
-from splitnet.training import checkpoints, log, replicas
+from splitnet.training import checkpoints, log_files, replicas
 
 few = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
 
@@ -114,7 +114,7 @@ def read_grouping(path):
 
 
 def read_progress(folder):
-  list(log.read_metrics(folder))
+  list(log_files.read_metrics(folder))
   runs.print_progress(runs.Run(folder, None, {'max_steps': 100}), 0, 60)
 
 

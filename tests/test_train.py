@@ -19,7 +19,7 @@ import train
 from splitnet.network import hardening
 from splitnet.network.network import create
 from splitnet.parallel import devices
-from splitnet.training import checkpoints, log, schedule
+from splitnet.training import checkpoints, log_files, schedule
 
 
 def read(*path):
@@ -154,7 +154,7 @@ def test_epochs_are_so_many_steps_and_a_run_that_counts_steps_is_the_same(data, 
   more = ['--epochs', 2, '--lr_step', '1/2', '--lr_warmup', 0.25, *helpers.NETWORK]
   assert train.main(helpers.flags('baseline', data, folder, *more)) == 0  # 90 images, 20 a step
   assert json.loads(read(folder, 'config.json'))['settings']['max_steps'] == 9
-  rates = {m['step']: m['learning_rate'] for m in log.read_metrics(folder, 'train')}
+  rates = {m['step']: m['learning_rate'] for m in log_files.read_metrics(folder, 'train')}
   assert rates == {5: pytest.approx(0.01)}  # step 4 is the first after half of 9, and the warm-up is over
   # A longer run would have other shares; the same steps said in epochs go on, also further.
   longer = ['--epochs', 4, *more[2:]]

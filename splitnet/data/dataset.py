@@ -47,3 +47,15 @@ class DataSet:
   prepare: Callable[..., Any]
   read: Callable[[str], Any] | None = None
   notes: tuple[str, ...] = ()
+
+
+def of_run(settings, dataset, data_dir):
+  """Returns (name, folder or None) of the data that flags name, else of those that a run was trained on.
+
+  Args:
+    settings: the run's, a dict, maybe empty; dataset, data_dir: the flags, or None.
+  """
+  was = settings.get('dataset', 'cifar100')
+  if data_dir is None and dataset in (None, was) and was != 'cifar100':
+    data_dir = settings.get('data_dir')
+  return dataset or was, data_dir

@@ -59,17 +59,16 @@ def groups_text(result):
   A superclass that is whole in a group stands by its name alone, another with those of its classes that are there.
   """
   superclass_of, lines = result['superclass_of_class'], []
-  superclasses = sorted(set(superclass_of.values()))
-  size_of = {superclass: list(superclass_of.values()).count(superclass) for superclass in superclasses}
   for g, members in enumerate(result['groups']):
-    inside = {s: [name for name in members if superclass_of[name] == s] for s in superclasses}
-    whole = [s for s in superclasses if len(inside[s]) == size_of[s]]
+    parts = results.by_superclass(members, superclass_of)
+    whole = [superclass for superclass, names, size in parts if len(names) == size]
     lines += ['', f'group {g}: {len(members)} classes, {len(whole)} whole superclasses']
     if whole:
       lines.append(textwrap.fill(', '.join(whole), 98, initial_indent='  ', subsequent_indent='  '))
-    for s, names in inside.items():
-      if names and s not in whole:
-        lines.append(f'  {len(names)} of {size_of[s]} {s}: {", ".join(names)}')
+    for superclass, names, size in parts:
+      if len(names) < size:
+        lines.append(f'  {len(names)} of {size} {superclass}: {", ".join(names)}')
+  superclasses = sorted(set(superclass_of.values()))
   indices = [superclasses.index(superclass_of[name]) for members in result['groups'] for name in members]
   mean, deviation = metrics.random_agreement([len(members) for members in result['groups']], indices)
   text = f'agreement with the superclasses: {result["agreement"]:.2f}'

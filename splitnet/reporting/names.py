@@ -2,6 +2,8 @@
 
 from splitnet.network.graph import WEIGHTED
 
+STATES = {'baseline': 'dense', 'group': 'grouping', 'split': 'split'}  # of a network, by the stage that trained it
+
 
 def unit_names(graph):
   """Returns a name to read for each set of units that may be divided: dict by the code's name.
@@ -32,3 +34,12 @@ def with_code_name(name, text):
 def network_name(graph, state):
   """Returns a network's name and state: 'dense', 'grouping' or 'split'."""
   return f'{graph.name}, {state if state == "dense" else f"{state} {graph.split}"}'
+
+
+def evaluated_name(network, groups):
+  """Returns an evaluated network's name and state, such as 'WRN-16-8, split 2-2-2'.
+
+  `groups` are the hard groups of its classes, None if it is dense.
+  """
+  state = 'dense' if groups is None else 'split' if network.groups is not None else 'grouping, not hardened'
+  return network_name(network.graph, state)

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import utils
 from splitnet.common.files import whole_file
+from splitnet.network import hardening
 
 WEIGHTS_TEXT = (
   'Rows are inputs, columns outputs, both in group order; dark is a large weight (the darkest 1 % alike), and a white '
@@ -24,10 +25,7 @@ SHADES = colors.LinearSegmentedColormap.from_list('shares', ['#ffffff', '#c3b1e1
 
 def ordered_weights(network):
   """Returns `order_weights` by split layer, by the present groups (figure 3)."""
-  graph, groups = network.graph, {}
-  for name, units in graph.units.items():
-    alpha = network.weights.get(units.alpha)
-    groups[name] = np.zeros(units.size, np.int64) if alpha is None else utils.hard_groups(alpha)
+  graph, groups = network.graph, hardening.present_groups(network)
   return {
     layer.name: order_weights(graph, layer, network.weights[layer.weights].numpy(), groups)
     for layer in graph.split_layers

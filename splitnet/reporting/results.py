@@ -36,6 +36,18 @@ class Result(Size):
   samples_picture: schema.NotRequired[schema.Text]
 
 
+def by_superclass(members, superclass_of):
+  """Returns the superclasses of some classes, in order.
+
+  A list of (superclass, those of its classes that are among them, how many it has in all).
+  """
+  inside = {}
+  for name in members:
+    inside.setdefault(superclass_of[name], []).append(name)
+  every = list(superclass_of.values())
+  return [(superclass, inside[superclass], every.count(superclass)) for superclass in sorted(inside)]
+
+
 def write(path, result, names, groups, samples):
   """Writes a result as JSON and, beside it, two pictures; returns their paths.
 

@@ -1,258 +1,19 @@
-"""What a training run reports: train.log, metrics.jsonl, TensorBoard, pictures.
-
-metrics.jsonl is what programs read: one JSON object per line, each with 'step' and 'kind'. A run that is resumed from a
-checkpoint takes back what was reported of later steps, so that no step stands anywhere twice.
-
-  kind 'train'   total, cross_entropy, l2, accuracy (means since the last line), learning_rate, images_per_second, and
-                 if the stage has them distillation, overlap, weight_split, uniform, confidence (by assignment name),
-                 group_sizes (lists by assignment name)
-  kind 'val'     accuracy, cross_entropy, best
-  kind 'groups'  hardened_parameters, parameters, hardened_flops, flops, dropped (see hardening.Dropped); or error
-"""
+"""Reports a training run: train.log, metrics.jsonl (log_files.py), TensorBoard, pictures."""
 
 import contextlib
-import itertools
 import json
 import os
-import re
-import struct
 import sys
-from typing import Annotated, Literal
 
-import numpy as np
 import tensorflow as tf
-from pydantic import Field
 from tensorboard.plugins.hparams import api as hparams
 from tqdm import tqdm
 
 import utils
-from splitnet.common import schema
-from splitnet.common.errors import UserError
-from splitnet.common.files import whole_file
-from splitnet.network import counting, hardening
-from splitnet.network.graph import Tree
-from splitnet.parallel import devices
 from splitnet.reporting import plots
-from splitnet.reporting.names import network_name, unit_names, with_code_name
-
-METRICS = 'metrics.jsonl'
-TEXT = 'train.log'
-SUMMARIES = 'summaries'
-
-
-@schema.record
-class Step(schema.TypedDict):
-  """What every line of metrics.jsonl holds."""
-
-  step: schema.Count
-  kind: Literal['val', 'groups']
-
-
-@schema.record
-class TrainingStep(schema.TypedDict):
-  """Of a line of kind 'train' what others read."""
-
-  step: schema.Count
-  kind: Literal['train']
-  total: float
-  cross_entropy: schema.NotRequired[float]
-  accuracy: schema.Share
-  images_per_second: Annotated[float, Field(ge=0)]
-  confidence: schema.NotRequired[dict[schema.Text, schema.Share]]
-
-
-Metrics = Annotated[Step | TrainingStep, Field(discriminator='kind')]
-
-
-def read_metrics(folder, kind=None):
-  """Yields the objects in the metrics.jsonl of a run's folder, in order, if any.
-
-  They are of one kind, or all. Raises UserError if a line is damaged, other than the last of a run that was killed
-  while it wrote.
-  """
-  path = os.path.join(folder, METRICS)
-  try:
-    with contextlib.suppress(FileNotFoundError), schema.open_file(path) as f:
-      for number in itertools.count(1):  # noqa: B007 - the sentence below has it
-        line = f.readline(schema.MAX_BYTES)
-        if not line.endswith(b'\n'):
-          return
-        metrics = schema.parse_json(line, Metrics)
-        if kind in (None, metrics['kind']):
-          yield metrics
-  except OSError as e:
-    raise UserError(f"'{path}' cannot be read ({e.strerror}): remove it") from e
-  except ValueError as e:
-    raise UserError(f"line {number} of '{path}' is damaged ({e}): remove it") from e
-
-
-def settings_table(settings):
-  """Returns every setting on a line of its own, in the order of the names: text."""
-  width = max(map(len, settings))
-  return '\n'.join(f'{name:<{width}}  {value}' for name, value in sorted(settings.items()))
-
-
-def size_table(counts):
-  """Returns a network's parameters and FLOPs layer by layer, and in all: text.
-
-  The totals are those of the paper's tables, and with everything.
-  """
-  lines = [f'{"layer":<28} {"parameters":>12} {"FLOPs per image":>18}']
-  for count in counts:
-    note = '' if any(count.counted) else '  (not counted)'
-    lines.append(f'{count.name:<28} {count.parameters:>12,} {count.flops:>18,}{note}')
-  (parameters, flops), (every_parameter, every_flop) = counting.total(counts), counting.total(counts, True)
-  lines.append(
-    f'{parameters:,} parameters, {flops:,} FLOPs per image (as the paper counts; with what it leaves '
-    f'out {every_parameter:,} and {every_flop:,})'
-  )
-  return '\n'.join(lines)
-
-
-def hardened_now(network):
-  """Returns what the present assignments would harden into, and a line that says it.
-
-  The first are the metrics of kind 'groups'; the line has the counts beside the dense ones, and what is lost.
-  """
-  try:
-    tree = Tree(network.graph, hardening.present_groups(network))
-  except UserError as e:
-    return {'error': str(e)}, f'cannot be hardened now: {e}'
-  parameters, flops = counting.total(counting.counts(tree))
-  dense_parameters, dense_flops = counting.total(counting.counts(network))
-  values = {name: variable.numpy() for name, variable in network.weights.items()}
-  dropped = hardening.dropped_weights(network.graph, tree.groups, values)
-  metrics = dict(
-    hardened_parameters=parameters, parameters=dense_parameters, hardened_flops=flops, flops=dense_flops,
-    dropped=dropped._asdict(),
-  )  # fmt: skip
-  return metrics, (
-    f'hardened now: {parameters:,} of {dense_parameters:,} ({100 * parameters / dense_parameters:.1f} %) parameters, '
-    f'{flops:,} of {dense_flops:,} ({100 * flops / dense_flops:.1f} %) FLOPs per image; drops '
-    + hardening.describe_dropped(dropped)
-  )
-
-
-def assignment_states(network):
-  """Returns dict from assignment name to (mean confidence, group sizes int array)."""
-  states = {}
-  for name, q in network.soft_assignments().items():
-    sizes = utils.group_sizes(utils.hard_groups(q), len(q))
-    states[name] = (float(utils.confidence(q)), sizes)
-  return states
-
-
-def least_confidence(network):
-  """Returns the mean confidence of the least decided assignment, in (0, 1]."""
-  return min(confidence for confidence, _ in assignment_states(network).values())
-
-
-def groups_markdown(groups, names):
-  """Returns a Markdown table of the classes of each group, by superclass if there are any."""
-  lines = ['| group | classes |', '|---|---|']
-  for g in range(groups.max() + 1):
-    members = np.flatnonzero(groups == g)
-    inside = ', '.join(names.fine[c] for c in members)
-    if names.coarse:
-      of = {s: [names.fine[c] for c in members if names.fine_to_coarse[c] == s] for s in range(len(names.coarse))}
-      inside = '; '.join(f'**{names.coarse[s]}**: {", ".join(classes)}' for s, classes in of.items() if classes)
-    lines.append(f'| {g} ({len(members)}) | {inside} |')
-  return '\n'.join(lines)
-
-
-def _rewrite(path, kept):
-  """Writes what is kept of a file, bytes, unless that is all of it."""
-  if os.path.getsize(path) != len(kept):
-    with whole_file(path, 'wb') as f:
-      f.write(kept)
-
-
-def _line_steps(lines):
-  """Yields the step of each line of train.log; those of a line that begins with a blank is the line's before it."""
-  step = -1
-  for line in lines:
-    if not line.startswith(b' '):
-      match = re.match(rb'step (\d+): ', line)
-      step = int(match.group(1)) if match else -1
-    yield step
-
-
-def _events(content):
-  """Yields (bytes, step) of each whole event in the content of a TensorBoard file; step -1: of none.
-
-  Each has 8 bytes of length, 4 of checksum, the event, and 4 of checksum.
-  """
-  start = 0
-  while start + 12 <= len(content):
-    (length,) = struct.unpack_from('<Q', content, start)
-    end = start + length + 16
-    if end > len(content):
-      return
-    event = tf.compat.v1.Event.FromString(content[start + 12 : end - 4])
-    yield content[start:end], event.step if event.HasField('summary') else -1
-    start = end
-
-
-def cut_back(folder, step):
-  """Removes what a run has reported of steps after the one that it is resumed at.
-
-  Args:
-    folder: the run's; step: int; -1 if it starts anew.
-
-  Raises:
-    UserError: if a file is damaged.
-  """
-  path = os.path.join(folder, TEXT)
-  if os.path.exists(path):
-    with open(path, 'rb') as f:
-      lines = f.read().splitlines(keepends=True)
-    lines = [line for line, of in zip(lines, _line_steps(lines)) if of <= step and line.endswith(b'\n')]
-    lines = lines if step >= 0 else []  # not even what was said of a run's start
-    _rewrite(path, b''.join(lines))
-  path = os.path.join(folder, METRICS)
-  if os.path.exists(path):
-    kept = [metrics for metrics in read_metrics(folder) if metrics['step'] <= step]
-    _rewrite(path, b''.join(json.dumps(metrics).encode() + b'\n' for metrics in kept))
-  summaries = os.path.join(folder, SUMMARIES)
-  for name in os.listdir(summaries) if os.path.isdir(summaries) else ():
-    path = os.path.join(summaries, name)
-    if '.tfevents.' in name and os.path.isfile(path):
-      with open(path, 'rb') as f:
-        content = f.read()
-      try:
-        _rewrite(path, b''.join(event for event, of in _events(content) if of <= step))
-      except ValueError as e:
-        raise UserError(f"'{path}' is damaged ({e}): remove it") from e
-
-
-STATES = {'baseline': 'dense', 'group': 'grouping', 'split': 'split'}
-
-
-def run_text(network, configuration, validation_images):
-  """Returns what is said of a run with this configuration (see checkpoints.describe).
-
-  Returns:
-    (three lines: which network, which images, how long and where; the tables of settings and layers).
-  """
-  data, settings = configuration['data'], configuration['settings']
-  counts, where = counting.counts(network), os.path.join(settings['train_dir'], TEXT)
-  parameters, flops = counting.total(counts)
-  epochs = settings['max_steps'] * settings['batch_size'] / data['train_images']
-  source = 'CIFAR-100' if settings['dataset'] == 'cifar100' else settings['dataset']
-  source += f' ({data["source"]})' if data.get('source', source) != source else ''
-  name = network_name(network.graph, STATES[configuration['mode']])
-  lines = [
-    f'{name}: {parameters:,} parameters, {flops:,} FLOPs per image',
-    f"{source} in '{settings['data_dir']}': {data['train_images']:,} images to train on, "
-    f'{validation_images:,} to validate, {data["classes"]} classes',
-    f'{settings["max_steps"]:,} steps of {settings["batch_size"]} images, {epochs:.4g} epochs, on '
-    f"{devices.description()}; settings and layers: '{where}'",
-  ]
-  rows = {**settings, **configuration['network'], 'mode': configuration['mode']}
-  rows.update({} if configuration['mode'] == 'baseline' else {'groups': network.graph.split})
-  rows.update({f'data {name}': value for name, value in data.items() if name != 'class_names'})
-  return lines, [settings_table({**rows, 'computes on': devices.description()}), size_table(counts)]
-
+from splitnet.reporting.names import unit_names, with_code_name
+from splitnet.training.log_files import METRICS, SUMMARIES, TEXT, cut_back
+from splitnet.training.run_texts import assignment_states, groups_markdown, hardened_now
 
 # What the scalars are, by the beginning of their tags.
 DESCRIPTIONS = {
@@ -343,10 +104,10 @@ class Log:
       yield
     self._writer.flush()
 
-  def _scalars(self, step, values, description=None):
+  def _scalars(self, step, values, descriptions=DESCRIPTIONS):
     with self._summaries():
       for name, value in values.items():
-        tf.summary.scalar(name, value, step, DESCRIPTIONS.get(name, description))
+        tf.summary.scalar(name, value, step, descriptions.get(name))
 
   def settings(self, settings):
     """Reports a new run's settings, but for its paths, to TensorBoard, which compares runs by them."""
@@ -369,6 +130,7 @@ class Log:
       **{f'loss/{n}': terms[n] for n in ('total', 'cross_entropy', 'l2', 'distillation') if n in terms},
       'accuracy/train': terms['accuracy'], 'speed/learning_rate': rate, 'speed/images_per_second': speed,
     }  # fmt: skip
+    descriptions = dict(DESCRIPTIONS)
     if network.with_assignments:
       states, names = assignment_states(network), unit_names(network.graph)
       metrics['confidence'] = {name: confidence for name, (confidence, _) in states.items()}
@@ -383,10 +145,12 @@ class Log:
       scalars['groups/least_confidence'] = least
       for name, (confidence, sizes) in states.items():
         own = {'confidence': confidence, **{f'size of group {g}': float(size) for g, size in enumerate(sizes)}}
-        self._scalars(step, {f'units/{names[name]}/{n}': v for n, v in own.items()}, f'assignment {name}')
+        own = {f'units/{names[name]}/{n}': value for n, value in own.items()}
+        scalars.update(own)
+        descriptions.update(dict.fromkeys(own, f'assignment {name}'))
     self.line(text, brief=brief + self._epoch(step))
     self._record(step, 'train', metrics)
-    self._scalars(step, scalars)
+    self._scalars(step, scalars, descriptions)
 
   def validation(self, step, accuracy, cross_entropy, best, confusion=None):
     """Reports a validation: accuracy, cross-entropy, the best accuracy so far, and the confusion matrix."""

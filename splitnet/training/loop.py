@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from splitnet.common.errors import UserError, terminable
 from splitnet.data.batches import UNREADABLE
-from splitnet.training import log
+from splitnet.training import log, run_texts
 from splitnet.training.saver import Saver
 
 SAMPLES = 24  # images that the end of a run shows with what the network takes them for
@@ -87,7 +87,7 @@ class Loop:
 
     A new one keeps all of that in its log. A brief run prints nothing of it.
     """
-    lines, tables = log.run_text(self._network, self._configuration, validation_images)
+    lines, tables = run_texts.run_text(self._network, self._configuration, validation_images)
     for text in (*lines, *tables):
       shown = verbose or text in lines
       if not self._resumed:
@@ -210,7 +210,7 @@ class Loop:
     wanted = self._settings.stop_when_converged
     if not wanted:
       return None
-    least = self._replicas.of_chief(log.least_confidence(self._network))
+    least = self._replicas.of_chief(run_texts.least_confidence(self._network))
     return f'every assignment is at least {least:.4g} confident' if least >= wanted else None
 
   def _no_better(self):

@@ -18,6 +18,7 @@ from PIL import Image
 
 import cifar100
 from serving import export, infer
+from serving.images import MAX_BYTES
 from splitnet.common.errors import UserError
 from splitnet.network import counting
 from splitnet.training import checkpoints
@@ -451,7 +452,7 @@ def test_what_is_no_file_is_told_and_never_read(originals, exports, images, pict
   os.symlink('/dev/zero', os.path.join(pictures, '01.png'))
   huge = os.path.join(pictures, '02.png')
   with open(huge, 'wb') as f:
-    f.truncate(infer.MAX_BYTES + 1)
+    f.truncate(MAX_BYTES + 1)
   bomb = os.path.join(pictures, '03.png')
   with open(os.path.join(pictures, '0.png'), 'rb') as f, open(bomb, 'wb') as g:
     content = f.read()

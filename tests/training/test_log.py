@@ -21,7 +21,7 @@ import train
 from splitnet.common.errors import UserError
 from splitnet.network import counting, hardening
 from splitnet.network.network import create
-from splitnet.training import checkpoints, log
+from splitnet.training import checkpoints, log, log_files, run_texts
 
 ASSIGNMENTS = {'split_q1': (3, 100), 'split_p1': (3, 64), 'split_p2': (2, 32), 'split_r21': (2, 64)}  # groups, units
 READ = {
@@ -38,12 +38,12 @@ def read(*path):
 
 
 def test_settings_stand_on_a_line_each_in_the_order_of_their_names():
-  assert log.settings_table({'seed': 0, 'batch_size': 90}) == 'batch_size  90\nseed        0'
+  assert run_texts.settings_table({'seed': 0, 'batch_size': 90}) == 'batch_size  90\nseed        0'
 
 
 def test_every_layer_is_listed_with_its_size_and_they_add_up():
   network = networks.build(resnet_split.WideResNet(k=1, num_residual_units=1))
-  _, *layers, total = log.size_table(counting.counts(network)).split('\n')
+  _, *layers, total = run_texts.size_table(counting.counts(network)).split('\n')
   numbers = [[int(word.replace(',', '')) for word in line.split()[1:3]] for line in layers]
   counted = [not line.endswith('(not counted)') for line in layers]
   assert next(line.split()[0] for line, c in zip(layers, counted) if not c) == 'init_conv'
@@ -64,15 +64,15 @@ def test_grouping_tells_what_it_would_harden_into_beside_the_dense_network(runs)
   assert float(said[2]) == pytest.approx(100 * hardened[0] / dense[0], abs=0.06)
   dropped = hardening.dropped_weights(network.graph, hardening.present_groups(network), last.values)
   assert read(runs['group'], 'train.log').count('; drops ' + hardening.describe_dropped(dropped)) >= 1
-  *_, metrics = log.read_metrics(runs['group'], 'groups')
+  *_, metrics = log_files.read_metrics(runs['group'], 'groups')
   assert metrics == dict(
     step=12, kind='groups', hardened_parameters=hardened[0], parameters=dense[0], hardened_flops=hardened[1],
     flops=dense[1], dropped=dropped._asdict(),
   )  # fmt: skip
   alpha = network.weights['group/split_q1/alpha']
   alpha.assign(np.arange(alpha.shape[0])[:, None] * np.ones(alpha.shape))  # all in the last group
-  assert log.hardened_now(network)[1].startswith('cannot be hardened now: assignment split_q1')
-  assert 'assignment split_q1' in log.hardened_now(network)[0]['error']
+  assert run_texts.hardened_now(network)[1].startswith('cannot be hardened now: assignment split_q1')
+  assert 'assignment split_q1' in run_texts.hardened_now(network)[0]['error']
 
 
 # --- metrics ------------------------------------------------------------------------------------------------------
@@ -80,44 +80,46 @@ def test_grouping_tells_what_it_would_harden_into_beside_the_dense_network(runs)
 
 def test_metrics_hold_every_term_validation_and_group(runs):
   for mode, folder in runs.items():
-    training = list(log.read_metrics(folder, 'train'))
+    training = list(log_files.read_metrics(folder, 'train'))
     assert [m['step'] for m in training] == ([5, 10] if mode == 'group' else [5])
     terms = {'total', 'cross_entropy', 'l2', 'accuracy', 'learning_rate', 'images_per_second'}
     if mode == 'group':
       terms |= {'overlap', 'weight_split', 'uniform', 'confidence', 'group_sizes'}
     assert all(m.keys() == terms | {'step', 'kind'} for m in training)
     validations = [
-      (m['step'], round(100 * m['accuracy'], 2), round(m['cross_entropy'], 4)) for m in log.read_metrics(folder, 'val')
+      (m['step'], round(100 * m['accuracy'], 2), round(m['cross_entropy'], 4))
+      for m in log_files.read_metrics(folder, 'val')
     ]
     assert validations == [pytest.approx(v, abs=0.006) for v in helpers.validations(read(folder, 'train.log'))]
-    assert bool(list(log.read_metrics(folder, 'groups'))) == (mode == 'group')
-  for metrics in log.read_metrics(runs['group'], 'train'):
+    assert bool(list(log_files.read_metrics(folder, 'groups'))) == (mode == 'group')
+  for metrics in log_files.read_metrics(runs['group'], 'train'):
     assert {n: (len(s), sum(s)) for n, s in metrics['group_sizes'].items()} == ASSIGNMENTS
     assert all(1 / groups <= metrics['confidence'][n] <= 1 for n, (groups, _) in ASSIGNMENTS.items())
-  assert [m['step'] for m in log.read_metrics(runs['group'], 'groups')] == [0, 6, 12]
-  best = [m['best'] for m in log.read_metrics(runs['baseline'], 'val')]
-  assert best == sorted(best) and best[0] == pytest.approx(next(log.read_metrics(runs['baseline'], 'val'))['accuracy'])
+  assert [m['step'] for m in log_files.read_metrics(runs['group'], 'groups')] == [0, 6, 12]
+  best = [m['best'] for m in log_files.read_metrics(runs['baseline'], 'val')]
+  first = next(log_files.read_metrics(runs['baseline'], 'val'))
+  assert best == sorted(best) and best[0] == pytest.approx(first['accuracy'])
 
 
 def test_metrics_go_on_with_the_run_also_after_a_torn_line(runs, data, tmp_path):
   folder = str(tmp_path / 'run')
   shutil.copytree(runs['split'], folder)
-  before = list(log.read_metrics(folder))
-  with open(os.path.join(folder, log.METRICS), 'a', encoding='utf-8') as f:
+  before = list(log_files.read_metrics(folder))
+  with open(os.path.join(folder, log_files.METRICS), 'a', encoding='utf-8') as f:
     f.write('{"step": 6, "kind": "tr')  # killed here
-  assert list(log.read_metrics(folder)) == before
+  assert list(log_files.read_metrics(folder)) == before
   arguments = helpers.flags('split', data, folder, '--basemodel', runs['group'], '--max_steps', 10)
   assert train.main(arguments) == 0
-  after = list(log.read_metrics(folder))
+  after = list(log_files.read_metrics(folder))
   assert after[: len(before)] == before
   assert [(m['step'], m['kind']) for m in after[len(before) :]] == [(10, 'train'), (10, 'val')]
-  assert all(json.loads(line) for line in read(folder, log.METRICS).splitlines())
+  assert all(json.loads(line) for line in read(folder, log_files.METRICS).splitlines())
 
 
 def test_without_metrics_there_are_none_and_damaged_ones_are_named(tmp_path):
-  assert list(log.read_metrics(str(tmp_path))) == []
-  (tmp_path / log.METRICS).write_text('{"step": 1, "kind": "val"}\n{"step": 2\n{"step": 3, "kind": "val"}\n')
-  found = log.read_metrics(str(tmp_path))
+  assert list(log_files.read_metrics(str(tmp_path))) == []
+  (tmp_path / log_files.METRICS).write_text('{"step": 1, "kind": "val"}\n{"step": 2\n{"step": 3, "kind": "val"}\n')
+  found = log_files.read_metrics(str(tmp_path))
   assert next(found) == {'step': 1, 'kind': 'val'}
   with pytest.raises(UserError, match=r'line 2 of .* is damaged'):
     next(found)
@@ -134,7 +136,7 @@ def reported(folder):
     for event in tf.compat.v1.train.summary_iterator(path):
       for value in event.summary.value:
         steps.setdefault(value.tag, []).append(event.step)
-  return read(folder, 'train.log').splitlines(), list(log.read_metrics(folder)), steps
+  return read(folder, 'train.log').splitlines(), list(log_files.read_metrics(folder)), steps
 
 
 def report(folder, step, *steps):
@@ -153,7 +155,7 @@ def report(folder, step, *steps):
 def test_no_step_stands_twice_after_a_kill(tmp_path, torn):
   folder, whole = str(tmp_path / 'killed'), str(tmp_path / 'whole')
   report(folder, -1, 5, 10, 15, 20)
-  with open(os.path.join(folder, log.TEXT), 'ab') as f:
+  with open(os.path.join(folder, log_files.TEXT), 'ab') as f:
     f.write(b'step 20: groups\n  split_q1: group sizes [1]\n' + torn)
   for path in glob.glob(os.path.join(folder, 'summaries', '*')):
     with open(path, 'ab') as f:
@@ -202,7 +204,7 @@ def test_summaries_hold_every_scalar_with_a_description(summaries, runs):
     'groups/overlap': 'overlap', 'groups/weight_split': 'weight_split', 'groups/uniform': 'uniform',
     'speed/learning_rate': 'learning_rate', 'speed/images_per_second': 'images_per_second',
   }  # fmt: skip
-  metrics = {m['step']: m for m in log.read_metrics(runs['group'], 'train')}
+  metrics = {m['step']: m for m in log_files.read_metrics(runs['group'], 'train')}
   for tag, name in terms.items():
     assert steps_of(scalars[tag]) == [5, 10] and scalars[tag]['description'], tag
     assert all(float(scalars[tag][step]) == pytest.approx(metrics[step][name], rel=1e-6) for step in (5, 10))
