@@ -2,6 +2,9 @@
 
 Programs import this first; a Python without TensorFlow ends here, with a sentence. What TensorFlow wrote is shown if
 importing it fails, and always if TF_CPP_MIN_LOG_LEVEL is set to 0 or 1; later errors are not hidden.
+
+TensorFlow imports Keras, which imports scikit-learn and matplotlib: a third of the time that a program takes to start.
+Here it does not; `tf.keras` and `import keras` load it when they are first used.
 """
 
 import glob
@@ -30,14 +33,30 @@ def unused_gpu(usable, installed, environment):
   )
 
 
+def _without_keras():
+  """Imports TensorFlow, but not yet Keras; returns the module."""
+  if 'keras' in sys.modules:
+    import tensorflow as tf
+
+    return tf
+  keras = importlib.util.find_spec('keras')
+  sys.modules['keras'] = None  # TensorFlow goes on without it
+  try:
+    import tensorflow as tf
+  finally:
+    del sys.modules['keras']
+  if keras:  # for `from tensorflow.keras import layers`
+    tf.__path__ = [os.path.join(path, '_tf_keras') for path in keras.submodule_search_locations] + list(tf.__path__)
+  return tf
+
+
 def _import_tensorflow():
   stderr = os.dup(2)
   with tempfile.TemporaryFile() as notices:
     if os.environ['TF_CPP_MIN_LOG_LEVEL'] not in ('0', '1'):
       os.dup2(notices.fileno(), 2)
     try:
-      import tensorflow as tf
-
+      tf = _without_keras()
       gpus = tf.config.list_physical_devices('GPU')  # a machine without a GPU says so here, once
     except BaseException:
       os.dup2(stderr, 2)

@@ -23,3 +23,20 @@ def test_a_python_without_tensorflow_says_where_one_is():
 def test_a_gpu_that_tensorflow_cannot_use_is_not_passed_over_in_silence(usable, installed, visible, told):
   note = quiet.unused_gpu(usable, installed, {} if visible is None else {'CUDA_VISIBLE_DEVICES': visible})
   assert bool(note) == told and ('tensorflow[and-cuda]' in note) == told
+
+
+KERAS = """
+import sys, time
+import splitnet.common.quiet
+import tensorflow as tf
+assert not {'keras', 'sklearn', 'matplotlib.pyplot'} & set(sys.modules)
+from tensorflow.keras import layers
+import keras
+assert keras.layers.Dense is layers.Dense is tf.keras.layers.Dense
+print(layers.Dense(3)(tf.zeros((2, 5))).shape)
+"""
+
+
+def test_keras_is_imported_when_it_is_used_and_not_before():
+  done = subprocess.run([sys.executable, '-c', KERAS], cwd=helpers.PROJECT, capture_output=True, text=True)
+  assert (done.returncode, done.stdout, done.stderr) == (0, '(2, 3)\n', '')

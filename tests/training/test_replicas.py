@@ -105,12 +105,12 @@ def finished(process):
 
 @pytest.fixture(scope='module')
 def runs(start, tmp_path_factory):
-  """Runs of each stage on one device, on several, with branches placed, as two tasks of Slurm: folder, and stdouts."""
+  """Runs of grouping and of a split on one device, on several, with branches placed, as two tasks of Slurm: folder, and stdouts."""
   data, folder = helpers.data(tmp_path_factory), tmp_path_factory.mktemp('distributed')
   several = ['--num_logical_devices', SEVERAL]
-  one = [flags(mode, data, folder / 'one' / mode) for mode in ('baseline', 'group', 'split')]
-  one.append(flags('baseline', data, folder / 'resumed', '--max_steps', 2))
-  many = [flags(mode, data, folder / 'many' / mode, *several) for mode in ('baseline', 'group', 'split')]
+  one = [flags(mode, data, folder / 'one' / mode) for mode in ('group', 'split')]
+  one.append(flags('group', data, folder / 'resumed', '--max_steps', 2))
+  many = [flags(mode, data, folder / 'many' / mode, *several) for mode in ('group', 'split')]
   placed = flags(
     'split', data, folder / 'placed' / 'split', '--num_logical_devices', 2, '--devices', '/CPU:0,/CPU:1',
     '--log_device_placement', 'True',
@@ -182,7 +182,7 @@ def test_a_last_batch_with_fewer_images_than_replicas_is_validated(start):
   np.testing.assert_allclose(many, one, rtol=1e-5)
 
 
-@pytest.mark.parametrize('mode', ['baseline', 'group', 'split'])
+@pytest.mark.parametrize('mode', ['group', 'split'])
 def test_replicas_train_as_one_device_does(runs, mode):
   folder, _ = runs
   assert_alike(folder / 'one' / mode, folder / 'many' / mode)
@@ -214,13 +214,13 @@ def test_two_tasks_of_slurm_train_as_one_and_only_the_chief_writes(runs):
 def test_a_run_on_one_device_goes_on_on_two(runs, start, tmp_path_factory):
   folder, _ = runs
   more = ['--num_logical_devices', 2, '--num_replicas', 2]
-  arguments = flags('baseline', helpers.data(tmp_path_factory), folder / 'resumed', *more)
+  arguments = flags('group', helpers.data(tmp_path_factory), folder / 'resumed', *more)
   assert 'going on from step 2 ' in finished(start(script(arguments)))
   with open(folder / 'resumed' / 'train.log', encoding='utf-8') as f:
     log = f.read()
   with open(folder / 'resumed' / 'train.log', 'w', encoding='utf-8') as f:
     f.write(log.replace('done at', ''))  # step 2 was also the first run's last: once is enough
-  assert_alike(folder / 'one' / 'baseline', folder / 'resumed')
+  assert_alike(folder / 'one' / 'group', folder / 'resumed')
 
 
 # --- a worker that is lost ----------------------------------------------------------------------------------------
