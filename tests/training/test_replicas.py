@@ -105,7 +105,7 @@ def finished(process):
 
 @pytest.fixture(scope='module')
 def runs(start, tmp_path_factory):
-  """Runs of grouping and of a split on one device, on several, with branches placed, as two tasks of Slurm: folder, and stdouts."""
+  """Runs on one device, on several, with branches placed, as two tasks of Slurm: their folder, and stdouts."""
   data, folder = helpers.data(tmp_path_factory), tmp_path_factory.mktemp('distributed')
   several = ['--num_logical_devices', SEVERAL]
   one = [flags(mode, data, folder / 'one' / mode) for mode in ('group', 'split')]
