@@ -158,12 +158,32 @@ workers.exit_program(code)
 """
 
 
-def signalled(victim, name, arguments):
-  """Runs eval.py while a worker gets a signal: (exit code, the last line of stdout, stderr)."""
+def begin_signalled(victim, name, arguments):
+  """Starts eval.py, during which a worker gets a signal."""
   command = [sys.executable, '-c', SIGNALLED, helpers.PROJECT, victim.process.pid, name, *arguments]
+  pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
   environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '-1'}
-  done = subprocess.run([str(c) for c in command], capture_output=True, text=True, env=environment)
-  return done.returncode, (done.stdout.splitlines() or [''])[-1], done.stderr
+  return subprocess.Popen([str(c) for c in command], text=True, env=environment, **pipes)
+
+
+def signalled(*arguments):
+  """Runs it: (exit code, the last line of stdout, stderr)."""
+  process = begin_signalled(*arguments)
+  stdout, stderr = process.communicate()
+  return process.returncode, (stdout.splitlines() or [''])[-1], stderr
+
+
+@pytest.fixture(scope='module', autouse=True)
+def with_a_silent_one(start, pair, arguments, tmp_path_factory):
+  """A run of which one worker falls silent, while the other tests run: process, workers, path of the result."""
+  path = str(tmp_path_factory.mktemp('silent') / 'result.json')
+  (victim,) = start(1)
+  workers = [pair[0], victim]
+  more = ['--workers', addresses(workers), '--output_file', path, '--retry', '--worker_timeout', SILENCE]
+  process = begin_signalled(victim, 'SIGSTOP', arguments + more)
+  yield process, workers, path
+  process.kill()
+  process.communicate()
 
 
 @pytest.mark.parametrize('trunk', ['replicate', 'first'])
@@ -188,19 +208,6 @@ def test_with_retry_the_others_go_on(tmp_path_factory, pair, start, arguments, t
   assert result['devices'] == [pair[1].address + '/CPU:0']
   first, second = json.loads(last)
   assert first == list(range(14)) and set(second) < set(first) and len(second) <= 10  # four were done
-
-
-def test_a_worker_that_does_not_answer_is_named_and_with_retry_left_out(tmp_path_factory, pair, arguments, tmp_path):
-  path, (other, victim) = str(tmp_path / 'result.json'), pair
-  more = ['--workers', addresses(pair), '--output_file', path, '--retry', '--worker_timeout', SILENCE]
-  try:
-    code, _, stderr = signalled(victim, 'SIGSTOP', arguments + more)
-  finally:
-    victim.process.send_signal(signal.SIGCONT)
-  note = f'note: worker {victim.address} did not answer within {SILENCE} s; going on with {other.address}\n'
-  assert (code, stderr) == (0, note)
-  result = assert_same_result(path, helpers.evaluated(tmp_path_factory, 'split'))
-  assert result['devices'] == [other.address + '/CPU:0']
 
 
 def test_a_wrong_port_is_named_and_with_retry_left_out(tmp_path_factory, pair, arguments, tmp_path):
@@ -454,7 +461,7 @@ def test_a_proxy_is_not_asked_for_workers(tmp_path_factory, pair, arguments, tmp
 
 
 @pytest.mark.parametrize(
-  'arguments, code, words',
+  'flags, code, words',
   [
     ([], 2, ['--port']),
     (['--port', 'x'], 2, ["'x'"]),
@@ -473,9 +480,9 @@ def test_a_proxy_is_not_asked_for_workers(tmp_path_factory, pair, arguments, tmp
     (['--port', 'TAKEN'], 1, ['in use', '--port']),
   ],
 )
-def test_a_workers_mistakes_are_one_sentence(pair, capsys, arguments, code, words):
-  arguments = [pair[0].address.split(':')[1] if a == 'TAKEN' else a for a in arguments]
-  found, stdout, stderr = helpers.call(worker, arguments, capsys)
+def test_a_workers_mistakes_are_one_sentence(pair, capsys, flags, code, words):
+  flags = [pair[0].address.split(':')[1] if a == 'TAKEN' else a for a in flags]
+  found, stdout, stderr = helpers.call(worker, flags, capsys)
   assert found == code and stdout == '' and stderr.count('\n') == 1
   assert all(word in stderr for word in words), stderr
 
@@ -493,8 +500,19 @@ def test_all_addresses_are_listened_on_if_asked_for_in_so_many_words(host):
 
 
 def test_a_worker_ends_with_a_signal_and_without_a_traceback(start):
-  for number in (signal.SIGINT, signal.SIGTERM):
-    (process,) = start(1)
+  for number, process in zip((signal.SIGINT, signal.SIGTERM), start(2)):
     process.process.send_signal(number)
     _, stderr = process.process.communicate(timeout=TIMEOUT)
     assert process.process.returncode == 130 and stderr == ''
+
+
+# --- at last, when the time of the silent one is over -----------------------------------------------------------------
+
+
+def test_a_worker_that_does_not_answer_is_named_and_with_retry_left_out(tmp_path_factory, with_a_silent_one):
+  process, (other, victim), path = with_a_silent_one
+  _, stderr = process.communicate()
+  note = f'note: worker {victim.address} did not answer within {SILENCE} s; going on with {other.address}\n'
+  assert (process.returncode, stderr) == (0, note)
+  result = assert_same_result(path, helpers.evaluated(tmp_path_factory, 'split'))
+  assert result['devices'] == [other.address + '/CPU:0']
