@@ -23,7 +23,7 @@ def make_parser():
   add(g, 'checkpoint', str, None, "a run's folder (its last checkpoint), its 'best' or DIR/ckpt-STEP", required=True)
   g.add_argument('--harden', action='store_true', help='split a grouping checkpoint by its present assignments first')
   add(g, 'dataset', one_of('cifar100', 'image_folder', 'imagenet'), None, "which data [the checkpoint's]")
-  add(g, 'data_dir', str, None, "their folder [the checkpoint's; of cifar100 cifar100/train_val_split]")
+  add(g, 'data_dir', str, None, "their folder [the checkpoint's, or of cifar100 cifar100/train_val_split]")
   add(g, 'skip_damaged', boolean, False, 'leave out image files that cannot be decoded')
   add(g, 'cache', boolean, False, 'decode image files once and keep them on the disk, for small data')
   g.add_argument('--crops', type=int, choices=(1, 10), default=1, help='of an image file, averaged [%(default)s]')

@@ -8,9 +8,13 @@ set -euo pipefail
 need_stage "$runs/split/best" "$runs/split/best" --checkpoint "there is no split network in '$runs/split/best': make \
 one with ./split.sh, or name a checkpoint with --checkpoint" "$@"
 find_python
-need_data "$@"
+images=()
+if ! of_other_data "$@"; then
+  need_data "$@"
+  images=(--data_dir "$data")
+fi
 output=(--output_file "$runs/split/eval.json")
 for argument in "$@"; do
   case ${argument%%=*} in --checkpoint | --split | --test_iter | --precision) output=() ;; esac
 done
-exec "$python" "$project/eval.py" --data_dir "$data" --checkpoint "$runs/split/best" ${output[@]+"${output[@]}"} "$@"
+exec "$python" "$project/eval.py" ${images[@]+"${images[@]}"} --checkpoint "$runs/split/best" ${output[@]+"${output[@]}"} "$@"

@@ -64,6 +64,25 @@ need_stage() { # folder of the stage before, folder of this one, flag, sentence,
   fi
 }
 
+# Tells whether the arguments name a checkpoint that was trained on other data, or such data.
+of_other_data() {
+  local argument before= folder other='"dataset": "(image_folder|imagenet)"'
+  for argument in "$@"; do
+    case $before in --checkpoint | --dataset) argument=$before=$argument ;; esac
+    case $argument in
+      --dataset=cifar100) return 1 ;;
+      --dataset=*) return 0 ;;
+      --checkpoint=*)
+        folder=${argument#*=}
+        if [ ! -d "$folder" ]; then folder=$(dirname "$folder"); fi
+        if grep -Eqs "$other" "$folder/config.json"; then return 0; fi
+        ;;
+    esac
+    before=$argument
+  done
+  return 1
+}
+
 # Downloads CIFAR-100 if it is missing, unless the arguments name another folder or only ask for help.
 need_data() {
   local argument

@@ -38,7 +38,7 @@ from splitnet.common.errors import UserError, program
 from splitnet.common.files import check_folder, write_json
 from splitnet.common.flags import Parser, add, one_of, some_of, switch
 from splitnet.data.batches import numbered_batches
-from splitnet.data.dataset import DataSettings
+from splitnet.data.dataset import DataSettings, of_run
 from splitnet.data.images import Crops
 from splitnet.network import counting, folding, layers
 from splitnet.training import checkpoints
@@ -62,8 +62,8 @@ def parse_flags(argv):
   switch(parser, 'force', 'replace the export that --out holds')
   add(parser, 'format', some_of(*FORMATS), [], 'further formats, beside the SavedModels [none]')
   add(parser, 'precision', one_of('float32', 'bfloat16'), 'float32', 'of the convolutions')
-  text = 'folder of CIFAR-100, for the class names; of other data the checkpoint has them'
-  add(parser, 'data_dir', str, cifar100.DATA_DIR, text)
+  text = 'folder of CIFAR-100, for the class names; of other data the checkpoint has them [that of the run]'
+  add(parser, 'data_dir', str, None, text)
   flags = parser.parse_args(argv)
   if not flags.out:
     raise UserError('--out is empty: name a folder that does not exist')
@@ -338,8 +338,7 @@ def main(argv):
     made = keras_models.build(network, prepare, cut_of(network) if flags.branches else None)
     files.update({f'keras/{name}.keras': model.save for name, model in made.items()})
   if 'litert' in flags.format:
-    settings = trained_on['settings']
-    data_dir = flags.data_dir if dataset == 'cifar100' else settings.get('data_dir')
+    data_dir = of_run(trained_on['settings'], dataset, flags.data_dir)[1]
     data = datasets[dataset].open_dataset(DataSettings(data_dir, size))
     sample = data.load('train', conversions.SAMPLE)
     pixels = np.concatenate([pixels for _, pixels, _ in numbered_batches(sample, conversions.SAMPLE)])

@@ -14,6 +14,7 @@ import imagenet
 import keras_split
 from serving.images import read_image
 from splitnet.common.errors import UserError
+from splitnet.data.dataset import of_run
 from splitnet.data.images import Crops
 from splitnet.network import folding, layers
 from splitnet.training import checkpoints
@@ -21,14 +22,16 @@ from splitnet.training import checkpoints
 datasets = {'cifar100': cifar100, 'image_folder': image_folder, 'imagenet': imagenet}
 
 
-def class_names_of(stored, data_dir):
-  """Returns the names of a checkpoint's classes, a list; of CIFAR-100, if it has none, those in a folder.
+def class_names_of(stored, data_dir=None):
+  """Returns the names of a checkpoint's classes, a list; if it has none, CIFAR-100's in a folder [that of the run].
 
   Raises UserError if they are missing, or of other classes.
   """
   known = (stored.configuration or {'data': {}})['data'].get('class_names')
   if known is not None:
     return known
+  settings = (stored.configuration or {'settings': {}})['settings']
+  data_dir = of_run(settings, 'cifar100', data_dir)[1] or cifar100.DATA_DIR
   names = cifar100.load_names(data_dir)
   checkpoints.check_classes(stored, names, data_dir)
   return names.fine
@@ -59,12 +62,13 @@ class Model:
     dataset = about['settings'].get('dataset', 'cifar100')
     if dataset not in datasets:
       raise UserError(f"'{stored.path}' was trained on '{dataset}', a data set that this version does not have")
-    self.class_names = class_names_of(stored, data_dir or about['settings'].get('data_dir') or cifar100.DATA_DIR)
+    self.class_names = class_names_of(stored, data_dir)
     self.crops = None if dataset == 'cifar100' else Crops.of_size(stored.graph.image_size)
     self.network = checkpoints.load_network(stored, harden)
     self.class_groups = checkpoints.class_groups(stored)
     folded, prepare = folding.folded(self.network), layers.preparation(stored.graph, datasets[dataset].prepare)
-    self._compute = tf.function(lambda images: tf.nn.softmax(folded(prepare(images))), reduce_retracing=True)
+    compute = lambda images: tf.nn.softmax(folded(prepare(images)))  # noqa: E731
+    self._compute = tf.function(compute, autograph=False, reduce_retracing=True)
 
   def __call__(self, images):
     """Returns probabilities float32 [batch, classes] of uint8 [batch, size, size, 3]."""

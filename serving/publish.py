@@ -41,6 +41,7 @@ import keras_split
 from splitnet.common import schema
 from splitnet.common.errors import UserError, program
 from splitnet.common.files import check_folder, write_json, write_text
+from splitnet.data.dataset import of_run
 from splitnet.reporting import results
 from splitnet.reporting.names import STATES, network_name
 from splitnet.training import checkpoint_files, checkpoints
@@ -55,7 +56,8 @@ def described(stored, data_dir):
   configuration = stored.configuration
   data, settings = configuration['data'], configuration['settings']
   if 'class_names' not in data:
-    names = cifar100.load_names(data_dir or settings.get('data_dir') or cifar100.DATA_DIR)
+    data_dir = of_run(settings, 'cifar100', data_dir)[1] or cifar100.DATA_DIR
+    names = cifar100.load_names(data_dir)
     checkpoints.check_classes(stored, names, data_dir)
     data = dict(data, class_names=names.fine, superclass_names=names.coarse)
     data['superclass_of_class'] = [int(c) for c in names.fine_to_coarse]

@@ -197,8 +197,6 @@ def open_data(flags, entry):
   """Opens the data that the flags name, or those of a run: a DataSet; UserError if they are not there."""
   stored, settings = entry.stored, (entry.stored.configuration or {'settings': {}})['settings']
   chosen, data_dir = of_run(settings, flags.dataset, flags.data_dir)
-  if chosen == settings.get('dataset', 'cifar100'):
-    data_dir = data_dir or settings.get('data_dir')
   return datasets[chosen].open_dataset(DataSettings(data_dir, image_size=stored.graph.image_size))
 
 

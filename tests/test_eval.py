@@ -14,6 +14,7 @@ import cifar100
 import eval as evaluation
 from splitnet.common.errors import UserError
 from splitnet.data import images
+from splitnet.data.dataset import of_run
 from splitnet.network import counting, hardening
 from splitnet.parallel import devices, executor, placement
 from splitnet.reporting import metrics, plots, results
@@ -68,7 +69,10 @@ def test_the_json_is_complete_and_the_picture_opens(tmp_path_factory):
 
 def test_the_table_shows_the_numbers(tmp_path_factory, runs, data, capsys):
   result = helpers.evaluated(tmp_path_factory, 'split')
-  code, stdout, stderr = helpers.call(evaluation, ['--checkpoint', runs['split'], '--data_dir', data], capsys)
+  # On the images of the folder that the run names; that CIFAR-100 is elsewhere, if it is gone.
+  assert of_run({'data_dir': data}, None, None) == ('cifar100', data)
+  assert of_run({'data_dir': data + '/gone'}, None, None) == of_run({}, None, None) == ('cifar100', None)
+  code, stdout, stderr = helpers.call(evaluation, ['--checkpoint', runs['split']], capsys)
   assert code == 0 and stderr == ''
   assert f"accuracy, top 1            {100 * result['accuracy']:.2f} %\n" in stdout
   assert f"parameters                 {result['parameters']:,}\n" in stdout

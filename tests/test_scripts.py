@@ -1,6 +1,7 @@
 """What the shell scripts call, and with which arguments."""
 
 import glob
+import json
 import shutil
 import subprocess
 
@@ -39,6 +40,20 @@ def test_eval_sh_evaluates_all_images_and_keeps_only_the_split_networks_result(p
   program, given = called(project, 'eval.sh', *more)
   assert program == 'eval.py' and ('--output_file' in given) == kept
   assert ('--test_iter' in given) == ('--test_iter' in more)
+
+
+@pytest.mark.parametrize('name', ['run', 'run/ckpt-6', None])
+def test_eval_sh_fetches_cifar_100_only_for_what_was_trained_on_it(project, name):
+  folder = project / 'run'
+  folder.mkdir()
+  for dataset in ('cifar100', 'image_folder'):
+    (folder / 'config.json').write_text(json.dumps({'settings': {'k': 1, 'dataset': dataset}}, indent=1))
+    arguments = ['--checkpoint', folder.parent / name] if name else ['--checkpoint', folder, '--dataset', dataset]
+    code, calls, stderr = run(project, 'eval.sh', *arguments)
+    assert (code, stderr) == (0, '')
+    called = ['eval.py'] if dataset == 'image_folder' else ['download_cifar100.py', 'eval.py']
+    assert [program for program, _ in calls] == called
+    assert ('--data_dir' in calls[-1][1]) == (dataset == 'cifar100'), "eval.py takes the run's own folder"
 
 
 @pytest.mark.parametrize('arguments', [['--paper', '--k', 1], ['--k', 1, '--paper']])

@@ -4,6 +4,7 @@ It is a module with one function, `open_dataset(settings)`, which takes a DataSe
 """
 
 import dataclasses
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -52,10 +53,14 @@ class DataSet:
 def of_run(settings, dataset, data_dir):
   """Returns (name, folder or None) of the data that flags name, else of those that a run was trained on.
 
+  CIFAR-100 is the same in every folder, so a run's that is gone is none; one of other data is named all the same.
+
   Args:
     settings: the run's, a dict, maybe empty; dataset, data_dir: the flags, or None.
   """
   was = settings.get('dataset', 'cifar100')
-  if data_dir is None and dataset in (None, was) and was != 'cifar100':
+  if data_dir is None and dataset in (None, was):
     data_dir = settings.get('data_dir')
+    if was == 'cifar100' and not os.path.isdir(data_dir or ''):
+      data_dir = None
   return dataset or was, data_dir
