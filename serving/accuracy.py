@@ -3,38 +3,44 @@
 Keras's models are run by Keras, LiteRT's by TensorFlow's interpreter, ONNX's by onnxruntime, if it is installed.
 """
 
+# ruff: noqa: E402 - what takes seconds to import comes after the flags
+
 import os
 import sys
 import warnings
+
+from splitnet.common.flags import Parser, add, answer_early, integer, one_of
+
+
+def make_parser():
+  """Returns the parser of the flags."""
+  parser = Parser(__doc__)
+  add(parser, 'export', str, None, 'folder that export.py made', required=True)
+  add(parser, 'dataset', one_of('cifar100', 'image_folder', 'imagenet'), 'cifar100', 'which data')
+  add(parser, 'data_dir', str, None, 'their folder [of cifar100 cifar100/train_val_split]')
+  add(parser, 'split', one_of('test', 'val', 'train'), 'test', 'which images')
+  add(parser, 'limit', integer(1), None, 'take only the first images of it [all]')
+  return parser
+
+
+if __name__ == '__main__':
+  answer_early('accuracy.py', make_parser)
 
 import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 
 import numpy as np
 import tensorflow as tf
 
-import cifar100
 from serving import export, infer
 from serving.model import datasets
 from splitnet.common import schema
 from splitnet.common.errors import UserError, first_line, program
 from splitnet.common.files import plain_path
-from splitnet.common.flags import Parser, add, integer, one_of
 from splitnet.data.batches import numbered_batches
 from splitnet.data.dataset import DataSettings
 from splitnet.reporting.tables import markdown
 
 BATCH = 100
-
-
-def parse_flags(argv):
-  """Parses the flags."""
-  parser = Parser(__doc__)
-  add(parser, 'export', str, None, 'folder that export.py made', required=True)
-  add(parser, 'dataset', one_of(*datasets), 'cifar100', 'which data')
-  add(parser, 'data_dir', str, None, f'their folder [of cifar100 {cifar100.DATA_DIR}]')
-  add(parser, 'split', one_of('test', 'val', 'train'), 'test', 'which images')
-  add(parser, 'limit', integer(1), None, 'take only the first images of it [all]')
-  return parser.parse_args(argv)
 
 
 def load_saved_model(path):
@@ -117,7 +123,7 @@ def classify(models, content, images, branches):
 @program('accuracy.py')
 def main(argv):
   """Prints a table of the accuracies."""
-  flags = parse_flags(argv)
+  flags = make_parser().parse_args(argv)
   path, advice = os.path.join(flags.export, 'manifest.json'), 'export it again'
   content = schema.read_json(path, infer.Manifest, advice, f"there is no export in '{flags.export}'")
   dataset = datasets[flags.dataset].open_dataset(DataSettings(flags.data_dir, content.get('image_size')))

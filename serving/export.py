@@ -14,6 +14,8 @@ Images are uint8 [batch, size, size, 3], of any batch size; whitening or normali
 has one signature, 'serving_default', and stands in a version folder, as TensorFlow Serving wants it.
 """
 
+# ruff: noqa: E402 - what takes seconds to import comes after the flags
+
 import collections
 import contextlib
 import fcntl
@@ -22,6 +24,30 @@ import os
 import re
 import shutil
 import sys
+
+from splitnet.common.flags import Parser, add, answer_early, one_of, some_of, switch
+
+FORMATS = {'keras': '.keras', 'litert': '.tflite', 'onnx': '.onnx'}  # further ones, and how their files' names end
+
+
+def make_parser():
+  """Returns the parser of the flags."""
+  parser = Parser(__doc__)
+  text = "a run's folder (its last checkpoint), its 'best' or DIR/ckpt-STEP"
+  add(parser, 'checkpoint', str, None, text, required=True)
+  switch(parser, 'harden', 'split a grouping checkpoint by its present assignments first')
+  add(parser, 'out', str, None, 'folder to make', required=True)
+  switch(parser, 'branches', 'also the trunk and each branch of a split network alone')
+  switch(parser, 'force', 'replace the export that --out holds')
+  add(parser, 'format', some_of(*FORMATS), [], 'further formats, beside the SavedModels [none]')
+  add(parser, 'precision', one_of('float32', 'bfloat16'), 'float32', 'of the convolutions')
+  text = 'folder of CIFAR-100, for the class names; of other data the checkpoint has them [that of the run]'
+  add(parser, 'data_dir', str, None, text)
+  return parser
+
+
+if __name__ == '__main__':
+  answer_early('export.py', make_parser)
 
 import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 
@@ -36,7 +62,6 @@ from serving.model import class_names_of, datasets
 from splitnet.common import schema
 from splitnet.common.errors import UserError, program
 from splitnet.common.files import check_folder, write_json
-from splitnet.common.flags import Parser, add, one_of, some_of, switch
 from splitnet.data.batches import numbered_batches
 from splitnet.data.dataset import DataSettings, of_run
 from splitnet.data.images import Crops
@@ -46,25 +71,13 @@ from splitnet.training import checkpoints
 MANIFEST = 'manifest.json'
 VERSION = '1'
 MODEL = r'whole|trunk|branch_\d+'  # names of models
-FORMATS = {'keras': '.keras', 'litert': '.tflite', 'onnx': '.onnx'}  # further ones, and how their files' names end
 # What tf.saved_model.save writes.
 SAVED_MODEL = r'saved_model\.pb|fingerprint\.pb|variables/variables\.(index|data-\d+-of-\d+)|assets/.+'
 
 
 def parse_flags(argv):
   """Parses the flags and checks that --out may be written."""
-  parser = Parser(__doc__)
-  text = "a run's folder (its last checkpoint), its 'best' or DIR/ckpt-STEP"
-  add(parser, 'checkpoint', str, None, text, required=True)
-  switch(parser, 'harden', 'split a grouping checkpoint by its present assignments first')
-  add(parser, 'out', str, None, 'folder to make', required=True)
-  switch(parser, 'branches', 'also the trunk and each branch of a split network alone')
-  switch(parser, 'force', 'replace the export that --out holds')
-  add(parser, 'format', some_of(*FORMATS), [], 'further formats, beside the SavedModels [none]')
-  add(parser, 'precision', one_of('float32', 'bfloat16'), 'float32', 'of the convolutions')
-  text = 'folder of CIFAR-100, for the class names; of other data the checkpoint has them [that of the run]'
-  add(parser, 'data_dir', str, None, text)
-  flags = parser.parse_args(argv)
+  flags = make_parser().parse_args(argv)
   if not flags.out:
     raise UserError('--out is empty: name a folder that does not exist')
   flags.out = os.path.normpath(flags.out)

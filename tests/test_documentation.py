@@ -32,12 +32,12 @@ PARSERS = {
   'paper.estimate': estimate.parse_flags,
   'paper.table5': table5.parse_flags,
   'paper.tables': tables.parse_flags,
-  'serving.accuracy': accuracy.parse_flags,
+  'serving.accuracy': lambda words: accuracy.make_parser().parse_args(words),
   'serving.export': export.parse_flags,
   'serving.infer': infer.parse_flags,
   'serving.publish': lambda words: publish.make_parser().parse_args(words),
   'serving.report': lambda words: report.make_parser().parse_args(words),
-  'splitnet.parallel.worker': worker.parse_flags,
+  'splitnet.parallel.worker': lambda words: worker.make_parser().parse_args(words),
   'train.py': train.parse_flags,
 }
 WITHOUT_PARSER = ['./demo.sh', './test.sh', 'download_cifar100.py', 'tests/fuzz.py', 'tests/kill_campaign.py']

@@ -168,6 +168,8 @@ def run_program(name, run, lasting=False):
     0 done, also if whoever read the output has seen enough; 1 a UserError or an `outside_cause`, or the output could
     not be written; 130 interrupted; 128 and the signal's number for another signal.
   """
+  if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # while a program was imported
+    signal.signal(signal.SIGINT, signal.default_int_handler)
   with _outputs(lasting) as out:
     try:
       run()

@@ -5,6 +5,7 @@ import dataclasses
 import difflib
 import functools
 import re
+import signal
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -172,11 +173,13 @@ def answer_early(name, make_parser, more=False):
   """Answers --help and mistakes on the command line, and ends the program then.
 
   A program that is started calls it before it imports TensorFlow, which takes seconds. With `more` there may be flags
-  that the parser does not know.
+  that the parser does not know. Ctrl-C ends the program at once from here to its beginning: there is nothing to keep.
   """
   parser = make_parser()
   if code := run_program(name, parser.parse_known_args if more else parser.parse_args):
     sys.exit(code)
+  if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def add(section, name, type_, default, text, **keywords):

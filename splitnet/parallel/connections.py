@@ -32,26 +32,25 @@ def unreachable(addresses, timeout):
   waiting = set(addresses)
   # Of its own: gRPC would share a connection that was ready when the server was alive.
   options = [('grpc.enable_http_proxy', 0), ('grpc.use_local_subchannel_pool', 1)]
-  channels = {address: grpc.insecure_channel(address, options) for address in addresses}
-  for address, channel in channels.items():
-    channel.subscribe(lambda state, address=address: states.put((address, state)), try_to_connect=True)
-  end = time.monotonic() + timeout
-  while waiting:
-    try:
-      address, state = states.get(timeout=max(0.0, end - time.monotonic()))
-    except queue.Empty:
-      break
-    if address not in waiting:
-      continue
-    if state == grpc.ChannelConnectivity.READY:
-      del reasons[address]
-    elif state == grpc.ChannelConnectivity.TRANSIENT_FAILURE:
-      reasons[address] = 'cannot be reached'
-    else:
-      continue
-    waiting.discard(address)
-  for channel in channels.values():
-    channel.close()
+  with contextlib.ExitStack() as stack:  # closed after an interrupt, too: gRPC would write a traceback at the end
+    for address in addresses:
+      channel = stack.enter_context(grpc.insecure_channel(address, options))
+      channel.subscribe(lambda state, address=address: states.put((address, state)), try_to_connect=True)
+    end = time.monotonic() + timeout
+    while waiting:
+      try:
+        address, state = states.get(timeout=max(0.0, end - time.monotonic()))
+      except queue.Empty:
+        break
+      if address not in waiting:
+        continue
+      if state == grpc.ChannelConnectivity.READY:
+        del reasons[address]
+      elif state == grpc.ChannelConnectivity.TRANSIENT_FAILURE:
+        reasons[address] = 'cannot be reached'
+      else:
+        continue
+      waiting.discard(address)
   return reasons
 
 

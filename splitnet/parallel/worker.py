@@ -5,6 +5,8 @@ loopback address, which only programs on this machine can reach (those of all it
 do that only in a network in which you trust everyone. It answers at no other address, and nobody before it is ready.
 """
 
+# ruff: noqa: E402 - what takes seconds to import comes after the flags
+
 import errno
 import os
 import signal
@@ -12,24 +14,30 @@ import socket
 import sys
 import time
 
-import splitnet.common.quiet  # noqa: F401 - before TensorFlow
-
-import tensorflow as tf
-
-from splitnet.common.errors import UserError, program
-from splitnet.common.flags import Parser, add, integer, number
-from splitnet.parallel import connections, devices, port_filter
+from splitnet.common.flags import Parser, add, answer_early, integer, number
+from splitnet.parallel import port_filter
 
 
-def parse_flags(argv):
-  """Parses and checks the flags; a UserError says which value is out of range."""
+def make_parser():
+  """Returns the parser of the flags."""
   parser = Parser(__doc__)
   add(parser, 'port', integer(0, 65535), None, 'TCP port to listen on, such as 2222; 0: any free one', required=True)
   text = f'address of this machine to listen on, or its name; {port_filter.ANY[0]}: all of them'
   add(parser, 'host', str, port_filter.LOOPBACK, text)
   add(parser, 'threads', integer(0, 1024), 0, 'threads for one operation; 0: one per core')
   add(parser, 'gpu_fraction', number('(0, 1]'), 1.0, "share of each GPU's memory to take")
-  return parser.parse_args(argv)
+  return parser
+
+
+if __name__ == '__main__':
+  answer_early('worker.py', make_parser)
+
+import splitnet.common.quiet  # noqa: F401 - before TensorFlow
+
+import tensorflow as tf
+
+from splitnet.common.errors import UserError, program
+from splitnet.parallel import connections, devices
 
 
 def find_address(host):
@@ -106,7 +114,7 @@ def start_server(address, port, threads, gpu_fraction):
 @program('worker.py')
 def main(argv):
   """Serves until a signal ends it."""
-  flags = parse_flags(argv)
+  flags = make_parser().parse_args(argv)
   connections.ignore_proxies()  # with --trunk first, workers call each other
   for caught in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore the first by default
     signal.signal(caught, signal.default_int_handler)

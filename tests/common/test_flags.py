@@ -1,10 +1,11 @@
 """common/flags.py: what each type takes and refuses, in which words, and settings objects made of flags."""
 
 import dataclasses
+import signal
 
 import pytest
 
-from splitnet.common import flags
+from splitnet.common import errors, flags
 from splitnet.common.errors import UserError
 
 TAKEN = [
@@ -98,7 +99,10 @@ def test_help_and_mistakes_are_answered_early(capsys, monkeypatch):
     monkeypatch.setattr('sys.argv', ['program.py', *arguments])
     flags.answer_early('program.py', lambda: parser_of(flags.integer(1), 1))
 
-  answer('--flag', '3')  # goes on
+  answer('--flag', '3')  # goes on; until the program begins, an interrupt ends it without a traceback
+  assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+  assert errors.run_program('program.py', lambda: None) == 0
+  assert signal.getsignal(signal.SIGINT) == signal.default_int_handler
   for arguments, code in ((['--help'], 0), (['--flg', '3'], 2), (['--flag', '0'], 1)):
     with pytest.raises(SystemExit) as e:
       answer(*arguments)
