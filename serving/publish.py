@@ -62,7 +62,23 @@ def described(stored, data_dir):
     data = dict(data, class_names=names.fine, superclass_names=names.coarse)
     data['superclass_of_class'] = [int(c) for c in names.fine_to_coarse]
   settings = {name: None if name in PATHS else value for name, value in settings.items()}
-  return {**configuration, 'data': data, 'settings': settings}
+  described = {**configuration, 'data': data, 'settings': settings}
+  described.pop('command', None)  # the card has it
+  return described
+
+
+def shown(words):
+  """Returns a command's flags as they counted: each once, the last one, without the folder of the data."""
+  flags = {}
+  for word in words:
+    if word.startswith('--'):
+      name, _, value = word.partition('=')
+      flags.pop(name, None)
+      flags[name] = [value] if '=' in word else []
+    else:
+      flags[name].append(word)
+  flags.pop('--data_dir', None)
+  return [word for name, values in flags.items() for word in (name, *values)]
 
 
 def commands_of(path):
@@ -74,7 +90,7 @@ def commands_of(path):
   base = configuration['settings'].get('basemodel')
   before = commands_of(base) if base and checkpoints.exists(base) else []
   words = configuration.get('command')
-  return [*before, f'python train.py {shlex.join(words)}'] if words else before
+  return [*before, f'python train.py {shlex.join(shown(words))}'] if words else before
 
 
 def card_text(name, stored, configuration, result, commands):

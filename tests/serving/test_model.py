@@ -63,7 +63,7 @@ def test_what_is_published_needs_no_data(runs, data, published, picture, capsys,
   helpers.assert_same(before.groups, after.groups)
   assert not [name for name in helpers.weights(published) if name.startswith('momentum')]
   assert after.configuration['settings']['train_dir'] is None
-  assert str(tmp_path.parent) not in json.dumps(after.configuration['settings'])
+  assert str(tmp_path.parent) not in json.dumps(after.configuration)
   monkeypatch.chdir(tmp_path)  # where there is no CIFAR-100
   assert Model(published).predict(picture[0]) == Model(runs['split'], data).predict(picture[0])
   assert figures.main(['5', '--checkpoint', published, '--output', 'fig5.png']) == 0 and os.path.getsize('fig5.png')
@@ -78,7 +78,14 @@ def test_a_card_says_how_it_was_made_and_how_good_it_is(tmp_path_factory, publis
     card = f.read()
   assert f'{100 * result["accuracy"]:.2f} % of 70 images (test)' in card and f'{result["parameters"]:,}' in card
   stages = re.findall(r'^ {4}python train.py --mode (\w+)', card, re.MULTILINE)
-  assert stages == ['baseline', 'group', 'split'] and 'Licence' in card and 'Group 2: class_' in card
+  assert stages == ['baseline', 'group', 'split'] and '--data_dir' not in card
+  assert 'Licence' in card and 'Group 2: class_' in card
+
+
+def test_a_command_is_shown_as_it_counted():
+  words = ['--mode', 'split', '--data_dir', '/a/b', '--train_dir=/runs/x', '--epochs', '3', '--brief', '--train_dir',
+           'mine', '--k=1', '--epochs=5', '--data_dir=/c']  # fmt: skip
+  assert publish.shown(words) == ['--mode', 'split', '--brief', '--train_dir', 'mine', '--k', '1', '--epochs', '5']
 
 
 def test_what_is_published_is_evaluated_and_gone_on_from(data, published, tmp_path, tmp_path_factory):
