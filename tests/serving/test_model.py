@@ -134,14 +134,14 @@ def test_infer_takes_the_first_of_the_networks_in_the_box(published, picture, ca
   assert code == 1 and 'give one' in err
 
 
-def test_the_readmes_lines_of_python(runs, picture, tmp_path, monkeypatch):
+def test_the_readmes_lines_of_python(picture, tmp_path, monkeypatch, capsys):
   with open(os.path.join(helpers.PROJECT, 'README.md'), encoding='utf-8') as f:
     [block] = re.findall(r'```python\n(.*?)```', f.read(), re.DOTALL)
-  (tmp_path / 'runs').mkdir()
-  os.symlink(runs['split'], tmp_path / 'runs' / 'split')
+  os.symlink(os.path.join(helpers.PROJECT, 'pretrained'), tmp_path / 'pretrained')
   os.symlink(picture[0], tmp_path / 'photo.jpg')
   monkeypatch.chdir(tmp_path)
   exec(compile(block, 'README.md', 'exec'), {})
+  assert 'apple' in capsys.readouterr().out
 
 
 @pytest.mark.parametrize('of', [[0, 1], [20] * 100])
