@@ -30,11 +30,16 @@ def class_names_of(stored, data_dir=None):
   known = (stored.configuration or {'data': {}})['data'].get('class_names')
   if known is not None:
     return known
+  return cifar_names(stored, data_dir).fine
+
+
+def cifar_names(stored, data_dir=None):
+  """Returns CIFAR-100's names in a folder [that of a checkpoint's run]; UserError if missing, or of other classes."""
   settings = (stored.configuration or {'settings': {}})['settings']
   data_dir = of_run(settings, 'cifar100', data_dir)[1] or cifar100.DATA_DIR
   names = cifar100.load_names(data_dir)
   checkpoints.check_classes(stored, names, data_dir)
-  return names.fine
+  return names
 
 
 class Model:
@@ -67,7 +72,10 @@ class Model:
     self.network = checkpoints.load_network(stored, harden)
     self.class_groups = checkpoints.class_groups(stored)
     folded, prepare = folding.folded(self.network), layers.preparation(stored.graph, datasets[dataset].prepare)
-    compute = lambda images: tf.nn.softmax(folded(prepare(images)))  # noqa: E731
+
+    def compute(images):
+      return tf.nn.softmax(folded(prepare(images)))
+
     self._compute = tf.function(compute, autograph=False, reduce_retracing=True)
 
   def __call__(self, images):

@@ -36,12 +36,11 @@ import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 
 import tensorflow as tf
 
-import cifar100
 import keras_split
+from serving.model import cifar_names
 from splitnet.common import schema
 from splitnet.common.errors import UserError, program
 from splitnet.common.files import check_folder, write_json, write_text
-from splitnet.data.dataset import of_run
 from splitnet.reporting import results
 from splitnet.reporting.names import STATES, network_name
 from splitnet.training import checkpoint_files, checkpoints
@@ -56,9 +55,7 @@ def described(stored, data_dir):
   configuration = stored.configuration
   data, settings = configuration['data'], configuration['settings']
   if 'class_names' not in data:
-    data_dir = of_run(settings, 'cifar100', data_dir)[1] or cifar100.DATA_DIR
-    names = cifar100.load_names(data_dir)
-    checkpoints.check_classes(stored, names, data_dir)
+    names = cifar_names(stored, data_dir)
     data = dict(data, class_names=names.fine, superclass_names=names.coarse)
     data['superclass_of_class'] = [int(c) for c in names.fine_to_coarse]
   settings = {name: None if name in PATHS else value for name, value in settings.items()}

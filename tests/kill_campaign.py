@@ -12,7 +12,6 @@ import argparse
 import collections
 import contextlib
 import itertools
-import math
 import os
 import random
 import re
@@ -143,29 +142,14 @@ def differing(one, other):
   return [n for n in one.keys() | other.keys() if n not in one or n not in other or (one[n] != other[n]).any()]
 
 
-def alike(one, other):
-  """Tells whether what two runs have reported is the same but for the last bit of a number.
-
-  In one of 45 runs that went on, a step's total, the sum of its terms, was another in its last bit, with the same terms
-  and the same weights: in which order TensorFlow adds numbers in a graph that it has rewritten is not promised.
-  """
-  if isinstance(one, float) and isinstance(other, float):
-    return math.isclose(one, other, rel_tol=2e-7)
-  if type(one) is not type(other) or not isinstance(one, (dict, list, tuple)):
-    return one == other
-  if isinstance(one, dict):
-    return one.keys() == other.keys() and all(alike(one[key], other[key]) for key in one)
-  return len(one) == len(other) and all(map(alike, one, other))
-
-
 def compare_end(folder, whole):
   """Returns in words what differs at the end of a run from the undisturbed one: a list."""
   wrong = []
   if differing(checkpoints.find(os.path.join(folder, 'best')), checkpoints.find(os.path.join(whole, 'best'))):
     wrong.append('the best checkpoint')
   for kind, one, other in zip(('train.log', 'metrics.jsonl', 'TensorBoard'), report(folder), report(whole)):
-    if not alike(one, other):
-      apart = [pair for pair in itertools.zip_longest(one, other) if not alike(*pair)][:1]
+    if one != other:
+      apart = [pair for pair in itertools.zip_longest(one, other) if pair[0] != pair[1]][:1]
       wrong.append(f'{kind} {apart}')
   odd = [n for n in names(folder) if re.search(r'_temp|_whole|\.tmp|^lock$', n)]
   return wrong + [f"'{name}' is left" for name in sorted(odd)]
