@@ -5,8 +5,11 @@ importing it fails, and always if TF_CPP_MIN_LOG_LEVEL is set to 0 or 1; later e
 
 TensorFlow imports Keras, which imports scikit-learn and matplotlib: a third of the time that a program takes to start.
 Here it does not; `tf.keras` and `import keras` load it when they are first used.
+
+Importing makes objects that stay; to look for garbage among them took a sixth of the time, so the collector waits.
 """
 
+import gc
 import glob
 import importlib.util
 import os
@@ -51,7 +54,8 @@ def _without_keras():
 
 
 def _import_tensorflow():
-  stderr = os.dup(2)
+  stderr, collects = os.dup(2), gc.isenabled()
+  gc.disable()
   with tempfile.TemporaryFile() as notices:
     if os.environ['TF_CPP_MIN_LOG_LEVEL'] not in ('0', '1'):
       os.dup2(notices.fileno(), 2)
@@ -64,6 +68,8 @@ def _import_tensorflow():
       sys.stderr.write(notices.read().decode(errors='replace'))
       raise
     finally:
+      if collects:
+        gc.enable()
       os.dup2(stderr, 2)
       os.close(stderr)
   note = unused_gpu(gpus, glob.glob('/dev/nvidia[0-9]*'), os.environ)

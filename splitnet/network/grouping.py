@@ -7,8 +7,6 @@ down the tree (utils.parents). `even_features` makes it a grouping of all units,
 from typing import Any
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
-from sklearn.cluster import KMeans
 
 import utils
 from splitnet.common import schema
@@ -118,16 +116,25 @@ def balanced_clusters(points, sizes, seed=0):
   """Runs k-means on [points, dimensions] with clusters of given sizes: int array [points]."""
   if len(sizes) == 1:
     return np.zeros(len(points), np.int64)
+  from sklearn.cluster import KMeans  # takes most of a second, and few programs need it
+
   centres = KMeans(len(sizes), n_init=20, random_state=seed).fit(points).cluster_centers_
   slots, before = np.repeat(np.arange(len(sizes)), sizes), None
   for _ in range(100):
     distance = np.square(points[:, None] - centres[None]).sum(2)
-    clusters = slots[linear_sum_assignment(distance[:, slots])[1]]
+    clusters = slots[_assign(distance[:, slots])]
     if before is not None and np.array_equal(clusters, before):
       break
     before = clusters
     centres = np.stack([points[clusters == c].mean(0) for c in range(len(sizes))])
   return clusters
+
+
+def _assign(costs):
+  """Assigns a column to each row of [rows, columns] at the least cost in all: int array [rows]."""
+  from scipy.optimize import linear_sum_assignment  # takes a third of a second, and few programs need it
+
+  return linear_sum_assignment(costs)[1]
 
 
 def read_file(path, names, graph):
@@ -202,7 +209,7 @@ def carried_down(graph, values, class_groups):
         share[:, g] += squares[:, target == g].mean(1)
     share /= share.sum(1, keepdims=True)
     slots = utils.parents(units.size, units.groups)
-    groups[units.name] = slots[linear_sum_assignment(share[:, slots], maximize=True)[1]]
+    groups[units.name] = slots[_assign(-share[:, slots])]
   return {name: groups.get(name, np.zeros(units.size, np.int64)) for name, units in graph.units.items()}
 
 

@@ -3,12 +3,9 @@
 import itertools
 import textwrap
 
-import matplotlib
-
-matplotlib.use('Agg')
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib import colors
+from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 import utils
@@ -51,7 +48,8 @@ def draw_weights(images, title, path):
   """Draws what `ordered_weights` returns, one panel per layer."""
   columns = min(4, len(images))
   rows = -(-len(images) // columns)
-  figure, axes = plt.subplots(rows, columns, figsize=(3.2 * columns, 3.2 * rows + 0.5), squeeze=False)
+  figure = Figure((3.2 * columns, 3.2 * rows + 0.5))
+  axes = figure.subplots(rows, columns, squeeze=False)
   for axis in axes.flat[len(images) :]:
     axis.axis('off')
   for axis, (name, image) in zip(axes.flat, images.items()):
@@ -132,7 +130,8 @@ def draw_confusion(matrix, names, superclasses, groups, title, path):
       groups = np.array([np.bincount(groups[of == s], minlength=1).argmax() for s in range(len(superclasses[0]))])
     matrix, names, superclasses, of, kind = inside.T @ matrix @ inside, superclasses[0], None, None, 'superclass'
   order = class_order(of, len(matrix), groups)
-  figure, axis = plt.subplots(figsize=(9.2, 8.6))
+  figure = Figure((9.2, 8.6))
+  axis = figure.subplots()
   drawn = axis.imshow(_shares(matrix)[np.ix_(order, order)], cmap=SHADES, norm=ERRORS, interpolation='nearest')
   rows = [(names[c], i, i + 1) for i, c in enumerate(order)]
   if superclasses:
@@ -229,7 +228,8 @@ def draw_curves(runs, path):
 
   A run is (name, list of its metrics of kinds 'train' and 'val'); full lines are validation, pale ones training.
   """
-  figure, axes = plt.subplots(1, 2, figsize=(10, 3.6))
+  figure = Figure((10, 3.6))
+  axes = figure.subplots(1, 2)
   for i, (name, metrics) in enumerate(runs):
     for kind, style in (('train', dict(alpha=0.35, linewidth=1)), ('val', dict(marker='.', label=name))):
       own = [m for m in metrics if m['kind'] == kind]
@@ -249,9 +249,8 @@ def draw_moments(rows, moments, title, path):
   Each panel has its own scale: a layer's weights also shrink together, which batch normalisation undoes. A row is
   (label, list of one (magnitudes, row borders, column borders) per moment, their captions).
   """
-  figure, axes = plt.subplots(
-    len(rows), len(moments), figsize=(1.9 * len(moments) + 0.7, 2.15 * len(rows) + 0.6), squeeze=False
-  )
+  figure = Figure((1.9 * len(moments) + 0.7, 2.15 * len(rows) + 0.6))
+  axes = figure.subplots(len(rows), len(moments), squeeze=False)
   for line, (label, images, captions) in zip(axes, rows):
     for axis, image, caption in zip(line, images, captions):
       _draw_magnitudes(axis, *image)
@@ -268,7 +267,8 @@ def draw_sizes(sizes, classes, title, path):
   """Draws the groups' numbers of classes against the balance weight (figure 4)."""
   groups = max(len(values) for values in sizes.values())
   width = 0.8 / groups
-  figure, axis = plt.subplots(figsize=(max(5.0, 0.42 * groups * len(sizes) + 1.5), 4))
+  figure = Figure((max(5.0, 0.42 * groups * len(sizes) + 1.5), 4))
+  axis = figure.subplots()
   for g in range(groups):
     heights = [sorted(values, reverse=True)[g] for values in sizes.values()]
     shade = str(0.2 + 0.6 * g / max(groups - 1, 1))
@@ -286,7 +286,8 @@ def draw_sizes(sizes, classes, title, path):
 def draw_superclasses(table, group_names, superclass_names, title, path):
   """Draws the table [groups, superclasses] of numbers of classes (figure 5)."""
   groups, superclasses = table.shape
-  figure, axis = plt.subplots(figsize=(0.5 * superclasses + 2.0, 0.5 * groups + 2.2))
+  figure = Figure((0.5 * superclasses + 2.0, 0.5 * groups + 2.2))
+  axis = figure.subplots()
   axis.imshow(table, cmap='gray_r', vmin=0, vmax=1.2 * max(table.sum(0).max(), 1), aspect='auto')
   for g, s in np.ndindex(groups, superclasses):
     dark = table[g, s] > table.sum(0).max() / 2
@@ -307,4 +308,3 @@ def _save(figure, path, kind='png'):
   figure.tight_layout()
   with whole_file(path, 'wb') as f:
     figure.savefig(f, format=kind, dpi=110)
-  plt.close(figure)

@@ -6,7 +6,7 @@ import os
 import sys
 
 import tensorflow as tf
-from tensorboard.plugins.hparams import api as hparams
+from tensorboard.plugins.hparams import summary_v2 as hparams  # its api imports Keras, too
 from tqdm import tqdm
 
 import utils

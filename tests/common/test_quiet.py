@@ -26,10 +26,12 @@ def test_a_gpu_that_tensorflow_cannot_use_is_not_passed_over_in_silence(usable, 
 
 
 KERAS = """
-import sys, time
+import gc, sys
+import train, eval
+assert gc.isenabled()
 import splitnet.common.quiet
 import tensorflow as tf
-assert not {'keras', 'sklearn', 'matplotlib.pyplot'} & set(sys.modules)
+assert not {'keras', 'sklearn', 'scipy.optimize', 'matplotlib.pyplot'} & set(sys.modules)
 from tensorflow.keras import layers
 import keras
 assert keras.layers.Dense is layers.Dense is tf.keras.layers.Dense

@@ -1,8 +1,8 @@
 """plots.py: orders, what confusion matrices show of few and of many classes, pixels."""
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from splitnet.reporting import plots
@@ -13,18 +13,21 @@ NAMES = [f'superclass {s}' for s in range(20)]
 
 @pytest.fixture
 def drawn(monkeypatch, tmp_path):
-  """Draws a confusion matrix; returns the axes before they are closed, and the path of the picture."""
-  figures = []
-  monkeypatch.setattr(plt, 'close', figures.append)
+  """Draws a confusion matrix; returns its axes, and the path of the picture."""
+  figures, save = [], Figure.savefig
+
+  def keeping(figure, *arguments, **keywords):
+    figures.append(figure)
+    return save(figure, *arguments, **keywords)
+
+  monkeypatch.setattr(Figure, 'savefig', keeping)
 
   def draw(*arguments):
     path = str(tmp_path / 'confusion.png')
     plots.draw_confusion(*arguments, 'A title', path)
     return figures[-1].axes[0], path
 
-  yield draw
-  monkeypatch.undo()
-  plt.close('all')
+  return draw
 
 
 def labels(axis):
