@@ -13,13 +13,44 @@ the rank is that among those it has. imagenet_classes.json has ids, names and su
 The data set: O. Russakovsky et al., "ImageNet Large Scale Visual Recognition Challenge", 2015, https://image-net.org
 """
 
+# ruff: noqa: E402 - what takes seconds to import comes after the flags
+
+import sys
+
+from splitnet.common.flags import Parser, answer_early
+
+# Name, bytes and MD5 of the official archives.
+ARCHIVES = {
+  'train_tar': ('ILSVRC2012_img_train.tar', 147897477120, '1d675b47d978889d74fa0da5fadfb00e'),
+  'val_tar': ('ILSVRC2012_img_val.tar', 6744924160, '29b22e2961454d5413ddabcf34fc5622'),
+  'devkit': ('ILSVRC2012_devkit_t12.tar.gz', None, 'fa75699e90414af021442c21a62c3abf'),
+}
+
+
+def make_parser():
+  """Returns the parser of the flags."""
+  parser = Parser(
+    'Unpacks the official archives of ILSVRC 2012 (https://image-net.org, 155 GB) into DIR/train and DIR/val, one\n'
+    'folder per class, verifies their MD5 checksums, and goes on if it was interrupted.'
+  )
+  parser.add_argument('command', choices=['prepare'], help='what to do')
+  add = parser.add_argument
+  for flag, (name, *_) in ARCHIVES.items():
+    needs = ', which --val_tar needs' if flag == 'devkit' else ''
+    add(f'--{flag}', metavar='FILE', help=f'path of {name}{needs}')
+  add('--data_dir', default='imagenet', metavar='DIR', help='folder for the images, made if need be [%(default)s]')
+  return parser
+
+
+if __name__ == '__main__':
+  answer_early('imagenet.py', make_parser)
+
 import csv
 import io
 import json
 import os
 import re
 import shutil
-import sys
 
 import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 
@@ -28,7 +59,6 @@ import numpy as np
 from splitnet.common import schema
 from splitnet.common.errors import UserError, program
 from splitnet.common.files import check_folder
-from splitnet.common.flags import Parser
 from splitnet.data import image_archives, image_files, safe_tar, tfrecords
 from splitnet.data.batches import ClassNames
 from splitnet.data.download import md5_of
@@ -38,12 +68,6 @@ from splitnet.data.images import Crops
 IMAGE_SIZE = 224
 CLASSES = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'imagenet_classes.json')
 ID = re.compile(r'n\d{8}')
-# Name, bytes and MD5 of the official archives.
-ARCHIVES = {
-  'train_tar': ('ILSVRC2012_img_train.tar', 147897477120, '1d675b47d978889d74fa0da5fadfb00e'),
-  'val_tar': ('ILSVRC2012_img_val.tar', 6744924160, '29b22e2961454d5413ddabcf34fc5622'),
-  'devkit': ('ILSVRC2012_devkit_t12.tar.gz', None, 'fa75699e90414af021442c21a62c3abf'),
-}
 WAYS = 'unpack the official archives with `python imagenet.py prepare`, or see docs/data.md for what else is read'
 
 
@@ -279,18 +303,9 @@ def check_archives(flags):
     )
 
 
-def parse_flags(argv=None):
+def parse_flags(argv):
   """Parses the command line; a wrong one ends the program with exit code 2."""
-  parser = Parser(
-    'Unpacks the official archives of ILSVRC 2012 (https://image-net.org, 155 GB) into DIR/train and DIR/val, one\n'
-    'folder per class, verifies their MD5 checksums, and goes on if it was interrupted.'
-  )
-  parser.add_argument('command', choices=['prepare'], help='what to do')
-  add = parser.add_argument
-  for flag, (name, *_) in ARCHIVES.items():
-    needs = ', which --val_tar needs' if flag == 'devkit' else ''
-    add(f'--{flag}', metavar='FILE', help=f'path of {name}{needs}')
-  add('--data_dir', default='imagenet', metavar='DIR', help='folder for the images, made if need be [%(default)s]')
+  parser = make_parser()
   flags = parser.parse_args(argv)
   if not flags.train_tar and not flags.val_tar:
     parser.error('nothing to do: give --train_tar FILE, --val_tar FILE with --devkit FILE, or all three')

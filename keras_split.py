@@ -7,16 +7,35 @@ above which layers a tree of it can branch. train.py, eval.py and serving.export
 checkpoint: `--network MODEL.keras` in train.py, `--checkpoint MODEL.keras` elsewhere. docs/keras.md says more.
 """
 
+# ruff: noqa: E402 - what takes seconds to import comes after the flags
+
+import sys
+
+from splitnet.common.flags import Parser, add, answer_early
+
+
+def make_parser():
+  """Returns the parser of the flags."""
+  parser = Parser(__doc__)
+  parser.add_argument('model', metavar='MODEL.keras', help='file that model.save wrote')
+  add(parser, 'groups', str, '2-2-2', 'numbers of branches above each layer of --split_at, and of groups of classes')
+  add(parser, 'split_at', str, '', 'layers above which it branches, bottom up [two, see above]')
+  return parser
+
+
+if __name__ == '__main__':
+  answer_early('keras_split.py', make_parser)
+
 import dataclasses
 import json
-import sys
 import zipfile
+
+import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 
 import numpy as np
 
 import resnet_split
 from splitnet.common.errors import UserError, first_line, program
-from splitnet.common.flags import Parser, add
 from splitnet.data import images
 from splitnet.network import branching, counting, grouping, settings
 from splitnet.network.graph import Graph, Tree
@@ -192,19 +211,10 @@ def _saved(graph, tree):
   return [f'{100 * (1 - size / whole):.1f} %' for size, whole in zip(sizes_of(tree), sizes_of(graph))]
 
 
-def parse_flags(argv):
-  """Parses the flags."""
-  parser = Parser(__doc__)
-  parser.add_argument('model', metavar='MODEL.keras', help='file that model.save wrote')
-  add(parser, 'groups', str, '2-2-2', 'numbers of branches above each layer of --split_at, and of groups of classes')
-  add(parser, 'split_at', str, '', 'layers above which it branches, bottom up [two, see above]')
-  return parser.parse_args(argv)
-
-
 @program('keras_split.py')
 def main(argv):
   """Prints the layers above which a model can branch, and what a split saves."""
-  flags = parse_flags(argv)
+  flags = make_parser().parse_args(argv)
   known, graph, _ = read_other(None, None, checkpoints.find(flags.model))
   parameters, flops = sizes_of(graph)
   print(f'{graph.name}: images of {graph.image_size} x {graph.image_size} pixels, {graph.classes.size} classes')

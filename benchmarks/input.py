@@ -11,10 +11,35 @@ all alike; a ratio is the median of those of the turns, of images per second of 
 python -m benchmarks.input --dataset imagenet --data_dir /data/imagenet
 """
 
+# ruff: noqa: E402 - what takes seconds to import comes after the flags
+
+import sys
+
+from splitnet.common.flags import Parser, add, answer_early, integer, number, one_of, switch
+
+
+def make_parser():
+  """Returns the parser of the flags."""
+  parser = Parser(__doc__)
+  add(parser, 'dataset', one_of('image_folder', 'imagenet'), 'image_folder', 'what the folder is')
+  add(parser, 'data_dir', str, None, 'its path', required=True)
+  add(parser, 'image_size', integer(8, 4096), 224, 'pixels a side of the crops')
+  add(parser, 'batch_size', integer(1, 10**6), 64, 'images per batch')
+  add(parser, 'seconds', number('(0, 3600]'), 3.0, 'that each row is measured for in each turn')
+  add(parser, 'repeats', integer(1, 1000), 5, 'turns')
+  add(parser, 'memory_images', integer(0, 10**9), 10000, 'images of train over which the growth of memory is told')
+  switch(parser, 'cache', 'measure the row cached too')
+  switch(parser, 'skip_damaged', 'leave damaged images out')
+  add(parser, 'output', str, '', 'JSON file for the results [none]')
+  return parser
+
+
+if __name__ == '__main__':
+  answer_early('input.py', make_parser)
+
 import dataclasses
 import functools
 import os
-import sys
 import time
 
 import splitnet.common.quiet  # noqa: F401 - before TensorFlow
@@ -25,7 +50,6 @@ import image_folder
 import imagenet
 from splitnet.common.errors import UserError, program
 from splitnet.common.files import check_output_file, write_json
-from splitnet.common.flags import Parser, add, integer, number, one_of, switch
 from splitnet.data.batches import index_batches
 from splitnet.data.dataset import DataSettings
 from splitnet.reporting import tables
@@ -36,19 +60,8 @@ SEED = 0
 
 
 def parse_flags(argv):
-  """Parses the command line; a wrong one ends the program with exit code 2."""
-  parser = Parser(__doc__)
-  add(parser, 'dataset', one_of(*DATASETS), 'image_folder', 'what the folder is: image_folder or imagenet')
-  add(parser, 'data_dir', str, None, 'its path', required=True)
-  add(parser, 'image_size', integer(8, 4096), 224, 'pixels a side of the crops')
-  add(parser, 'batch_size', integer(1, 10**6), 64, 'images per batch')
-  add(parser, 'seconds', number('(0, 3600]'), 3.0, 'that each row is measured for in each turn')
-  add(parser, 'repeats', integer(1, 1000), 5, 'turns')
-  add(parser, 'memory_images', integer(0, 10**9), 10000, 'images of train over which the growth of memory is told')
-  switch(parser, 'cache', 'measure the row cached too')
-  switch(parser, 'skip_damaged', 'leave damaged images out')
-  add(parser, 'output', str, '', 'JSON file for the results [none]')
-  flags = parser.parse_args(argv)
+  """Parses and checks the flags."""
+  flags = make_parser().parse_args(argv)
   if flags.output:
     check_output_file('--output', flags.output)
   return flags

@@ -13,41 +13,23 @@ python -m benchmarks.speed --k 8 --only baseline,split    is the split network a
 python -m benchmarks.speed --k 8 --precision bfloat16     on a GPU, which has more batch sizes: what share of its peak?
 """
 
+# ruff: noqa: E402 - what takes seconds to import comes after the flags
+
 import collections
-import contextlib
-import dataclasses
-import datetime
-import functools
-import itertools
-import json
-import re
-import subprocess
 import sys
-import tempfile
-import time
 
-import splitnet.common.quiet  # noqa: F401 - before TensorFlow
-
-import tensorflow as tf
-
-from resnet_split import WideResNet
-from splitnet.common.errors import UserError, last_line, program
-from splitnet.common.files import PROJECT, check_output_file, telling_of_output, write_json
-from splitnet.common.flags import Parser, add, integer, integers, number, some_of
-from splitnet.parallel import devices
-from splitnet.reporting import tables
-from splitnet.reporting.timing import interleaved, median, numbered
+from splitnet.common.flags import Parser, add, answer_early, integer, integers, number, some_of
 
 # A row: its name for --only, what the tables call it, its workload (workloads.py), that workload's arguments.
 Row = collections.namedtuple('Row', 'name text workload arguments')
-XLA = not devices.use_xla('auto')  # the other way than train.py's default, which has to be the faster one
 TRAINING = [
   Row('baseline', 'dense', 'training', dict(mode='baseline')),
   Row('group', 'grouping, dropout as grouping has it', 'training', dict(mode='group', keep_prob=0.5)),
   Row('group_alone', 'grouping without dropout', 'training', dict(mode='group')),
   Row('split', 'split', 'training', dict(mode='split')),
   Row('split_uneven', 'split, uneven groups', 'training', dict(mode='split', uneven=True)),
-  Row('xla', f'dense, with{"" if XLA else "out"} XLA', 'training', dict(mode='baseline', jit_compile=XLA)),
+  # The other way than train.py's default, which has to be the faster one.
+  Row('xla', 'dense, with XLA (on a GPU without)', 'training', dict(mode='baseline', jit_compile='other')),
   Row('keras', 'dense, plain Keras', 'keras', {}),
 ]
 EVALUATION = [
@@ -60,22 +42,53 @@ CEILING = Row('ceiling', 'ceiling', 'ceiling', {})
 NAMES = [row.name for row in (*TRAINING, *EVALUATION, PIPELINE, CEILING)]
 
 
-def parse_flags(argv):
-  """Parses and checks the flags."""
+def make_parser():
+  """Returns the parser of the flags."""
   parser = Parser(prog='speed.py', description=__doc__)
   add(parser, 'only', some_of(*NAMES), ','.join(NAMES), f'which rows: some of {", ".join(NAMES)} [all]')
   add(parser, 'k', integers(1, 10**6), '1,2,8', 'width multipliers')
   add(parser, 'precision', some_of('float32', 'bfloat16'), 'float32,bfloat16', 'of the convolutions')
-  larger = ',256,1024' if tf.config.list_physical_devices('GPU') else ''
-  add(parser, 'train_batch', integers(1, 10**6), f'90{larger}', 'images per step [90; on a GPU 90,256,1024]')
-  add(parser, 'eval_batch', integers(1, 10**6), f'100{larger}', 'images per evaluation [100; on a GPU 100,256,1024]')
+  add(parser, 'train_batch', integers(1, 10**6), None, 'images per step [90; on a GPU 90,256,1024]')
+  add(parser, 'eval_batch', integers(1, 10**6), None, 'images per evaluation [100; on a GPU 100,256,1024]')
   add(parser, 'num_residual_units', integer(1, 100), 2, 'residual blocks per stage')
   add(parser, 'split', str, '2-2-2', 'the split that is grouped for and split into, ngroups3-ngroups2-ngroups1')
   add(parser, 'branch_input', str, 'group', "group or all, as train.py's")
   add(parser, 'seconds', number('(0, 3600]'), 3.0, 'that each row is measured for in each turn, one call at least')
   add(parser, 'repeats', integer(1, 1000), 3, 'turns')
   add(parser, 'output', str, None, 'JSON file for the results, written after every table [none]')
-  flags = parser.parse_args(argv)
+  return parser
+
+
+if __name__ == '__main__':
+  answer_early('speed.py', make_parser)
+
+import contextlib
+import dataclasses
+import datetime
+import functools
+import itertools
+import json
+import re
+import subprocess
+import tempfile
+import time
+
+import splitnet.common.quiet  # noqa: F401 - before TensorFlow
+
+import tensorflow as tf
+
+from resnet_split import WideResNet
+from splitnet.common.errors import UserError, last_line, program
+from splitnet.common.files import PROJECT, check_output_file, telling_of_output, write_json
+from splitnet.reporting import tables
+from splitnet.reporting.timing import interleaved, median, numbered
+
+
+def parse_flags(argv):
+  """Parses and checks the flags."""
+  flags = make_parser().parse_args(argv)
+  more = [256, 1024] if tf.config.list_physical_devices('GPU') else []
+  flags.train_batch, flags.eval_batch = flags.train_batch or [90, *more], flags.eval_batch or [100, *more]
   for k in flags.k:
     config_of(flags, k)
   if flags.output is not None:

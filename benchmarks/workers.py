@@ -8,11 +8,44 @@ on random images and untrained weights. Beside each speed-up stands what the FLO
 over those of the busiest worker, where what branches share counts on each that computes it.
 """
 
+# ruff: noqa: E402 - what takes seconds to import comes after the flags
+
 import collections
+import sys
+
+from splitnet.common.flags import Parser, add, answer_early, integer, some_of
+
+# A row: the name for --rows, the network as the paper calls it, its split, how many workers, and the trunk.
+Row = collections.namedtuple('Row', 'name network split workers trunk')
+ROWS = [
+  Row('dense', 'dense', '1-1-1', 1, 'replicate'),
+  Row('deep', 'deep', '2-2-2', 2, 'replicate'),
+  Row('deep-first', 'deep', '2-2-2', 2, 'first'),
+  Row('shallow', 'shallow', '1-2-2', 2, 'replicate'),
+  Row('hierarchical', 'hierarchical', '2-4-4', 2, 'replicate'),
+]
+
+
+def make_parser():
+  """Returns the parser of the flags."""
+  names = [row.name for row in ROWS]
+  parser = Parser(prog='workers.py', description=__doc__)
+  add(parser, 'k', int, 8, 'width multiplier; the paper has 8')
+  add(parser, 'branch_input', str, 'group', "group or all, as train.py's")
+  add(parser, 'images', integer(1), 200, 'how many in a repeat')
+  add(parser, 'batch_size', integer(1), 100, 'images per batch')
+  add(parser, 'repeats', integer(1), 3, 'how often each row is timed')
+  add(parser, 'in_flight', integer(1), 2, 'batches that a worker has been given at any time')
+  add(parser, 'rows', some_of(*names), names, f'some of {", ".join(names)}; speed-ups are against the first [all]')
+  return parser
+
+
+if __name__ == '__main__':
+  answer_early('workers.py', make_parser)
+
 import contextlib
 import os
 import subprocess
-import sys
 import time
 
 import splitnet.common.quiet  # noqa: F401 - before TensorFlow
@@ -24,7 +57,6 @@ import cifar100
 import resnet_split
 from splitnet.common.errors import UserError, program
 from splitnet.common.files import PROJECT
-from splitnet.common.flags import Parser, add, integer, some_of
 from splitnet.data.synthetic import random_images
 from splitnet.network import counting, grouping
 from splitnet.network.network import create
@@ -32,30 +64,12 @@ from splitnet.parallel import executor, placement, workers
 from splitnet.reporting import timing
 from splitnet.reporting.tables import markdown
 
-# A row: the name for --rows, the network as the paper calls it, its split, how many workers, and the trunk.
-Row = collections.namedtuple('Row', 'name network split workers trunk')
-ROWS = [
-  Row('dense', 'dense', '1-1-1', 1, 'replicate'),
-  Row('deep', 'deep', '2-2-2', 2, 'replicate'),
-  Row('deep-first', 'deep', '2-2-2', 2, 'first'),
-  Row('shallow', 'shallow', '1-2-2', 2, 'replicate'),
-  Row('hierarchical', 'hierarchical', '2-4-4', 2, 'replicate'),
-]
 WORKERS = 2
 
 
 def parse_flags(argv):
   """Parses and checks the flags."""
-  names = [row.name for row in ROWS]
-  parser = Parser(prog='workers.py', description=__doc__)
-  add(parser, 'k', int, 8, 'width multiplier; the paper has 8')
-  add(parser, 'branch_input', str, 'group', "group or all, as train.py's")
-  add(parser, 'images', integer(1), 200, 'how many in a repeat')
-  add(parser, 'batch_size', integer(1), 100, 'images per batch')
-  add(parser, 'repeats', integer(1), 3, 'how often each row is timed')
-  add(parser, 'in_flight', integer(1), executor.IN_FLIGHT, 'batches that a worker has been given at any time')
-  add(parser, 'rows', some_of(*names), names, f'some of {", ".join(names)}; speed-ups are against the first [all]')
-  flags = parser.parse_args(argv)
+  flags = make_parser().parse_args(argv)
   flags.rows = [row for row in ROWS if row.name in flags.rows]
   config_of(flags.rows[0], flags)
   return flags

@@ -110,7 +110,12 @@ class Steps:
 
 
 def training(config, mode, batch_size, precision, keep_prob=1.0, jit_compile='auto', uneven=False):
-  """Makes the Steps of a stage of train.py, several per call as in its loop."""
+  """Makes the Steps of a stage of train.py, several per call as in its loop.
+
+  A `jit_compile` of 'other' is the one that train.py's 'auto' does not choose here.
+  """
+  if jit_compile == 'other':
+    jit_compile = not devices.use_xla('auto')
   network = build(config, mode, precision, uneven)
   settings = dict(batch_size=batch_size, max_steps=10**6, dropout_keep_prob=keep_prob, jit_compile=jit_compile)
   train_step = make_step(network, cifar100, settings, max(TRAINING_IMAGES, batch_size) / batch_size)

@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from paper.published import DENSE, TABLE_2, row_name
-from paper.recipes import TABLES, Experiment
+from paper.experiments import Experiment
+from paper.published import DENSE, TABLE_2, TABLES, row_name
 from splitnet.network import counting, grouping
 from splitnet.network.graph import Tree
 from splitnet.reporting.tables import markdown

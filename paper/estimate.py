@@ -5,12 +5,40 @@ From these, the FLOPs of the networks (three times those of a forward pass for t
 follow the hours of every run, here and on a GPU of a given rate.
 """
 
+# ruff: noqa: E402 - what takes seconds to import comes after the flags
+
+import sys
+
+from paper import recipes
+from splitnet.common.flags import Parser, add, answer_early, integer, number, one_of, take
+
+CPU_BATCH = 8  # images per step of a measurement on a CPU; a single image gives the part that does not grow with them
+
+
+def make_parser():
+  """Returns the parser of the flags."""
+  parser = Parser(prog='estimate.py', description=__doc__)
+  add(parser, 'recipe', one_of(*sorted(recipes.RECIPES)), None, 'only this one [paper, short and better]')
+  add(parser, 'k', int, 8, 'width multiplier; the paper has 8')
+  add(parser, 'branch_input', str, None, "train.py's, group or all [all; of recipe cpu group]")
+  add(parser, 'precision', one_of('float32', 'bfloat16'), None, 'of the convolutions [short and better bfloat16]')
+  add(parser, 'measure_steps', integer(1, 10**4), 20, 'steps to measure, after two that are not counted')
+  text = f"images per measured step [on a GPU the recipe's, which a CPU would take minutes for; there {CPU_BATCH}]"
+  add(parser, 'measure_batch', integer(1, 10**4), None, text)
+  text = "the GPU's peak rate in bfloat16, 10^12 FLOPs per second, by default an A100's; float32 counts at half of it"
+  add(parser, 'tflops', number('(0, inf)'), 312.0, text)
+  add(parser, 'utilisation', number('(0, 1]'), 0.2, 'share of that rate which is reached: an assumption')
+  return parser
+
+
+if __name__ == '__main__' and sys.argv[1:2] != ['--child']:
+  answer_early('estimate.py', make_parser)
+
 import itertools
 import json
 import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 
@@ -20,12 +48,11 @@ import numpy as np
 import tensorflow as tf
 
 import cifar100
-from paper import counts, recipes, runs
+from paper import counts, experiments, runs
 from paper.published import DENSE
 from resnet_split import WideResNet
 from splitnet.common.errors import UserError, last_line, program
 from splitnet.common.files import PROJECT
-from splitnet.common.flags import Parser, add, integer, number, one_of, take
 from splitnet.data.batches import Images
 from splitnet.data.synthetic import random_images
 from splitnet.parallel import devices
@@ -45,27 +72,15 @@ MEASURED_COLUMNS = {
   'GPU memory (MB)': ('gpu_memory MB', '.0f'), 'checkpoint (MB)': ('checkpoint MB', '.1f'),
   'best (MB)': ('best MB', '.1f'),
 }  # fmt: skip
-CPU_BATCH = 8  # images per step of a measurement on a CPU; a single image gives the part that does not grow with them
 FORWARD_AND_BACKWARD = 3  # FLOPs of a training step in forward passes
 VAL_IMAGES = 5000
 
 
 def parse_flags(argv):
-  """Parses the flags; `experiments` is a list of recipes.Experiment."""
-  parser = Parser(prog='estimate.py', description=__doc__)
-  add(parser, 'recipe', one_of(*sorted(recipes.RECIPES)), None, 'only this one [paper, short and better]')
-  add(parser, 'k', int, 8, 'width multiplier; the paper has 8')
-  add(parser, 'branch_input', str, None, "train.py's, group or all [all; of recipe cpu group]")
-  add(parser, 'precision', one_of('float32', 'bfloat16'), None, 'of the convolutions [short and better bfloat16]')
-  add(parser, 'measure_steps', integer(1, 10**4), 20, 'steps to measure, after two that are not counted')
-  text = f"images per measured step [on a GPU the recipe's, which a CPU would take minutes for; there {CPU_BATCH}]"
-  add(parser, 'measure_batch', integer(1, 10**4), None, text)
-  text = "the GPU's peak rate in bfloat16, 10^12 FLOPs per second, by default an A100's; float32 counts at half of it"
-  add(parser, 'tflops', number('(0, inf)'), 312.0, text)
-  add(parser, 'utilisation', number('(0, 1]'), 0.2, 'share of that rate which is reached: an assumption')
-  flags = parser.parse_args(argv)
+  """Parses the flags; `experiments` is a list of experiments.Experiment."""
+  flags = make_parser().parse_args(argv)
   flags.experiments = [
-    recipes.Experiment(recipe, k=flags.k, branch_input=flags.branch_input, precision=flags.precision)
+    experiments.Experiment(recipe, k=flags.k, branch_input=flags.branch_input, precision=flags.precision)
     for recipe in ([flags.recipe] if flags.recipe else ['paper', 'short', 'better'])
   ]
   flags.experiments[0].config(DENSE)  # checks --k and --branch_input
@@ -176,7 +191,7 @@ def time_of(run, forward, teacher, measured, flags):
 
 def names_of_table(by_name, table):
   """Returns the names of the runs that a table needs, in order."""
-  wanted = [by_name[name] for name in recipes.cells(table).values()]
+  wanted = [by_name[name] for name in experiments.cells(table).values()]
   return [os.path.basename(run.folder) for run in runs.with_needs(wanted)]
 
 
@@ -228,7 +243,7 @@ def measured_table(runs_of, measured):
 def main(argv):
   """Measures, estimates, and prints both tables."""
   flags = parse_flags(argv)
-  runs_of = {experiment.recipe: recipes.make_runs(experiment, 0) for experiment in flags.experiments}
+  runs_of = {experiment.recipe: experiments.make_runs(experiment, 0) for experiment in flags.experiments}
   if note := devices.precision_note(flags.precision or 'bfloat16', training=True):
     print(note, file=sys.stderr)
   measured = {}

@@ -9,9 +9,9 @@ python -m paper.figures 5 --checkpoint runs/group                groups against 
 
 import sys
 
+from paper.recipes import DATASETS
 from splitnet.common.flags import Parser, Type, add, answer_early, integer, one_of, switch
 
-DATASETS = ('cifar100', 'image_folder', 'imagenet')  # those of data.py
 REPORT_SECONDS = 30  # between lines about a run in progress
 BALANCES = Type(
   'LIST', lambda text: sorted(map(float, text.split(','))), 'different numbers from 0 up, such as 0,1,10,100',

@@ -4,7 +4,7 @@ A row is one run: the learned groups beside given ones: semantic (S, the yardsti
 floor). `legend` explains the rest.
 """
 
-from paper.recipes import ROWS_OF_GROUPS
+from paper.experiments import ROWS_OF_GROUPS
 from resnet_split import read_older
 from splitnet.network import grouping
 from splitnet.network.graph import hard_groups_of

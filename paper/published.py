@@ -65,6 +65,8 @@ TABLE_5 = [
   Timing('hierarchical', 'hierarchical', '2-4-4', 2, None, 14.22, 1.71),
   Timing('deep-3', 'deep, 3-way', '3-3-3', 3, None, 10.92, 2.22),
 ]
+# Table -> its network, and the numbers by split.
+TABLES = {'1': ('wrn', TABLE_2), '2': ('wrn', TABLE_2), '3': ('alexnet', TABLE_3), '4': ('resnet18', TABLE_4)}
 
 
 def row_name(split, table=TABLE_2):

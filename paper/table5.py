@@ -12,12 +12,44 @@ One batch after the other would leave all devices of a vertical partition but on
 computed at any time, of every row equally many.
 """
 
+# ruff: noqa: E402 - what takes seconds to import comes after the flags
+
+import sys
+
+from paper.published import DENSE, TABLE_5
+from splitnet.common.flags import Parser, add, answer_early, integer, one_of, some_of
+
+MOST_DEVICES = max(row.devices for row in TABLE_5)
+
+
+def make_parser():
+  """Returns the parser of the flags."""
+  names = [row.name for row in TABLE_5]
+  parser = Parser(prog='table5.py', description=__doc__)
+  add(parser, 'k', int, 8, 'width multiplier; the paper has 8')
+  add(parser, 'branch_input', str, 'group', "group or all, as train.py's")
+  add(parser, 'images', integer(1, 10**6), 2000, 'how many; the paper has 50,000')
+  add(parser, 'batch_size', integer(1, 10**5), 100, 'images per batch')
+  add(parser, 'repeats', integer(1, 10**4), 5, 'how often each row is timed')
+  text = 'batches computed at any time, of every row [%(default)s: one more than a row has devices at most]'
+  add(parser, 'in_flight', integer(1, 64), MOST_DEVICES + 1, text)
+  add(parser, 'precision', one_of('float32', 'bfloat16'), 'float32', 'of the convolutions')
+  add(parser, 'rows', some_of(*names), names, f'some of {", ".join(names)}; speed-ups are against the first [all]')
+  add(parser, 'devices', str, '', 'such as /GPU:0,/GPU:1,/GPU:2; a row takes the first ones [all GPUs, else CPUs]')
+  text = f'cut the CPU, or the first GPU, into this many devices [{MOST_DEVICES}; 1 if there are several GPUs]'
+  add(parser, 'num_logical_devices', integer(1, 64), None, text)
+  add(parser, 'output', str, None, 'file for the table, its ending .csv or .json, written after every repeat [none]')
+  return parser
+
+
+if __name__ == '__main__':
+  answer_early('table5.py', make_parser)
+
 import collections
 import concurrent.futures
 import functools
 import os
 import statistics
-import sys
 import time
 
 import splitnet.common.quiet  # noqa: F401 - before TensorFlow
@@ -26,18 +58,15 @@ import tensorflow as tf
 
 import cifar100
 from paper import partition
-from paper.published import DENSE, TABLE_5
-from paper.recipes import Experiment
+from paper.experiments import Experiment
 from splitnet.common.errors import UserError, program
 from splitnet.common.files import check_output_file, telling_of_output, write_json, write_text
-from splitnet.common.flags import Parser, add, integer, one_of, some_of
 from splitnet.data.synthetic import random_images
 from splitnet.network import grouping, network
 from splitnet.parallel import devices, placement
 from splitnet.reporting import timing
 from splitnet.reporting.tables import csv_text, markdown, of_dicts
 
-MOST_DEVICES = max(row.devices for row in TABLE_5)
 COLUMNS = {
   'network': ('network', ''), 'split': ('split', ''), 'devices': ('devices', 'd'), 'time (s)': ('mean', '.3f'),
   'deviation (s)': ('deviation', '.3f'), 'speed-up': ('speed_up', '.2f'), 'time (paper, s)': ('paper_seconds', '.2f'),
@@ -56,22 +85,7 @@ SHARED = {
 
 def parse_flags(argv):
   """Parses and checks the flags."""
-  names = [row.name for row in TABLE_5]
-  parser = Parser(prog='table5.py', description=__doc__)
-  add(parser, 'k', int, 8, 'width multiplier; the paper has 8')
-  add(parser, 'branch_input', str, 'group', "group or all, as train.py's")
-  add(parser, 'images', integer(1, 10**6), 2000, 'how many; the paper has 50,000')
-  add(parser, 'batch_size', integer(1, 10**5), 100, 'images per batch')
-  add(parser, 'repeats', integer(1, 10**4), 5, 'how often each row is timed')
-  text = 'batches computed at any time, of every row [%(default)s: one more than a row has devices at most]'
-  add(parser, 'in_flight', integer(1, 64), MOST_DEVICES + 1, text)
-  add(parser, 'precision', one_of('float32', 'bfloat16'), 'float32', 'of the convolutions')
-  add(parser, 'rows', some_of(*names), names, f'some of {", ".join(names)}; speed-ups are against the first [all]')
-  add(parser, 'devices', str, '', 'such as /GPU:0,/GPU:1,/GPU:2; a row takes the first ones [all GPUs, else CPUs]')
-  text = f'cut the CPU, or the first GPU, into this many devices [{MOST_DEVICES}; 1 if there are several GPUs]'
-  add(parser, 'num_logical_devices', integer(1, 64), None, text)
-  add(parser, 'output', str, None, 'file for the table, its ending .csv or .json, written after every repeat [none]')
-  flags = parser.parse_args(argv)
+  flags = make_parser().parse_args(argv)
   flags.experiment = Experiment(k=flags.k, branch_input=flags.branch_input)
   flags.experiment.config(DENSE)  # checks --k and --branch_input
   flags.rows = [row for row in TABLE_5 if row.name in flags.rows]

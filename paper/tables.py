@@ -24,47 +24,26 @@ dropout. Tables 3 and 4 have the recipes paper, which is partly inferred, and cp
   ./tables.sh 4 --dataset image_folder --data_dir DIR --width 0.25 --cache      Table 4 of your own images, scaled down
 """
 
-import collections
-import glob
-import os
-import re
-import signal
+# ruff: noqa: E402 - what takes seconds to import comes after the flags
+
 import sys
-import time
 
-import splitnet.common.quiet  # noqa: F401 - before TensorFlow
-
-import numpy as np
-import tensorflow as tf
-
-import cifar100
-from paper import counts, data, group_table, recipes, runs
-from paper.published import DENSE, GROUPINGS, SPLITS, TABLE_1, TABLE_1_DENSE, row_name
-from splitnet.common.errors import UserError, program
-from splitnet.common.files import write_text
-from splitnet.common.flags import Parser, add, boolean, integer, integers, number, one_of, switch, take
-from splitnet.parallel import devices
-from splitnet.reporting.tables import csv_text, markdown, mean_text
-
-PAPERS = {
-  'wrn': 'WRN-16-8',
-  'alexnet': 'AlexNet on the validation images of ILSVRC 2012',
-  'resnet18': 'ResNet-18x2 on the validation images of ILSVRC 2012',
-}
+from paper import recipes
+from splitnet.common.flags import Parser, add, answer_early, boolean, integer, integers, number, one_of, switch, take
 
 
-def parse_flags(argv):
-  """Parses the flags; `experiment` is the recipes.Experiment that they describe."""
+def make_parser():
+  """Returns the parser of the flags."""
   parser = Parser(prog='tables.py', description=__doc__)
   parser.add_argument('table', choices=['counts', '1', '2', '3', '4', 'all', 'groups'], help='which table')
   add(parser, 'recipe', one_of(*sorted(recipes.RECIPES)), 'cpu', 'the settings of the runs')
-  add(parser, 'network', one_of(*recipes.NETWORKS), None, 'groups: of which network [wrn]')
+  add(parser, 'network', one_of(*recipes.BY_NETWORK), None, 'groups: of which network [wrn]')
   add(parser, 'k', int, 8, 'wrn: width multiplier; the paper has 8')
   add(parser, 'width', number('(0, inf)'), None, 'alexnet, resnet18: width multiplier [the paper has 1 and 2]')
   text = "group or all, as train.py's; counts shows both [wrn: all, of recipe cpu group; the others: group]"
   add(parser, 'branch_input', str, None, text)
-  add(parser, 'dataset', one_of(*data.DATASETS), None, 'which images [wrn: cifar100; the others: imagenet]')
-  add(parser, 'data_dir', str, None, f'their folder [of cifar100 {cifar100.DATA_DIR}]')
+  add(parser, 'dataset', one_of(*recipes.DATASETS), None, 'which images [wrn: cifar100; the others: imagenet]')
+  add(parser, 'data_dir', str, None, 'their folder [of cifar100, by download_cifar100.py: cifar100/train_val_split]')
   add(parser, 'image_size', integer(8, 4096), None, "of image files, pixels a side [the data set's]")
   switch(parser, 'skip_damaged', 'leave out image files that cannot be decoded')
   switch(parser, 'cache', 'decode image files once and keep them on the disk for training, of small data')
@@ -81,11 +60,46 @@ def parse_flags(argv):
   switch(parser, 'print', 'print the table of what has been run; run nothing', dest='print_only')
   add(parser, 'per_layer', str, None, 'counts: each layer of dense or of a split such as 2-2-2 [a line per network]')
   switch(parser, 'everything', 'counts: also init_conv and batch norms, which the paper leaves out')
-  flags = parser.parse_args(argv)
-  network, _ = recipes.TABLES.get(flags.table, recipes.TABLES['1'])
+  return parser
+
+
+if __name__ == '__main__':
+  answer_early('tables.py', make_parser)
+
+import collections
+import glob
+import os
+import re
+import signal
+import time
+
+import splitnet.common.quiet  # noqa: F401 - before TensorFlow
+
+import numpy as np
+import tensorflow as tf
+
+import cifar100
+from paper import counts, data, experiments, group_table, runs
+from paper.published import DENSE, GROUPINGS, SPLITS, TABLE_1, TABLE_1_DENSE, TABLES, row_name
+from splitnet.common.errors import UserError, program
+from splitnet.common.files import write_text
+from splitnet.parallel import devices
+from splitnet.reporting.tables import csv_text, markdown, mean_text
+
+PAPERS = {
+  'wrn': 'WRN-16-8',
+  'alexnet': 'AlexNet on the validation images of ILSVRC 2012',
+  'resnet18': 'ResNet-18x2 on the validation images of ILSVRC 2012',
+}
+
+
+def parse_flags(argv):
+  """Parses the flags; `experiment` is the experiments.Experiment that they describe."""
+  flags = make_parser().parse_args(argv)
+  network, _ = TABLES.get(flags.table, TABLES['1'])
   if flags.network not in (None, network) and flags.table != 'groups':
     raise UserError(f'--network is {flags.network}, but table {flags.table} is of {network}: leave the flag out')
-  flags.experiment = take(recipes.Experiment, vars(flags), network=flags.network or network)
+  flags.experiment = take(experiments.Experiment, vars(flags), network=flags.network or network)
   if flags.data_dir is None and flags.experiment.dataset == 'cifar100':
     flags.data_dir = cifar100.DATA_DIR
   flags.seeds, flags.data_dir = sorted(flags.seeds), flags.data_dir and os.path.abspath(flags.data_dir)
@@ -98,7 +112,7 @@ def chosen_cells(table, only, known):
 
   `known` are the names of `make_runs`; a recipe that starts from noise or has a teacher lacks some of the cells.
   """
-  cells = {cell: run for cell, run in recipes.cells(table).items() if run in known}
+  cells = {cell: run for cell, run in experiments.cells(table).items() if run in known}
   words_of = {cell: {cell, *cell.split('/')} for cell in cells}
   wanted = {word.strip() for word in only.split(',') if word.strip()}
   for word in sorted(wanted.difference(*words_of.values())):
@@ -112,7 +126,7 @@ def collect(experiment, seeds, described):
   seeds = {*seeds, *(int(name[4:]) for name in on_disk if re.fullmatch(r'seed\d{1,9}', name))}
   results = collections.defaultdict(list)
   for seed in sorted(seeds):
-    for name, run in recipes.make_runs(experiment, seed).items():
+    for name, run in experiments.make_runs(experiment, seed).items():
       if result := runs.read_result(run, described):
         results[name].append(result)
   return dict(results)
@@ -141,7 +155,7 @@ def table_1(results):
   for name, paper in TABLE_1_DENSE.items():
     rows.append([name.replace('-', ' with '), '', '', *errors_of(results, [(name, paper)]), *[''] * 8])
   for split, (_, layers, groups) in SPLITS.items():
-    cells = [(recipes.run_of_table(split, grouping), paper) for grouping, paper in zip(GROUPINGS, TABLE_1[split])]
+    cells = [(experiments.run_of_table(split, grouping), paper) for grouping, paper in zip(GROUPINGS, TABLE_1[split])]
     rows.append([row_name(split), layers, groups, '', '', *errors_of(results, cells)])
   return header, rows
 
@@ -157,7 +171,7 @@ def sizes_table(results, published, dense):
   groupings = list(errors)[: len(published[DENSE]) - len(names)]
   rows = []
   for split, paper in published.items():
-    runs_of_row = [recipes.run_of_table(split, name) for name in groupings]
+    runs_of_row = [experiments.run_of_table(split, name) for name in groupings]
     if split == DENSE:
       runs_of_row[0] = 'baseline'
     if of_run := results.get(runs_of_row[0]):
@@ -172,7 +186,7 @@ def sizes_table(results, published, dense):
 
 def runs_table(results):
   """Makes the table of what every finished run took: (header, rows) of text."""
-  paper = {recipes.run_of_table(s, g): error for s in SPLITS for g, error in zip(GROUPINGS, TABLE_1[s])}
+  paper = {experiments.run_of_table(s, g): error for s in SPLITS for g, error in zip(GROUPINGS, TABLE_1[s])}
   paper.update(TABLE_1_DENSE)
   rows = []
   for name, result in ((name, result) for name, of_run in results.items() for result in of_run):
@@ -184,7 +198,7 @@ def runs_table(results):
 
 def caption(experiment, table, results):
   """Returns what the numbers of a table are, in one paragraph."""
-  settings = {stage: recipes.settings_of(experiment, stage) for stage in recipes.STAGES}
+  settings = {stage: experiments.settings_of(experiment, stage) for stage in recipes.STAGES}
   steps = ', '.join(f'{stage} {settings[stage]["max_steps"]}' for stage in recipes.STAGES)
   described = [result['data'] for of_run in results.values() for result in of_run]
   sources = sorted({one['source'] for one in described})
@@ -222,13 +236,13 @@ def show(flags, described):
   results = collect(experiment, flags.seeds, described)
   for table in ('2', '1', 'runs') if flags.table == 'all' else (flags.table,):
     if table in ('2', '3', '4'):
-      header, rows = sizes_table(results, recipes.TABLES[table][1], dense_size(experiment, results))
+      header, rows = sizes_table(results, TABLES[table][1], dense_size(experiment, results))
     else:
       header, rows = {'1': table_1, 'runs': runs_table, 'groups': group_table.table}[table](results)
     text = caption(experiment, table, results) + markdown(header, rows)
     print('\n' + text, flush=True)
     if not flags.print_only:
-      path = os.path.join(experiment.folder, f'table{table}' if table in recipes.TABLES else table)
+      path = os.path.join(experiment.folder, f'table{table}' if table in TABLES else table)
       try:
         write_text(f'{path}.md', text)
         write_text(f'{path}.csv', csv_text(header, rows))
@@ -239,7 +253,7 @@ def show(flags, described):
 def run_table(flags):
   """Runs what is left of a table's runs, and shows the table after every run."""
   experiment = flags.experiment
-  names = chosen_cells(flags.table, flags.only, recipes.make_runs(experiment, 0))
+  names = chosen_cells(flags.table, flags.only, experiments.make_runs(experiment, 0))
   if flags.print_only:
     show(flags, None)
     return
@@ -253,7 +267,7 @@ def run_table(flags):
   collect(experiment, flags.seeds, described)  # whatever does not fit is refused before anything runs
   wanted = []
   for seed in flags.seeds:
-    of_seed = recipes.make_runs(experiment, seed)
+    of_seed = experiments.make_runs(experiment, seed)
     wanted += runs.with_needs([of_seed[name] for name in names])
   left = [run for run in wanted if runs.read_result(run, described) is None]
   print(f'{len(wanted)} runs, {len(wanted) - len(left)} of them done')

@@ -3,7 +3,7 @@
 import json
 import os
 
-from paper import recipes, tables
+from paper import experiments, tables
 
 DATA = {'source': 'synthetic', 'seed': 0, 'num_val_instance': 60, 'images_per_class': 1, 'train_images': 90}
 
@@ -15,7 +15,7 @@ def parse(*arguments):
 
 def make_runs(out, *arguments, seed=0, table='all'):
   """The runs of a folder with these flags for one seed: dict from name to Run."""
-  return recipes.make_runs(parse(table, '--out', out, *arguments).experiment, seed)
+  return experiments.make_runs(parse(table, '--out', out, *arguments).experiment, seed)
 
 
 def finish(run, accuracy, parameters=1000, flops=10**7, data=DATA, **more):

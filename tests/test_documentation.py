@@ -17,7 +17,7 @@ import train
 from benchmarks import input as input_benchmark
 from benchmarks import speed
 from benchmarks import workers as benchmark_workers
-from paper import estimate, figures, recipes, table5, tables
+from paper import estimate, experiments, figures, table5, tables
 from serving import accuracy, export, infer, publish, report
 from splitnet.parallel import worker
 
@@ -28,7 +28,7 @@ PARSERS = {
   'benchmarks.workers': benchmark_workers.parse_flags,
   'eval.py': evaluation.parse_flags,
   'imagenet.py': imagenet.parse_flags,
-  'keras_split.py': keras_split.parse_flags,
+  'keras_split.py': lambda argv: keras_split.make_parser().parse_args(argv),
   'paper.estimate': estimate.parse_flags,
   'paper.table5': table5.parse_flags,
   'paper.tables': tables.parse_flags,
@@ -112,7 +112,7 @@ def check_command(project, program, words):
   elif program in PARSERS:
     flags = PARSERS[program](words)
     if program == 'paper.tables' and flags.only:
-      assert tables.chosen_cells(flags.table, flags.only, recipes.make_runs(flags.experiment, 0))
+      assert tables.chosen_cells(flags.table, flags.only, experiments.make_runs(flags.experiment, 0))
   else:
     assert program in WITHOUT_PARSER, (program, words)
 

@@ -189,6 +189,11 @@ def test_the_help_names_the_defaults_and_choices_of_the_networks_and_data():
   (['eval.py', '--checkpoint', 'x', '--batchsize', '5'], 2, '--batch_size'),
   (['-m', 'splitnet.reporting.compare', '--help'], 0, 'NAME=FILE'), (['-m', 'paper.figures', '5'], 2, '--checkpoint'),
   (['-m', 'serving.report', '--help'], 0, '--out'), (['-m', 'serving.infer', '--help'], 0, '--top'),
+  (['-m', 'paper.tables', '--help'], 0, '--scratch_steps'), (['-m', 'paper.tables', '3', '--widht', '1'], 2, '--width'),
+  (['-m', 'paper.table5', '--help'], 0, '--in_flight'), (['-m', 'paper.estimate', '--tflops', '0'], 1, '--tflops'),
+  (['-m', 'benchmarks.speed', '--only', 'fast'], 1, 'baseline, '), (['-m', 'benchmarks.workers', '--help'], 0, '--k'),
+  (['-m', 'benchmarks.input'], 2, '--data_dir'), (['keras_split.py', '--help'], 0, 'MODEL.keras'),
+  (['imagenet.py', 'prepare', '--tar', 'x'], 2, 'no flag --tar'),
 ])  # fmt: skip
 def test_help_and_typos_are_answered_before_tensorflow_is_imported(tmp_path, arguments, code, words):
   (tmp_path / 'tensorflow.py').write_text('raise SystemExit("TensorFlow was imported")')

@@ -3,11 +3,11 @@
 import pytest
 from made_runs import rows_of
 
-from paper import counts, published, recipes, tables
+from paper import counts, experiments, published, tables
 
 
 def test_percentages_are_the_papers_where_branches_read_all_of_their_parent():
-  header, rows = counts.counts_table(recipes.Experiment(k=8, branch_input='all').config)
+  header, rows = counts.counts_table(experiments.Experiment(k=8, branch_input='all').config)
   assert [row[0].split()[-1] for row in rows] == ['dense', *published.SPLITS]
   for here, paper in (('% reduced', '% reduced (paper)'), ('% FLOPs reduced', '% FLOPs reduced (paper)')):
     ours, theirs = ([float(row[header.index(name)]) for row in rows] for name in (here, paper))
@@ -16,8 +16,8 @@ def test_percentages_are_the_papers_where_branches_read_all_of_their_parent():
 
 @pytest.mark.parametrize('table, count, flops_digits', [('3', 5, 0.002), ('4', 4, 0.01)])
 def test_counts_of_tables_3_and_4_are_the_papers_as_nearly_as_even_groups_can_be(table, count, flops_digits):
-  network, published_rows = recipes.TABLES[table]
-  _, rows = counts.counts_table(recipes.Experiment('paper', network).config, published_rows)
+  network, published_rows = published.TABLES[table]
+  _, rows = counts.counts_table(experiments.Experiment('paper', network).config, published_rows)
   assert len(rows) == len(published_rows) == count
   for _, parameters, m, less, paper_less, flops, g, fewer, paper_fewer in rows:
     assert abs(int(parameters.replace(',', '')) / 1e6 - float(m)) < 0.05
@@ -26,7 +26,7 @@ def test_counts_of_tables_3_and_4_are_the_papers_as_nearly_as_even_groups_can_be
 
 
 def test_layers_add_up_and_everything_adds_what_the_paper_leaves_out():
-  counted = counts.layer_counts(recipes.Experiment(k=1, branch_input='all').config('2-4-4'))
+  counted = counts.layer_counts(experiments.Experiment(k=1, branch_input='all').config('2-4-4'))
   for everything in (False, True):
     _, rows = counts.layers_table(counted, everything)
     assert ('init_conv' in [row[0] for row in rows]) == everything
@@ -50,5 +50,5 @@ def test_the_program_prints_counts(capsys):
 
 @pytest.mark.parametrize('split', list(published.SPLITS))
 def test_split_depths_are_the_networks(split):
-  graph = recipes.Experiment(k=1).config(split).graph()
+  graph = experiments.Experiment(k=1).config(split).graph()
   assert str(len(graph.split_layers)) == published.SPLITS[split][1]

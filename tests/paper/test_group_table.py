@@ -9,7 +9,7 @@ import tensorflow as tf
 from made_runs import DATA, finish, parse, rows_of
 
 import resnet_split
-from paper import group_table, recipes, tables
+from paper import experiments, group_table, recipes, tables
 from splitnet.network import grouping
 from splitnet.training import checkpoints
 from splitnet.training.saver import Saver
@@ -31,7 +31,7 @@ def test_the_table_of_groups_has_each_seed_and_the_means(tmp_path, capsys):
   flags = parse('groups', '--k', 1, '--out', tmp_path, '--seeds', '0,1')
   sizes = {0: [50, 50], 1: [60, 40]}
   for seed, size in sizes.items():
-    runs = recipes.make_runs(flags.experiment, seed)
+    runs = experiments.make_runs(flags.experiment, seed)
     measured = dict(agreement=0.9 + 0.02 * seed, chance_agreement=0.55, groups=[['x'] * n for n in size])
     finish(runs['split-2-2-2'], 0.5 + 0.02 * seed, **measured)
     finish(runs['group-2-2-2'], 0.4, agreement=0.9, groups=[['x'] * n for n in size])
@@ -40,7 +40,7 @@ def test_the_table_of_groups_has_each_seed_and_the_means(tmp_path, capsys):
     # All are confident at 200, one not any more at 300: converged is 400.
     p = {100: 0.5, 200: 0.995, 300: 0.98, 400: 0.992}
     write_metrics(runs['group-2-2-2'], {'split_p1': p, 'split_q1': dict.fromkeys(p, 0.999)})
-  runs = recipes.make_runs(flags.experiment, 0)
+  runs = experiments.make_runs(flags.experiment, 0)
   finish(runs['split-2-2-2-taught'], 0.53, agreement=0.9, groups=[['x'] * 50] * 2)
   finish(runs['given-2-2-2-random'], 0.45, agreement=0.68, groups=[['x'] * 50] * 2)
   finish(runs['given-2-2-2-random-long'], 0.46, agreement=0.68, groups=[['x'] * 50] * 2)
@@ -69,7 +69,7 @@ def test_the_table_of_groups_says_what_the_learned_ones_start_from(tmp_path):
   for recipe in recipes.RECIPES:
     flags = parse('groups', '--recipe', recipe, '--out', tmp_path)
     text = tables.caption(flags.experiment, 'groups', {})
-    runs = recipes.make_runs(flags.experiment, 0)
+    runs = experiments.make_runs(flags.experiment, 0)
     assert ('All start from the same baseline' in text) == bool(runs['group-2-2-2'].base)
     assert ('which start from nothing' in text) == (recipe == 'paper')
 

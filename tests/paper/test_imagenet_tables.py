@@ -14,7 +14,7 @@ from made_runs import finish, parse, rows_of
 import eval as evaluation
 import train
 from alexnet_split import AlexNet
-from paper import data, figures, published, recipes, tables
+from paper import data, experiments, figures, published, tables
 from paper import runs as runs_module
 from splitnet.network import counting
 from splitnet.network.graph import Tree
@@ -62,7 +62,7 @@ def table_3(program, images, tmp_path_factory):
     *TABLE_3, '--data_dir', images, '--out', out, '--only', f'baseline,{SPLIT}/random', '--skip_damaged'
   )
   assert code == 0, printed
-  made = recipes.make_runs(parse(*TABLE_3, '--out', out).experiment, 0)
+  made = experiments.make_runs(parse(*TABLE_3, '--out', out).experiment, 0)
   with open(os.path.join(made['baseline'].folder, 'settings.json'), encoding='utf-8') as f:
     described = json.load(f)['data']
   finish(made[f'group-{SPLIT}'], 0.5, data=described)
@@ -153,9 +153,9 @@ def test_images_without_test_are_evaluated_on_val(tmp_path):
 @pytest.mark.parametrize('recipe', ['paper', 'cpu'])
 def test_every_command_is_one_that_the_programs_take(network, recipe, tmp_path):
   arguments = ['groups', '--network', network, '--recipe', recipe, '--dataset', 'image_folder', '--width', 0.25]
-  runs = recipes.make_runs(parse(*arguments, '--skip_damaged', '--out', tmp_path).experiment, 3)
+  runs = experiments.make_runs(parse(*arguments, '--skip_damaged', '--out', tmp_path).experiment, 3)
   table = {'alexnet': published.TABLE_3, 'resnet18': published.TABLE_4}[network]
-  assert set(recipes.cells({'alexnet': '3', 'resnet18': '4'}[network]).values()) < set(runs)
+  assert set(experiments.cells({'alexnet': '3', 'resnet18': '4'}[network]).values()) < set(runs)
   for name, run in runs.items():
     trained, *evaluated = run.commands('mine', 1000, 'val')
     flags = train.parse_flags(trained[2:])
@@ -171,7 +171,7 @@ def test_every_command_is_one_that_the_programs_take(network, recipe, tmp_path):
 
 
 def test_the_papers_steps_are_those_of_the_authors_checkpoints(tmp_path):
-  runs = recipes.make_runs(parse('3', '--recipe', 'paper', '--out', tmp_path).experiment, 0)
+  runs = experiments.make_runs(parse('3', '--recipe', 'paper', '--out', tmp_path).experiment, 0)
   steps = [runs[name].train['max_steps'] for name in ('baseline', 'group-1-1-3', 'split-1-1-3')]
   assert steps == [400000, 60000, 150000] and runs['group-1-1-3'].base is runs['baseline']
   assert {run.train['batch_size'] for run in runs.values()} == {256}

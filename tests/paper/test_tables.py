@@ -9,14 +9,14 @@ import helpers
 import pytest
 from made_runs import DATA, finish, make_runs, parse, rows_of, value
 
-from paper import recipes, tables
+from paper import experiments, tables
 from paper import runs as runs_module
 from splitnet.parallel import devices
 
 
 def test_table_1_has_means_spreads_and_empty_cells(tmp_path, capsys):
   flags = parse(1, '--k', 1, '--out', tmp_path, '--seeds', '0,1')
-  first, second, third = (recipes.make_runs(flags.experiment, seed) for seed in (0, 1, 7))
+  first, second, third = (experiments.make_runs(flags.experiment, seed) for seed in (0, 1, 7))
   finish(first['baseline'], 0.70)
   finish(first['scratch-2-4-4-random'], 0.5)
   for runs, accuracy in ((first, 0.60), (second, 0.61), (third, 0.65)):  # seed 7 is not asked for, but it is there
@@ -39,7 +39,7 @@ def test_table_1_has_means_spreads_and_empty_cells(tmp_path, capsys):
 @pytest.mark.parametrize('table', ['1', '2'])
 def test_the_files_are_what_is_printed(tmp_path, capsys, table):
   flags = parse(table, '--k', 1, '--out', tmp_path)
-  runs = recipes.make_runs(flags.experiment, 0)
+  runs = experiments.make_runs(flags.experiment, 0)
   finish(runs['baseline'], 0.701)
   finish(runs['split-1-2-2'], 0.6)
   tables.show(flags, DATA)
@@ -56,8 +56,8 @@ def test_the_files_are_what_is_printed(tmp_path, capsys, table):
 def test_table_2_has_the_sizes_of_what_was_run(tmp_path, capsys, monkeypatch):
   monkeypatch.setattr(tables.counts, 'total', lambda config: (1000000, 10**7))
   flags = parse(2, '--k', 1, '--out', tmp_path, '--branch_input', 'all')
-  finish(recipes.make_runs(flags.experiment, 0)['split-2-4-4'], 0.72, parameters=400000, flops=6 * 10**6)
-  finish(recipes.make_runs(flags.experiment, 3)['split-2-4-4'], 0.74, parameters=500000, flops=6 * 10**6)
+  finish(experiments.make_runs(flags.experiment, 0)['split-2-4-4'], 0.72, parameters=400000, flops=6 * 10**6)
+  finish(experiments.make_runs(flags.experiment, 3)['split-2-4-4'], 0.74, parameters=500000, flops=6 * 10**6)
   tables.show(flags, DATA)
   rows = rows_of(capsys.readouterr().out)
   shown = dict(zip(rows[0], rows[5]))
