@@ -54,8 +54,8 @@ class ImageFiles:
   files: np.ndarray  # their paths below it, bytes [N] (object array)
   labels: np.ndarray  # int32 [N]
   crops: images.Crops
-  # int64 [N, 3] if files hold several images each: how many bytes of its file stand before an image, are its own, and
-  # stand behind it. None: a file is an image.
+  # int64 [N, 2] if files hold several images each: how many bytes of its file stand before an image, and are its own.
+  # None: a file is an image.
   places: np.ndarray | None = None
   decoded: str | None = None  # the one file of all images that `decode_all` wrote, with `places` in it
 
@@ -142,8 +142,8 @@ class ImageFiles:
       path = root + files[index] if decoded is None else decoded
       if places is None:
         return tf.io.read_file(path)
-      before, length, behind = tf.unstack(places[index])
-      record = tf.data.FixedLengthRecordDataset(path, length, before, behind, buffer_size=length).get_single_element()
+      before, length = tf.unstack(places[index])
+      record = tf.ensure_shape(tf.numpy_function(_bytes_of, [path, before, length], tf.string), [])
       return _pixels(record) if decoded is not None else record
 
     return read, labels
@@ -156,11 +156,13 @@ class ImageFiles:
       step: of the batch for training, or the number of the one for evaluation.
       seed: of the batches for training; None: they are those for evaluation.
     """
+    if self.decoded:
+      raise self._damaged() from error
     if seed is None:
       chosen = range(step * batch_size, min((step + 1) * batch_size, len(self.labels)))
     else:
       chosen = next(iter(index_batches(len(self.labels), batch_size, seed, step)))[0].numpy()
-    for index in () if self.decoded else chosen:
+    for index in chosen:
       path = os.path.join(self.root, os.fsdecode(self.files[index]))
       reason = image_files.fault(path, None if self.places is None else self.places[index])
       if reason:
@@ -191,9 +193,14 @@ class ImageFiles:
     except (OSError, ValueError, EOFError):
       whole = False
     if not whole:
-      raise UserError(f"--cache: '{path}' is damaged: remove it and '{index}', or leave --cache out")
+      raise dataclasses.replace(self, decoded=path)._damaged()
     ends = np.cumsum(lengths)
-    return dataclasses.replace(self, places=np.stack([ends - lengths, lengths, ends[-1] - ends], 1), decoded=path)
+    return dataclasses.replace(self, places=np.stack([ends - lengths, lengths], 1), decoded=path)
+
+  def _damaged(self):
+    return UserError(
+      f"--cache: '{self.decoded}' is damaged: remove it and '{self.decoded}.npy', or leave --cache out"
+    )
 
   def _decode_to(self, path, index):
     read, _ = self._reading()
@@ -209,6 +216,15 @@ class ImageFiles:
         self.explain(e, 1, len(lengths))
     with whole_file(index, 'wb') as f:
       np.save(f, np.array(lengths, np.int64))
+
+
+def _bytes_of(path, before, length):
+  """Reads so many bytes in the middle of a file; TensorFlow's readers would read all that stands before them, too."""
+  with open(path, 'rb', buffering=0) as f:
+    content = os.pread(f.fileno(), int(length), int(before))
+  if len(content) < length:
+    raise EOFError(f'{os.fsdecode(path)} is cut short')
+  return content
 
 
 def _pixels(record):

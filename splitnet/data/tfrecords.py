@@ -35,11 +35,11 @@ def files_of(data_dir, prefix):
 def find_images(data_dir, subset, paths):
   """Finds out where the images of a subset are, once, and writes it down.
 
-  Returns an int64 array [N, 5]: each one's file, label, and bytes before, of and behind it. Raises UserError if a file
+  Returns an int64 array [N, 4]: each one's file, label, and bytes before and of it. Raises UserError if a file
   is damaged.
   """
   stamps = image_files.stamps_digest('', [os.fsencode(os.path.abspath(path)) for path in paths])
-  noted = image_files.notebook(data_dir, f'records-{subset}-{stamps}.npy')
+  noted = image_files.notebook(data_dir, f'places-{subset}-{stamps}.npy')
   if not os.path.exists(noted):
     table = [
       (number, *row) for number, path in enumerate(tqdm(paths, f'finding the images of {subset}', disable=None))
@@ -49,7 +49,7 @@ def find_images(data_dir, subset, paths):
       np.save(f, np.array(table, np.int64))
   try:
     table = np.load(noted)
-    if table.dtype != np.int64 or table.ndim != 2 or table.shape[1] != 5:
+    if table.dtype != np.int64 or table.ndim != 2 or table.shape[1] != 4:
       raise ValueError('it is no such table')
     return table
   except (OSError, ValueError, EOFError) as e:
@@ -57,7 +57,7 @@ def find_images(data_dir, subset, paths):
 
 
 def _records_of(path):
-  """Yields each record's label, and the bytes before, of and behind its image."""
+  """Yields each record's label, and the bytes before and of its image."""
   size = os.path.getsize(path)
   if not size:
     return
@@ -70,7 +70,7 @@ def _records_of(path):
         if end + 4 > size:
           raise ValueError('it is cut short')
         label, (first, last) = _example(content, begin, end)
-        yield label, first, last - first, size - last
+        yield label, first, last - first
         at = end + 4
     except (ValueError, KeyError, IndexError, StopIteration, TypeError) as e:
       raise UserError(f"'{path}' is damaged, or no file of tensorflow/models' ILSVRC 2012, at byte {at} ({e})") from e

@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from splitnet.common.errors import UserError
 from splitnet.data import images
-from splitnet.data.batches import Images, Part
+from splitnet.data.batches import Images, Part, numbered_batches
 from splitnet.data.image_batches import ImageFiles
 from splitnet.data.images import Crops
 
@@ -223,6 +223,29 @@ def test_decoded_images_evaluate_alike_and_are_cropped_alike(patterned, tmp_path
   written = os.stat(tmp_path / 'decoded').st_mtime_ns
   patterned.decode_all(str(tmp_path / 'decoded'))
   assert os.stat(tmp_path / 'decoded').st_mtime_ns == written
+
+
+def test_a_decoded_file_that_is_damaged_meanwhile_is_named(patterned, tmp_path):
+  data = patterned.decode_all(str(tmp_path / 'decoded'))
+  os.truncate(tmp_path / 'decoded', 100)
+  with pytest.raises(UserError, match=r'--cache: .*decoded. is damaged: remove it and'):
+    list(numbered_batches(data, 4))
+
+
+def test_what_stands_before_an_image_in_its_file_is_not_read(tmp_path):
+  contents, before = pictures.png(pictures.gradient(16, 16)), 1 << 40
+  with open(tmp_path / 'records', 'wb') as f:  # with a hole of a terabyte, which takes no room
+    f.seek(before)
+    f.write(contents)
+  data = ImageFiles(
+    str(tmp_path), np.array([b'records'], object), np.zeros(1, np.int32), CROPS,
+    np.array([[before, len(contents)]], np.int64),
+  )  # fmt: skip
+  ((pixels, _),) = batches_of(data.evaluation_batches(1))
+  np.testing.assert_array_equal(pixels[0], centre(contents))
+  os.truncate(tmp_path / 'records', before + 9)
+  with pytest.raises(UserError, match=r'records.* is cut short or damaged: restore it and run again'):
+    list(numbered_batches(data, 1))
 
 
 def test_a_damaged_image_leaves_no_decoded_file(patterned, tmp_path):
