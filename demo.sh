@@ -23,10 +23,10 @@ out=${out#"$PWD"/} # as short as it can be told
 if [ $kind = synthetic ]; then
   data=$out/data
   "$python" "$project/download_cifar100.py" --synthetic --images_per_class 100 --seed "$seed" --data_dir "$data"
-  baseline_steps=600 group_steps=300 split_steps=200
+  batch_size=45 baseline_steps=750 group_steps=250 split_steps=250
 else
   need_data
-  baseline_steps=2000 group_steps=2000 split_steps=1500
+  batch_size=90 baseline_steps=2000 group_steps=2000 split_steps=1500
 fi
 
 stage() {
@@ -34,8 +34,8 @@ stage() {
   shift 2
   printf '\n--- %s: %s steps ---\n' "$mode" "$steps"
   "$python" "$project/train.py" --mode "$mode" --data_dir "$data" --train_dir "$out/$mode" --max_steps "$steps" \
-    --brief --lr_schedule cosine --val_interval 500 --group_summary_interval 500 --checkpoint_interval 500 \
-    --seed "$seed" --dropout_keep_prob 1 "$@"
+    --batch_size "$batch_size" --brief --lr_schedule cosine --val_interval 500 --group_summary_interval 500 \
+    --checkpoint_interval 500 --seed "$seed" --dropout_keep_prob 1 "$@"
 }
 evaluate() {
   "$python" "$project/eval.py" --data_dir "$data" --output_file "$out/$1.json" --checkpoint "$2" "${@:3}" >"$out/$1.txt"

@@ -12,6 +12,11 @@ import splitnet.common.quiet  # noqa: E402, F401 - before any test imports Tenso
 import helpers  # noqa: E402
 import pytest  # noqa: E402
 import script_calls  # noqa: E402
+import tensorflow as tf  # noqa: E402
+
+# As many processes test as there are cores, so threads of their own would only wait for each other. The programs that
+# tests start have theirs.
+tf.config.threading.set_intra_op_parallelism_threads(1)
 
 # A shell's background jobs ignore interrupts, and so would every program that is started here to be interrupted.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

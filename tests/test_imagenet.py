@@ -271,6 +271,7 @@ def test_an_image_folder_is_named_if_there_are_no_ids(tmp_path):
     imagenet.open_dataset(DataSettings())
 
 
+@pytest.mark.slow
 def test_a_million_names_are_made_fast(tmp_path, monkeypatch):
   train_folders(tmp_path / 'train')
   many = [b'%07d.JPEG' % i for i in range(400_000)]

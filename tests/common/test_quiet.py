@@ -39,6 +39,7 @@ print(layers.Dense(3)(tf.zeros((2, 5))).shape)
 """
 
 
+@pytest.mark.slow
 def test_keras_is_imported_when_it_is_used_and_not_before():
   done = subprocess.run([sys.executable, '-c', KERAS], cwd=helpers.PROJECT, capture_output=True, text=True)
   assert (done.returncode, done.stdout, done.stderr) == (0, '(2, 3)\n', '')

@@ -50,6 +50,7 @@ def test_a_stage_is_measured_in_a_process_of_its_own(tmp_path):
     estimate.measure_apart({**settings, 'precision': 'float99'}, 3, 2)
 
 
+@pytest.mark.slow
 def test_the_fit_stays_sane_where_a_single_image_looks_as_slow_as_a_batch(monkeypatch, tmp_path):
   ticks = iter(np.arange(0.0, 1e6))
   monkeypatch.setattr(estimate.time, 'perf_counter', lambda: next(ticks))  # every step takes one second

@@ -89,6 +89,7 @@ def executor_of(network):
     one.close()
 
 
+@pytest.mark.slow
 def test_batches_of_any_size_come_with_their_keys_and_several_at_once(network, executor_of, monkeypatch):
   one = executor_of(in_flight=3)
   expected = network(cifar100.whiten(images(40))).numpy()
@@ -169,6 +170,7 @@ print(json.dumps(found))
 """
 
 
+@pytest.mark.slow
 def test_both_trunks_compute_the_networks_logits_on_their_devices():
   here = os.path.join(ROOT, 'tests')
   environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '-1'}

@@ -4,6 +4,7 @@ import io
 import os
 
 import numpy as np
+import pytest
 
 from splitnet.reporting import machine
 
@@ -18,6 +19,7 @@ def test_the_machine_is_described_with_what_decides_its_rates(monkeypatch):
   assert machine.describe_machine()['cpu'] == 'unknown processor'
 
 
+@pytest.mark.slow
 def test_the_peak_of_memory_grows_with_what_is_held():
   before = machine.peak_memory()
   held = np.ones(2 * before['host'], np.uint8)

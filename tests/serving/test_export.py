@@ -446,6 +446,7 @@ def test_a_bad_image_is_told_and_the_others_are_done(originals, exports, images,
     assert line.startswith('infer.py: ') and f"'{path}'" in line
 
 
+@pytest.mark.slow
 def test_what_is_no_file_is_told_and_never_read(originals, exports, images, pictures, tmp_path):
   """Pipes and devices have no end, and an image that says that it is huge is not decoded."""
   os.mkfifo(os.path.join(pictures, '00.png'))
@@ -480,6 +481,7 @@ def test_an_image_that_ends_in_its_header_is_told(tmp_path, head):
       infer.read_image(str(path))
 
 
+@pytest.mark.slow
 def test_a_file_name_that_is_not_utf8_is_shown_and_the_others_are_done(originals, exports, images, pictures):
   odd = os.fsdecode(os.path.join(os.fsencode(pictures), b'0\xff.png'))
   os.rename(os.path.join(pictures, '1.png'), odd)

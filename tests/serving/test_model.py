@@ -88,6 +88,7 @@ def test_a_command_is_shown_as_it_counted():
   assert publish.shown(words) == ['--mode', 'split', '--brief', '--train_dir', 'mine', '--k', '1', '--epochs', '5']
 
 
+@pytest.mark.slow
 def test_what_is_published_is_evaluated_and_gone_on_from(data, published, tmp_path, tmp_path_factory):
   path = str(tmp_path / 'eval.json')
   assert evaluation.main(['--checkpoint', published, '--data_dir', data, '--output_file', path]) == 0

@@ -54,6 +54,7 @@ def assert_scaled(changes, plain, factor_of):
     np.testing.assert_allclose(changes[name] / scale, plain[name] * factor_of(name) / scale, atol=2e-3, err_msg=name)
 
 
+@pytest.mark.slow
 def test_the_learning_rate_decides_how_far_a_step_goes(plain_changes):
   assert_scaled(step_changes(initial_lr=0.2), plain_changes, lambda name: 2)
 
