@@ -108,15 +108,16 @@ def runs(start, tmp_path_factory):
   """Runs on one device, on several, with branches placed, as two tasks of Slurm: their folder, and stdouts."""
   data, folder = helpers.data(tmp_path_factory), tmp_path_factory.mktemp('distributed')
   several = ['--num_logical_devices', SEVERAL]
-  one = [flags(mode, data, folder / 'one' / mode) for mode in ('group', 'split')]
+  of_group = ['--basemodel', folder / 'one' / 'group']
+  one = [flags('group', data, folder / 'one' / 'group'), flags('split', data, folder / 'one' / 'split', *of_group)]
   one.append(flags('group', data, folder / 'resumed', '--max_steps', 2))
-  many = [flags(mode, data, folder / 'many' / mode, *several) for mode in ('group', 'split')]
+  many = [flags('group', data, folder / 'many' / 'group', *several)]
+  many.append(flags('split', data, folder / 'many' / 'split', *of_group, *several))
   placed = flags(
-    'split', data, folder / 'placed' / 'split', '--num_logical_devices', 2, '--devices', '/CPU:0,/CPU:1',
+    'split', data, folder / 'placed' / 'split', *of_group, '--num_logical_devices', 2, '--devices', '/CPU:0,/CPU:1',
     '--log_device_placement', 'True',
   )  # fmt: skip
-  processes = [start(command) for command in (['-c', RUNS, json.dumps(one)], ['-c', RUNS, json.dumps(many)])]
-  out = {'one': finished(processes[0]), 'many': finished(processes[1])}
+  out = {key: finished(start(['-c', RUNS, json.dumps(runs)])) for key, runs in (('one', one), ('many', many))}
   out['placed'] = finished(start(script(placed)))
   tasks = slurm_tasks()
   chief = start(script(flags('group', data, folder / 'workers' / 'group')), tasks[0])
