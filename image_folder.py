@@ -18,11 +18,12 @@ from splitnet.common.files import write_json
 from splitnet.data import image_files
 from splitnet.data.batches import ClassNames
 from splitnet.data.image_batches import ImageFiles, make_dataset
-from splitnet.data.images import Crops
+from splitnet.data.images import Crops, normalize
 
 IMAGE_SIZE = 64  # pixels a side, unless something else is asked for
 SEED = 0  # of the division
 SHARE = 10  # one in so many images of a class goes to a subset that is drawn
+prepare = normalize
 FOLDERS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation'), 'test': ('test', 'testing')}
 
 

@@ -63,11 +63,12 @@ from splitnet.data import image_archives, image_files, safe_tar, tfrecords
 from splitnet.data.batches import ClassNames
 from splitnet.data.download import md5_of
 from splitnet.data.image_batches import ImageFiles, make_dataset
-from splitnet.data.images import Crops
+from splitnet.data.images import Crops, normalize
 
 IMAGE_SIZE = 224
 CLASSES = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'imagenet_classes.json')
 ID = re.compile(r'n\d{8}')
+prepare = normalize
 WAYS = 'unpack the official archives with `python imagenet.py prepare`, or see docs/data.md for what else is read'
 
 

@@ -3,11 +3,15 @@
 import json
 import os
 
+import helpers
 import numpy as np
 import pictures
 import pytest
 
+import eval as evaluation
 import image_folder
+import train
+from serving import export, infer
 from splitnet.common.errors import UserError
 from splitnet.data.dataset import DataSettings
 
@@ -175,3 +179,38 @@ def test_a_missing_folder_is_named(tmp_path):
     opened(tmp_path / 'none')
   with pytest.raises(UserError, match='--data_dir is missing'):
     image_folder.open_dataset(DataSettings())
+
+
+@pytest.mark.slow
+def test_a_network_of_own_images_goes_the_whole_way(folder, tmp_path, capsys):
+  """As in docs/data.md: three stages, evaluation, export; then what the export and the checkpoint say of files."""
+  base, result, exported = None, str(tmp_path / 'eval.json'), str(tmp_path / 'exported')
+  for mode, more in (
+    ('baseline', [*helpers.NETWORK, '--image_size', 16, '--max_steps', 60]),
+    ('group', ['--assignment_start', 'spectral', '--max_steps', 2]), ('split', ['--max_steps', 20]),
+  ):  # fmt: skip
+    run = str(tmp_path / mode)
+    given = [*more, '--dataset', 'image_folder', '--min_crop_area', 0.9, *(['--basemodel', base] if base else [])]
+    assert train.main(helpers.flags(mode, folder, run, *given)) == 0
+    base = run
+  assert evaluation.main(['--checkpoint', base, '--output_file', result]) == 0
+  assert export.main(['--checkpoint', base, '--branches', '--out', exported]) == 0
+  test = opened(folder).load('test')
+  paths = [os.path.join(test.root, os.fsdecode(file)) for file in test.files]
+
+  def answers(*flags):
+    code, out, err = helpers.call(infer, [*flags, '--top', 1, *paths], capsys)
+    assert (code, err) == (0, '')
+    lines = out.splitlines()
+    assert lines[::2] == paths
+    percent, names = zip(*(line.replace('%', '').split()[:2] for line in lines[1::2]))
+    return np.array(percent, float), names
+
+  percent, names = answers('--export', exported)
+  for more in (['--export', exported, '--branches'], ['--checkpoint', base]):
+    again = answers(*more)
+    np.testing.assert_allclose(again[0], percent, atol=0.11)
+    assert again[1] == names
+  right = np.mean([name == CLASSES[label] for name, label in zip(names, test.labels)])
+  with open(result, encoding='utf-8') as f:
+    assert json.load(f)['accuracy'] == pytest.approx(right) and right > 0.5

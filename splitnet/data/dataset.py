@@ -1,6 +1,7 @@
 """Defines what a data set gives the programs.
 
-It is a module with one function, `open_dataset(settings)`, which takes a DataSettings and returns a DataSet.
+It is a module with a function `open_dataset(settings)`, which takes a DataSettings and returns a DataSet, and with that
+DataSet's `prepare`, for what computes on images without opening the data: the export of a network, for one.
 """
 
 import dataclasses
