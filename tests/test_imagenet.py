@@ -15,9 +15,13 @@ import scipy.io
 import tensorflow as tf
 
 import imagenet
+import utils
+from alexnet_split import AlexNet
 from splitnet.common.errors import UserError
 from splitnet.data import image_archives
 from splitnet.data.dataset import DataSettings
+from splitnet.network import grouping
+from splitnet.reporting import metrics
 
 IDS = ['n01440764', 'n02012849', 'n03126707']  # tench, crane, crane: labels 0, 134 and 517 of all
 VALIDATION = [1, 0, 2, 2, 0]  # ranks among these
@@ -412,3 +416,19 @@ def test_the_official_numbers_are_those_of_the_list():
   assert imagenet.ARCHIVES['train_tar'][1:] == (147897477120, '1d675b47d978889d74fa0da5fadfb00e')
   with open(imagenet.CLASSES, encoding='utf-8') as f:
     assert len(json.load(f)['superclasses']) == 34
+
+
+# --- groups of its classes ---------------------------------------------------------------------------------------
+
+
+def test_the_authors_clusters_are_a_grouping_of_all_classes():
+  """The agreement of their released ResNet-50's clusters with the 34 superclasses, beside chance."""
+  names = imagenet.class_names([row[0] for row in imagenet.read_classes()['classes']])
+  path = os.path.join(helpers.PROJECT, 'paper', 'resnet50_clusters.json')
+  five = grouping.read_file(path, names, AlexNet.of_split('1-2-5').graph())
+  for groups, sizes, agreement, chance in (
+    (five, [130, 177, 498, 105, 90], 0.881, 0.500), (utils.parents(5, 2)[five], [805, 195], 0.975, 0.805),
+  ):  # fmt: skip
+    assert np.bincount(groups).tolist() == sizes
+    assert utils.superclass_agreement(groups, names.fine_to_coarse) == pytest.approx(agreement, abs=6e-4)
+    assert metrics.random_agreement(sizes, names.fine_to_coarse)[0] == pytest.approx(chance, abs=5e-3)
