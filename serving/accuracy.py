@@ -16,7 +16,7 @@ def make_parser():
   """Returns the parser of the flags."""
   parser = Parser(__doc__)
   add(parser, 'export', str, None, 'folder that export.py made', required=True)
-  add(parser, 'dataset', one_of('cifar100', 'image_folder', 'imagenet'), 'cifar100', 'which data')
+  add(parser, 'dataset', one_of('cifar100', 'image_folder', 'imagenet'), None, "which data [the checkpoint's]")
   add(parser, 'data_dir', str, None, 'their folder [of cifar100 cifar100/train_val_split]')
   add(parser, 'split', one_of('test', 'val', 'train'), 'test', 'which images')
   add(parser, 'limit', integer(1), None, 'take only the first images of it [all]')
@@ -126,7 +126,10 @@ def main(argv):
   flags = make_parser().parse_args(argv)
   path, advice = os.path.join(flags.export, 'manifest.json'), 'export it again'
   content = schema.read_json(path, infer.Manifest, advice, f"there is no export in '{flags.export}'")
-  dataset = datasets[flags.dataset].open_dataset(DataSettings(flags.data_dir, content.get('image_size')))
+  chosen = flags.dataset or content.get('dataset', 'cifar100')  # exports of earlier versions do not say it
+  if chosen not in datasets:
+    raise UserError(f"the export in '{flags.export}' is damaged: export it again")
+  dataset = datasets[chosen].open_dataset(DataSettings(flags.data_dir, content.get('image_size')))
   if dataset.names.fine != content.get('class_names'):
     raise UserError(f"the export in '{flags.export}' has other classes than the data: name those with --data_dir")
   data = dataset.load(flags.split, flags.limit)

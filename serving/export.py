@@ -359,8 +359,8 @@ def main(argv):
   if 'onnx' in flags.format:
     files.update({f'onnx/{name}.onnx': save for name, save in conversions.to_onnx(models).items()})
   content = manifest(
-    models, class_names, checkpoint=stored.path, network=stored.network, precision=flags.precision, image_size=size,
-    shorter_side=None if dataset == 'cifar100' else Crops.of_size(size).resize, formats=flags.format,
+    models, class_names, checkpoint=stored.path, network=stored.network, precision=flags.precision, dataset=dataset,
+    image_size=size, shorter_side=None if dataset == 'cifar100' else Crops.of_size(size).resize, formats=flags.format,
   )  # fmt: skip
   write(flags.out, models, content, flags.force, files)
   print(*map(model_text, content['models']), f'\nwritten: {flags.out}', sep='\n')

@@ -96,6 +96,7 @@ class Manifest(schema.TypedDict):
   models: Annotated[list[Exported], Field(min_length=1)]
   image_size: schema.NotRequired[schema.Positive]
   shorter_side: schema.NotRequired[schema.Positive | None]
+  dataset: schema.NotRequired[schema.Text]
 
 
 class Export:

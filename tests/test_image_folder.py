@@ -11,7 +11,7 @@ import pytest
 import eval as evaluation
 import image_folder
 import train
-from serving import export, infer
+from serving import accuracy, export, infer
 from splitnet.common.errors import UserError
 from splitnet.data.dataset import DataSettings
 
@@ -214,3 +214,7 @@ def test_a_network_of_own_images_goes_the_whole_way(folder, tmp_path, capsys):
   right = np.mean([name == CLASSES[label] for name, label in zip(names, test.labels)])
   with open(result, encoding='utf-8') as f:
     assert json.load(f)['accuracy'] == pytest.approx(right) and right > 0.5
+  code, out, _ = helpers.call(accuracy, ['--export', exported, '--data_dir', folder], capsys)
+  assert code == 0 and out.count(f'{100 * right:.2f} %') == 2 and '6 test images' in out
+  code, _, err = helpers.call(accuracy, ['--export', exported], capsys)
+  assert code == 1 and '--data_dir is missing' in err
