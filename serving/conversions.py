@@ -7,6 +7,8 @@ requirement of this project.
 
 import tempfile
 
+from splitnet.common.quiet import without_notices
+
 import tensorflow as tf
 
 from splitnet.common.errors import UserError
@@ -32,7 +34,8 @@ def to_litert(models, images):
       converter = tf.lite.TFLiteConverter.from_saved_model(folder)
       converter.optimizations = [tf.lite.Optimize.DEFAULT]
       converter.representative_dataset = lambda given=given: ([one[None]] for one in given)
-      files[model.name] = _writer(converter.convert())
+      with without_notices():
+        files[model.name] = _writer(converter.convert())
   return files
 
 

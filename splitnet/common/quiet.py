@@ -9,6 +9,7 @@ Here it does not; `tf.keras` and `import keras` load it when they are first used
 Importing makes objects that stay; to look for garbage among them took a sixth of the time, so the collector waits.
 """
 
+import contextlib
 import gc
 import glob
 import importlib.util
@@ -53,25 +54,40 @@ def _without_keras():
   return tf
 
 
-def _import_tensorflow():
-  stderr, collects = os.dup(2), gc.isenabled()
-  gc.disable()
+@contextlib.contextmanager
+def without_notices():
+  """Opens a context in which nothing that libraries write to stderr is shown, unless it ends with an error.
+
+  With a TF_CPP_MIN_LOG_LEVEL of 0 or 1 all of it is.
+  """
+  if os.environ['TF_CPP_MIN_LOG_LEVEL'] in ('0', '1'):
+    yield
+    return
+  stderr = os.dup(2)
   with tempfile.TemporaryFile() as notices:
-    if os.environ['TF_CPP_MIN_LOG_LEVEL'] not in ('0', '1'):
-      os.dup2(notices.fileno(), 2)
+    os.dup2(notices.fileno(), 2)
     try:
-      tf = _without_keras()
-      gpus = tf.config.list_physical_devices('GPU')  # a machine without a GPU says so here, once
+      yield
     except BaseException:
       os.dup2(stderr, 2)
       notices.seek(0)
       sys.stderr.write(notices.read().decode(errors='replace'))
       raise
     finally:
-      if collects:
-        gc.enable()
       os.dup2(stderr, 2)
       os.close(stderr)
+
+
+def _import_tensorflow():
+  collects = gc.isenabled()
+  gc.disable()
+  try:
+    with without_notices():
+      tf = _without_keras()
+      gpus = tf.config.list_physical_devices('GPU')  # a machine without a GPU says so here, once
+  finally:
+    if collects:
+      gc.enable()
   note = unused_gpu(gpus, glob.glob('/dev/nvidia[0-9]*'), os.environ)
   if note:
     print(note, file=sys.stderr)

@@ -1,5 +1,6 @@
 """Tests what a program says if there is no TensorFlow, or it cannot use the GPU."""
 
+import os
 import subprocess
 import sys
 
@@ -23,6 +24,21 @@ def test_a_python_without_tensorflow_says_where_one_is():
 def test_a_gpu_that_tensorflow_cannot_use_is_not_passed_over_in_silence(usable, installed, visible, told):
   note = quiet.unused_gpu(usable, installed, {} if visible is None else {'CUDA_VISIBLE_DEVICES': visible})
   assert bool(note) == told and ('tensorflow[and-cuda]' in note) == told
+
+
+def test_what_libraries_write_is_shown_only_with_an_error(capfd, monkeypatch):
+  monkeypatch.setenv('TF_CPP_MIN_LOG_LEVEL', '2')
+  with quiet.without_notices():
+    os.write(2, b'a notice')
+  assert capfd.readouterr().err == ''
+  with pytest.raises(ValueError), quiet.without_notices():
+    os.write(2, b'the reason')
+    raise ValueError
+  assert capfd.readouterr().err == 'the reason'
+  monkeypatch.setenv('TF_CPP_MIN_LOG_LEVEL', '1')
+  with quiet.without_notices():
+    os.write(2, b'all')
+  assert capfd.readouterr().err == 'all'
 
 
 KERAS = """
