@@ -111,6 +111,7 @@ def test_the_validation_accuracy_is_the_one_that_train_reported(runs, data, tmp_
   assert reported % (step, 100 * result['accuracy'], result['cross_entropy']) in lines
 
 
+@pytest.mark.slow
 def test_bfloat16_evaluates_to_about_the_same(tmp_path_factory):
   exact = helpers.evaluated(tmp_path_factory, 'split')
   rounded = helpers.evaluated(tmp_path_factory, 'split', '--precision', 'bfloat16')
@@ -150,6 +151,7 @@ def test_a_pipe_gets_the_result_and_no_picture_beside_it(runs, data, tmp_path, c
 # --- hardening --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_hardening_while_evaluating_is_what_split_mode_starts_from(tmp_path_factory, runs, data):
   grouping = helpers.read_checkpoint(runs['group'])
   first = helpers.read_checkpoint(os.path.join(runs['split'], 'ckpt-0'))
@@ -172,6 +174,7 @@ def test_hardening_while_evaluating_is_what_split_mode_starts_from(tmp_path_fact
   assert result['dropped'] == hardening.dropped_weights(hardened.graph, first.groups, grouping.values)._asdict()
 
 
+@pytest.mark.slow
 def test_a_released_checkpoint_evaluates_dense_and_hardened(data, tmp_path):
   results = []
   for more in ([], ['--harden']):

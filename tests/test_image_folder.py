@@ -36,6 +36,7 @@ def folder(tmp_path):
   return pictures.folder(tmp_path / 'mine', CLASSES, 20)
 
 
+@pytest.mark.slow
 def test_without_subfolders_subsets_are_drawn_once_and_written_down(folder):
   first = opened(folder)
   assert first.names.fine == CLASSES and first.names.coarse is None and first.image_size == 16
@@ -49,6 +50,7 @@ def test_without_subfolders_subsets_are_drawn_once_and_written_down(folder):
   assert not again.notes and all(shown(again.load(name)) == subset for name, subset in subsets.items())
 
 
+@pytest.mark.slow
 def test_images_that_come_later_are_trained_on(folder):
   before = {name: shown(opened(folder).load(name)) for name in ('train', 'val', 'test')}
   pictures.write(os.path.join(folder, 'cat', 'a.png'), pictures.colour(0, 45))
@@ -121,6 +123,7 @@ def test_a_class_of_damaged_images_only_is_refused(folder):
     opened(folder, skip_damaged=True)
 
 
+@pytest.mark.slow
 def test_decoded_images_are_kept_until_a_file_changes(folder):
   plain, kept = opened(folder), opened(folder, cache=True)
   for name in ('train', 'val'):

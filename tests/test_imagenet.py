@@ -173,6 +173,7 @@ def layout_records_in_folders(root):
   write_records(root, 'train', 'validation')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('layout', [
   layout_torchvision, layout_flat_devkit_folder, layout_flat_devkit_tar, layout_flat_labels_by_rank,
   layout_flat_labels_by_id, layout_kaggle, layout_records, layout_records_in_folders,

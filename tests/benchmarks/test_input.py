@@ -4,10 +4,12 @@ import json
 
 import helpers
 import pictures
+import pytest
 
 from benchmarks import input as benchmark
 
 
+@pytest.mark.slow
 def test_every_row_is_measured_and_written(tmp_path, capsys):
   folder = pictures.folder(tmp_path / 'images', ['cat', 'dog'], 12)
   arguments = ['--data_dir', folder, '--image_size', 16, '--batch_size', 4, '--seconds', 0.01, '--repeats', 2]

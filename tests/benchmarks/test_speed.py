@@ -292,6 +292,7 @@ def test_the_keras_network_computes_what_the_dense_network_computes(k, units, bn
   assert float(tf.add_n(model.losses)) == pytest.approx(decay, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_the_keras_network_computes_in_bfloat16_and_trains(few_images):
   model = keras_wrn.build(CONFIG, 'bfloat16')
   assert {layer.compute_dtype for layer in model.layers if 'conv' in layer.name} == {'bfloat16'}

@@ -164,6 +164,7 @@ def test_crops_differ_by_seed_by_step_and_by_position(patterned):
   assert len({image.tobytes() for image in pixels}) == 24
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('replicas, batch_size', [(2, 6), (3, 7), (4, 5)])
 def test_workers_read_their_rows_of_every_batch(patterned, replicas, batch_size):
   whole = batches_of(patterned.training_batches(batch_size, 2, 3), 3)

@@ -140,6 +140,7 @@ def test_each_is_read_or_told_in_the_end_of_a_sentence(kind, folder):
     assert reason is None or (reason.isprintable() and 5 < len(reason) < 120), (name, reason)
 
 
+@pytest.mark.slow
 def test_a_run_stops_or_goes_on_as_the_flag_says(folder, tmp_path, capsys):
   more = ['--dataset', 'image_folder', '--image_size', '16', *helpers.NETWORK, '--max_steps', 12, '--val_interval', 6]
   arguments = helpers.flags('baseline', str(folder), str(tmp_path / 'run'), *more)
@@ -153,6 +154,7 @@ def test_a_run_stops_or_goes_on_as_the_flag_says(folder, tmp_path, capsys):
   assert told >= {*DAMAGED, *LINKS} and not told & SOUND.keys()
 
 
+@pytest.mark.slow
 def test_every_image_that_is_not_left_out_is_read(folder):
   opened = image_folder.open_dataset(DataSettings(str(folder), image_size=16, skip_damaged=True))
   with pytest.raises(UserError, match=r'images in .* cannot be used'):

@@ -104,6 +104,7 @@ for path in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 def test_hostile_nesting_is_refused_at_once(tmp_path):
   paths = [str(tmp_path / name) for name in HOSTILE]
   for path, content in zip(paths, HOSTILE.values()):

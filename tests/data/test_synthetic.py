@@ -64,6 +64,7 @@ def levels(distances):
   return [distances[shared == level].mean() for level in range(4)]
 
 
+@pytest.mark.slow
 def test_the_tree_can_be_seen(prototypes):
   superclass, ground, family, none = levels(1 - cosines(prototypes))
   assert superclass < 0.85 * ground and ground < 0.9 * family and family < 0.3 * none

@@ -387,6 +387,7 @@ def test_dropout_leaves_the_trunk_alone():
   assert differing == ['unit_3_0/bn_2/mu', 'unit_last/bn/mu']
 
 
+@pytest.mark.slow
 def test_dropout_preserves_the_expectation():
   # 1-1-4 drops only the features, in which the logits are linear, so their mean over masks is what they are without.
   network = grouping(config_of('1-1-4', num_residual_units=1))

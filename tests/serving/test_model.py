@@ -56,6 +56,7 @@ def test_a_model_answers_as_its_network(runs, data, picture, stage):
     assert all(name in model.groups[group] for name, _, group in answers)
 
 
+@pytest.mark.slow
 def test_what_is_published_needs_no_data(runs, data, published, picture, capsys, monkeypatch, tmp_path):
   assert sorted(os.listdir(published))[:2] == ['MODEL_CARD.md', 'checkpoint']
   before, after = helpers.read_checkpoint(runs['split']), helpers.read_checkpoint(published)

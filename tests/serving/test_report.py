@@ -52,6 +52,7 @@ def read(path):
     return f.read()
 
 
+@pytest.mark.slow
 def test_a_report_is_one_file_that_says_everything(tmp_path_factory, runs, written):
   page = Page(read(written))
   assert not page.open, 'every element is closed'

@@ -101,6 +101,7 @@ def test_metrics_hold_every_term_validation_and_group(runs):
   assert best == sorted(best) and best[0] == pytest.approx(first['accuracy'])
 
 
+@pytest.mark.slow
 def test_metrics_go_on_with_the_run_also_after_a_torn_line(runs, data, tmp_path):
   folder = str(tmp_path / 'run')
   shutil.copytree(runs['split'], folder)

@@ -126,6 +126,7 @@ def test_compiled_with_xla_a_step_is_the_same(data, mode):
 # --- what is minimised --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_step_minimises_what_the_settings_say(data):
   """Every weight of the objective is another number, and none its default."""
   images = cifar100.load(data, 'train', 60)
