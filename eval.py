@@ -73,7 +73,7 @@ from splitnet.common.errors import UserError, program
 from splitnet.common.files import check_output_file, telling_of_output
 from splitnet.data import images
 from splitnet.data.batches import numbered_batches
-from splitnet.data.dataset import DataSettings, of_run
+from splitnet.data.dataset import DataSettings, find, of_run
 from splitnet.network import counting, folding, hardening, layers
 from splitnet.parallel import devices, executor, workers
 from splitnet.reporting import metrics, result_table, results
@@ -177,7 +177,7 @@ def open_data(flags, stored):
   if flags.crops > 1 and flags.dataset == 'cifar100':
     raise UserError(f'--crops {flags.crops} is for image files; CIFAR-100 is evaluated whole: leave it out')
   settings = take(DataSettings, vars(flags), image_size=stored.graph.image_size)
-  dataset = datasets[flags.dataset].open_dataset(settings)
+  dataset = find(datasets, flags.dataset).open_dataset(settings)
   flags.data_dir = flags.data_dir or cifar100.DATA_DIR
   for note in dataset.notes:
     print(f'note: {note}', file=sys.stderr)

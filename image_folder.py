@@ -23,7 +23,7 @@ from splitnet.data.images import Crops, normalize
 IMAGE_SIZE = 64  # pixels a side, unless something else is asked for
 SEED = 0  # of the division
 SHARE = 10  # one in so many images of a class goes to a subset that is drawn
-prepare = normalize
+prepare = normalize  # see dataset.py
 FOLDERS = {'train': ('train', 'training'), 'val': ('val', 'valid', 'validation'), 'test': ('test', 'testing')}
 
 

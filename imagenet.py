@@ -68,7 +68,7 @@ from splitnet.data.images import Crops, normalize
 IMAGE_SIZE = 224
 CLASSES = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'imagenet_classes.json')
 ID = re.compile(r'n\d{8}')
-prepare = normalize
+prepare = normalize  # see dataset.py
 WAYS = 'unpack the official archives with `python imagenet.py prepare`, or see docs/data.md for what else is read'
 
 

@@ -35,7 +35,7 @@ def make_parser():
   add(parser, 'images', integer(1), 200, 'how many in a repeat')
   add(parser, 'batch_size', integer(1), 100, 'images per batch')
   add(parser, 'repeats', integer(1), 3, 'how often each row is timed')
-  add(parser, 'in_flight', integer(1), 2, 'batches that a worker has been given at any time')
+  add(parser, 'in_flight', integer(1), None, "batches that a worker has been given at any time [eval.py's]")
   add(parser, 'rows', some_of(*names), names, f'some of {", ".join(names)}; speed-ups are against the first [all]')
   return parser
 
@@ -70,6 +70,7 @@ WORKERS = 2
 def parse_flags(argv):
   """Parses and checks the flags."""
   flags = make_parser().parse_args(argv)
+  flags.in_flight = flags.in_flight or executor.IN_FLIGHT
   flags.rows = [row for row in ROWS if row.name in flags.rows]
   config_of(flags.rows[0], flags)
   return flags

@@ -4,7 +4,7 @@ import cifar100
 import image_folder
 import imagenet
 from splitnet.common.errors import UserError
-from splitnet.data.dataset import DataSettings, of_run
+from splitnet.data.dataset import DataSettings, find, of_run
 
 DATASETS = {'cifar100': cifar100, 'image_folder': image_folder, 'imagenet': imagenet}
 
@@ -12,9 +12,9 @@ DATASETS = {'cifar100': cifar100, 'image_folder': image_folder, 'imagenet': imag
 def open_data(dataset, data_dir, image_size=None, skip_damaged=False):
   """Opens a data set by its name: a DataSet.
 
-  Raises UserError if it is not there.
+  Raises UserError if it is not there, or there is no such data set.
   """
-  return DATASETS[dataset].open_dataset(DataSettings(data_dir, image_size, skip_damaged))
+  return find(DATASETS, dataset).open_dataset(DataSettings(data_dir, image_size, skip_damaged))
 
 
 def of_checkpoint(stored, dataset, data_dir):

@@ -4,9 +4,8 @@ import dataclasses
 import os
 
 from alexnet_split import AlexNet
-from paper import recipes
 from paper.published import DENSE, DROPOUT_SPLITS, GROUPINGS, TABLE_1_DENSE, TABLE_2, TABLE_3, TABLE_4, TABLES
-from paper.recipes import TEACHING, steps_of
+from paper.recipes import BY_NETWORK, TEACHING, steps_of
 from paper.runs import Run
 from resnet_split import ResNet18, WideResNet
 from splitnet.common.errors import UserError
@@ -62,7 +61,7 @@ class Experiment:
   @property
   def recipes(self):
     """Returns the recipes of the network: dict by name."""
-    return recipes.BY_NETWORK[self.network]
+    return BY_NETWORK[self.network]
 
   @property
   def stages(self):

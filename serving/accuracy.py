@@ -37,7 +37,7 @@ from splitnet.common import schema
 from splitnet.common.errors import UserError, first_line, program
 from splitnet.common.files import plain_path
 from splitnet.data.batches import numbered_batches
-from splitnet.data.dataset import DataSettings
+from splitnet.data.dataset import DataSettings, find
 from splitnet.reporting.tables import markdown
 
 BATCH = 100
@@ -127,9 +127,7 @@ def main(argv):
   path, advice = os.path.join(flags.export, 'manifest.json'), 'export it again'
   content = schema.read_json(path, infer.Manifest, advice, f"there is no export in '{flags.export}'")
   chosen = flags.dataset or content.get('dataset', 'cifar100')  # exports of earlier versions do not say it
-  if chosen not in datasets:
-    raise UserError(f"the export in '{flags.export}' is damaged: export it again")
-  dataset = datasets[chosen].open_dataset(DataSettings(flags.data_dir, content.get('image_size')))
+  dataset = find(datasets, chosen).open_dataset(DataSettings(flags.data_dir, content.get('image_size')))
   if dataset.names.fine != content.get('class_names'):
     raise UserError(f"the export in '{flags.export}' has other classes than the data: name those with --data_dir")
   data = dataset.load(flags.split, flags.limit)

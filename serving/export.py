@@ -63,7 +63,7 @@ from splitnet.common import schema
 from splitnet.common.errors import UserError, program
 from splitnet.common.files import check_folder, write_json
 from splitnet.data.batches import numbered_batches
-from splitnet.data.dataset import DataSettings, of_run
+from splitnet.data.dataset import DataSettings, find, of_run
 from splitnet.data.images import Crops
 from splitnet.network import counting, folding, layers
 from splitnet.training import checkpoints
@@ -339,12 +339,13 @@ def main(argv):
   stored = checkpoints.read(flags.checkpoint, keras_split.read_other)
   trained_on = stored.configuration or {'settings': {}, 'data': {}}
   dataset = trained_on['settings'].get('dataset', 'cifar100')
+  module = find(datasets, dataset)
   class_names, size = class_names_of(stored, flags.data_dir), stored.graph.image_size
   network = checkpoints.load_network(stored, flags.harden, dtype=tf.dtypes.as_dtype(flags.precision))
   if flags.branches and (network.groups is None or stored.graph.classes.groups == 1):
     way_out = 'add --harden' if checkpoints.class_groups(stored) is not None else 'leave --branches out'
     raise UserError(f"--branches: '{stored.path}' holds a network without branches: {way_out}")
-  prepare = layers.preparation(stored.graph, datasets[dataset].prepare)
+  prepare = layers.preparation(stored.graph, module.prepare)
   models = build(network, class_names, flags.branches, prepare)
   files = {}
   if 'keras' in flags.format:
@@ -352,7 +353,7 @@ def main(argv):
     files.update({f'keras/{name}.keras': model.save for name, model in made.items()})
   if 'litert' in flags.format:
     data_dir = of_run(trained_on['settings'], dataset, flags.data_dir)[1]
-    data = datasets[dataset].open_dataset(DataSettings(data_dir, size))
+    data = module.open_dataset(DataSettings(data_dir, size))
     sample = data.load('train', conversions.SAMPLE)
     pixels = np.concatenate([pixels for _, pixels, _ in numbered_batches(sample, conversions.SAMPLE)])
     files.update({f'litert/{name}.tflite': save for name, save in conversions.to_litert(models, pixels).items()})

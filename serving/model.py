@@ -13,8 +13,7 @@ import image_folder
 import imagenet
 import keras_split
 from serving.images import read_image
-from splitnet.common.errors import UserError
-from splitnet.data.dataset import of_run
+from splitnet.data.dataset import find, of_run
 from splitnet.data.images import Crops
 from splitnet.network import folding, layers
 from splitnet.training import checkpoints
@@ -65,13 +64,12 @@ class Model:
     self.stored = stored = checkpoints.read(checkpoint, keras_split.read_other)
     about = stored.configuration or {'settings': {}, 'data': {}}
     dataset = about['settings'].get('dataset', 'cifar100')
-    if dataset not in datasets:
-      raise UserError(f"'{stored.path}' was trained on '{dataset}', a data set that this version does not have")
+    module = find(datasets, dataset)
     self.class_names = class_names_of(stored, data_dir)
     self.crops = None if dataset == 'cifar100' else Crops.of_size(stored.graph.image_size)
     self.network = checkpoints.load_network(stored, harden)
     self.class_groups = checkpoints.class_groups(stored)
-    folded, prepare = folding.folded(self.network), layers.preparation(stored.graph, datasets[dataset].prepare)
+    folded, prepare = folding.folded(self.network), layers.preparation(stored.graph, module.prepare)
 
     def compute(images):
       return tf.nn.softmax(folded(prepare(images)))

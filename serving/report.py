@@ -47,7 +47,7 @@ from splitnet.common import schema
 from splitnet.common.errors import UserError, program
 from splitnet.common.files import check_output_file, telling_of_output, write_text
 from splitnet.data.batches import numbered_batches
-from splitnet.data.dataset import DataSettings, of_run
+from splitnet.data.dataset import DataSettings, find, of_run
 from splitnet.network import counting, folding, layers
 from splitnet.parallel import executor
 from splitnet.reporting import metrics, plots, results
@@ -197,7 +197,7 @@ def open_data(flags, entry):
   """Opens the data that the flags name, or those of a run: a DataSet; UserError if they are not there."""
   stored, settings = entry.stored, (entry.stored.configuration or {'settings': {}})['settings']
   chosen, data_dir = of_run(settings, flags.dataset, flags.data_dir)
-  return datasets[chosen].open_dataset(DataSettings(data_dir, image_size=stored.graph.image_size))
+  return find(datasets, chosen).open_dataset(DataSettings(data_dir, image_size=stored.graph.image_size))
 
 
 def sample_images(model, dataset, data, count):

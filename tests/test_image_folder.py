@@ -40,7 +40,7 @@ def folder(tmp_path):
 def test_without_subfolders_subsets_are_drawn_once_and_written_down(folder):
   first = opened(folder)
   assert first.names.fine == CLASSES and first.names.coarse is None and first.image_size == 16
-  assert first.names.source == {'source': 'image_folder'}
+  assert first.names.source == {'source': 'image_folder'} and first.prepare is image_folder.prepare
   [note] = first.notes
   assert 'val and test were drawn' in note
   subsets = {name: shown(first.load(name)) for name in ('train', 'val', 'test', 'train_val')}

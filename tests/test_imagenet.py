@@ -87,6 +87,12 @@ def test_labels_are_ranks_of_ids_and_names_are_unique():
   assert 'WordNet 3.0 Copyright 2006 by Princeton University' in imagenet.read_classes()['notice']
 
 
+def test_what_an_export_prepares_images_with_is_the_data_sets(tmp_path):
+  train_folders(tmp_path / 'train')
+  train_folders(tmp_path / 'val')
+  assert opened(tmp_path).prepare is imagenet.prepare
+
+
 def test_fewer_classes_are_ranked_among_themselves():
   names = imagenet.class_names(IDS)
   assert names.fine == ['tench', 'crane (n02012849)', 'crane (n03126707)']

@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from splitnet.common.errors import UserError
 from splitnet.data.batches import ClassNames
 
 
@@ -49,6 +50,15 @@ class DataSet:
   prepare: Callable[..., Any]
   read: Callable[[str], Any] | None = None
   notes: tuple[str, ...] = ()
+
+
+def find(datasets, name):
+  """Returns the module of a checkpoint's data set, of a dict by name; UserError if it is none of them."""
+  if name not in datasets:
+    raise UserError(
+      f"the checkpoint was trained on '{name}', which this version does not have: it has {', '.join(datasets)}"
+    )
+  return datasets[name]
 
 
 def of_run(settings, dataset, data_dir):

@@ -16,6 +16,7 @@ from splitnet.data.batches import UNREADABLE, WHOLE, index_batches
 from splitnet.data.dataset import DataSet
 
 PREFETCHED = 2  # batches that are ready before they are asked for
+INDEX = '.npy'  # ends the name of the index beside a file of decoded images
 
 
 def make_dataset(names, subsets, settings, size, notes):
@@ -157,7 +158,7 @@ class ImageFiles:
       seed: of the batches for training; None: they are those for evaluation.
     """
     if self.decoded:
-      raise self._damaged() from error
+      raise _damaged(self.decoded) from error
     if seed is None:
       chosen = range(step * batch_size, min((step + 1) * batch_size, len(self.labels)))
     else:
@@ -178,7 +179,7 @@ class ImageFiles:
     Their shorter side is `Crops.resize`. The file is made if it is missing; its name must be a new one for other images
     or other `crops`; an index goes beside it. Raises UserError if it cannot be written or is damaged, or an image is.
     """
-    index = path + '.npy'
+    index = path + INDEX
     if not os.path.exists(index):
       try:
         self._decode_to(path, index)
@@ -193,14 +194,9 @@ class ImageFiles:
     except (OSError, ValueError, EOFError):
       whole = False
     if not whole:
-      raise dataclasses.replace(self, decoded=path)._damaged()
+      raise _damaged(path)
     ends = np.cumsum(lengths)
     return dataclasses.replace(self, places=np.stack([ends - lengths, lengths], 1), decoded=path)
-
-  def _damaged(self):
-    return UserError(
-      f"--cache: '{self.decoded}' is damaged: remove it and '{self.decoded}.npy', or leave --cache out"
-    )
 
   def _decode_to(self, path, index):
     read, _ = self._reading()
@@ -216,6 +212,11 @@ class ImageFiles:
         self.explain(e, 1, len(lengths))
     with whole_file(index, 'wb') as f:
       np.save(f, np.array(lengths, np.int64))
+
+
+def _damaged(path):
+  """Returns the UserError for a damaged file of decoded images."""
+  return UserError(f"--cache: '{path}' is damaged: remove it and '{path}{INDEX}', or leave --cache out")
 
 
 def _bytes_of(path, before, length):

@@ -103,7 +103,7 @@ def preparation(graph, prepare):
 
 
 def _conv(layer, x, own, call):
-  if layer.op == 'depthwise':
+  if layer.op == 'depthwise':  # of explicit padding, as in `_convolve`, TensorFlow makes what ends the process
     kernel, outputs = own['depthwise'], own['depthwise'].shape[-1]
     kernel = tf.cast(lengthened(kernel, {-1: x.shape[-1] - outputs})[..., None], call.dtype)
     y = tf.nn.depthwise_conv2d(x, kernel, [1, layer.stride, layer.stride, 1], layer.padding)
@@ -124,8 +124,7 @@ def _convolve(x, kernel, layer, zeros):
     y = tf.matmul(tf.reshape(x, [-1, np.prod(x.shape[1:])]), tf.reshape(kernel, [-1, outputs]))
     return tf.reshape(y, [-1, 1, 1, outputs])
   # TensorFlow's optimiser takes channels of zeros beside what a VALID convolution reads for a border, and then fails;
-  # so such padding is explicit, though on a processor its gradient is slower. (Of a depthwise one's explicit padding it
-  # makes an operation that ends the process.)
+  # so such padding is explicit, though on a processor its gradient is slower.
   padding = [[0, 0]] * 4 if layer.padding == 'VALID' and zeros else layer.padding
   return tf.nn.conv2d(x, kernel, layer.stride, padding)
 

@@ -89,6 +89,7 @@ class Settings(schema.TypedDict):
   """Describes the flags of a run that other programs read."""
 
   seed: schema.NotRequired[int]
+  dataset: schema.NotRequired[schema.Text]
   assignment_start: schema.NotRequired[str]
   basemodel: schema.NotRequired[str | None]
   basemodel_digest: schema.NotRequired[str | None]

@@ -14,7 +14,7 @@ import cifar100
 import eval as evaluation
 import train
 from paper import figures
-from serving import export, infer, publish
+from serving import export, infer, publish, report
 from serving.model import Model
 from splitnet.common.errors import UserError
 from splitnet.training import checkpoints
@@ -54,6 +54,25 @@ def test_a_model_answers_as_its_network(runs, data, picture, stage):
   else:
     assert sorted(name for group in model.groups for name in group) == sorted(model.class_names)
     assert all(name in model.groups[group] for name, _, group in answers)
+
+
+@pytest.mark.parametrize('dataset, words', [('mnist', "trained on 'mnist', which this"), (['x'], 'config.json')])
+def test_a_data_set_that_is_not_there_is_told_by_every_program(runs, data, tmp_path, capsys, dataset, words):
+  run = str(tmp_path / 'run')
+  shutil.copytree(runs['split'], run)
+  with open(os.path.join(run, 'config.json'), encoding='utf-8') as f:
+    content = json.load(f)
+  content['settings']['dataset'] = dataset
+  with open(os.path.join(run, 'config.json'), 'w', encoding='utf-8') as f:
+    json.dump(content, f)
+  with pytest.raises(UserError, match=words):
+    Model(run, data)
+  for program, more in (
+    (evaluation, ['--checkpoint', run]), (export, ['--checkpoint', run, '--out', str(tmp_path / 'out')]),
+    (figures, ['5', '--checkpoint', run]), (report, [run, '--out', str(tmp_path / 'report.html')]),
+  ):  # fmt: skip
+    code, _, err = helpers.call(program, more, capsys)
+    assert code == 1 and words in err and err.count('\n') == 1, err
 
 
 @pytest.mark.slow
