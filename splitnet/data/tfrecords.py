@@ -99,8 +99,8 @@ def _fields(content, at, end):
     value, at = _varint(content, at)
     if tag & 7 == 2:
       value, at = (at, at + value), at + value
-    elif tag & 7 != 0:
-      raise ValueError(f'a field of type {tag & 7}')
+    elif tag & 7 or not tag >> 3:
+      raise ValueError(f'a field {tag >> 3} of type {tag & 7}')
     if at > end:
       raise ValueError('a field is cut short')
     yield tag >> 3, value
