@@ -116,8 +116,8 @@ def main(argv):
   """Serves until a signal ends it."""
   flags = make_parser().parse_args(argv)
   connections.ignore_proxies()  # with --trunk first, workers call each other
-  for caught in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore the first by default
-    signal.signal(caught, signal.default_int_handler)
+  signals = (signal.SIGINT, signal.SIGTERM)  # a shell's background jobs ignore the first by default
+  before = {number: signal.signal(number, signal.default_int_handler) for number in signals}
   try:
     server, listens_at = serve(flags.host, flags.port, flags.threads, flags.gpu_fraction)
     print(f'worker: ready at {listens_at}', flush=True)
@@ -125,6 +125,9 @@ def main(argv):
       time.sleep(0.5)  # signal.pause() would miss one that comes just before it
   except KeyboardInterrupt:
     os._exit(130)  # TensorFlow's server does not end otherwise
+  finally:
+    for number, handler in before.items():
+      signal.signal(number, handler)
 
 
 if __name__ == '__main__':
