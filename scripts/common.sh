@@ -26,7 +26,7 @@ make_venv() {
   fi
   for file in "$@"; do
     if cmp -s "$project/$file" "$venv/installed-$file"; then continue; fi
-    echo "installing $file into ${venv#"$PWD"/} (if it is new: 0.7 GB to fetch, 2.5 GB on the disk, some minutes)"
+    echo "installing $file into ${venv#"$PWD"/} (if it is new: 0.7 GB to fetch, 2.6 GB on the disk, some minutes)"
     if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -r "$project/$file"; then
       echo "$(basename "$0"): pip could not install $file (see above): it needs a package registry" >&2
       exit 1
