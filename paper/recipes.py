@@ -1,7 +1,8 @@
 """Holds the recipes: the settings of each stage.
 
 paper    the settings of baseline.sh, group.sh --paper and split.sh
-short    far fewer steps, for a GPU; grouped as group.sh does: from the baseline, other gammas, no dropout
+short    far fewer steps, for a GPU; grouped as group.sh does: from the baseline, other gammas, no dropout, for about
+         a sixth of the steps of grouping and fine-tuning, where more costs accuracy (docs/groups.md)
 better   the same networks as well as we would train them: longer than short, smoothed labels, the split ones taught
          by the dense one; not the paper's experiment
 cpu      a few epochs of each stage, for a CPU
@@ -40,8 +41,8 @@ RECIPES = {
   'short': {
     'all': dict(batch_size=360, val_interval=125, checkpoint_interval=500, lr_schedule='cosine', precision='bfloat16'),
     'baseline': dict(epochs=30, initial_lr=1.0, warmup_at=0.2, l2_weight=0.0005),
-    'group': dict(GROUPING, epochs=10, initial_lr=0.1, ramp_at=0.5, assignment_lr_scale=20),
-    'split': dict(epochs=20, initial_lr=0.4, warmup_at=0.1, l2_weight=0.0005),
+    'group': dict(GROUPING, epochs=5, initial_lr=0.1, ramp_at=0.5, assignment_lr_scale=20),
+    'split': dict(epochs=25, initial_lr=0.4, warmup_at=0.1, l2_weight=0.0005),
     'scratch': dict(epochs=60, initial_lr=1.0, warmup_at=0.2, l2_weight=0.0005),
   },
   'better': {
@@ -58,9 +59,9 @@ RECIPES = {
   'cpu': {
     'all': dict(batch_size=90, val_interval=1000, checkpoint_interval=1000, lr_schedule='cosine'),
     'baseline': dict(max_steps=2000, initial_lr=0.15, warmup_at=0.2, l2_weight=0.0005),
-    'group': dict(GROUPING, max_steps=700, initial_lr=0.05, ramp_at=0.4, assignment_lr_scale=40),
-    'split': dict(max_steps=1000, initial_lr=0.1, warmup_at=0.1, l2_weight=0.0005),
-    'scratch': dict(max_steps=1000, initial_lr=0.15, warmup_at=0.2, l2_weight=0.0005),
+    'group': dict(GROUPING, max_steps=250, initial_lr=0.05, ramp_at=0.4, assignment_lr_scale=40),
+    'split': dict(max_steps=1450, initial_lr=0.1, warmup_at=0.1, l2_weight=0.0005),
+    'scratch': dict(max_steps=1450, initial_lr=0.15, warmup_at=0.2, l2_weight=0.0005),
   },
 }  # fmt: skip
 

@@ -50,7 +50,7 @@ def test_the_table_of_groups_has_each_seed_and_the_means(tmp_path, capsys):
   rows = rows_of(capsys.readouterr().out)
   assert rows[0] == ['split', 'groups', 'seed', *group_table.COLUMNS]
   learned = ['2-2-2', 'learned']
-  # Steps of the recipe: baseline 2000, group 700, split 1000.
+  # Steps of the recipe: baseline 2000, group 250, split 1450.
   assert rows[1:] == [
     ['dense', 'baseline', '0', '2000', *[''] * 9, '42.00'],
     ['dense', 'baseline, long', '0', '3700', *[''] * 9, '44.00'],
@@ -59,7 +59,7 @@ def test_the_table_of_groups_has_each_seed_and_the_means(tmp_path, capsys):
     [*learned, 'mean', '3700 ± 0', '0.91 ± 0.01', '0.55 ± 0.00', '1.10 ± 0.14', '0.992 ± 0.000', '400 ± 0', '', '',
      '41.00 ± 0.00', '40.00 ± 0.00', '51.00 ± 1.41'],
     ['2-2-2', 'learned, taught', '0', '3700', '0.90', '', '1.00', '0.992', '400', '', '', '41.00', '40.00', '53.00'],
-    ['2-2-2', 'R, random', '0', '3000', '0.68', '', '1.00', '', '', '', '', '', '', '45.00'],
+    ['2-2-2', 'R, random', '0', '3450', '0.68', '', '1.00', '', '', '', '', '', '', '45.00'],
     ['2-2-2', 'R, long', '0', '3700', '0.68', '', '1.00', '', '', '', '', '', '', '46.00'],
   ]  # fmt: skip
   assert (tmp_path / 'k1' / 'groups.md').exists()

@@ -112,8 +112,8 @@ def test_the_dense_network_teaches_one_run_where_the_recipe_has_no_teacher(tmp_p
 def test_steps_of_a_base_that_only_clusters_the_classes_are_not_counted(tmp_path):
   runs = make_runs(tmp_path)
   assert runs['scratch-2-2-2-clustering'].base is runs['baseline']
-  assert runs['scratch-2-2-2-clustering'].steps_in_all == 1000
-  assert runs['given-2-2-2-clustering'].steps_in_all == 3000
+  assert runs['scratch-2-2-2-clustering'].steps_in_all == 1450
+  assert runs['given-2-2-2-clustering'].steps_in_all == 3450
 
 
 def test_groups_from_noise_are_found_by_the_weights_before_they_are_made_disjoint(tmp_path):

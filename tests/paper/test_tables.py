@@ -178,7 +178,7 @@ def test_other_settings_are_refused_before_anything_runs(program, tmp_path):
   was = 'was made with max_steps %s, now it is %s'
   refused(program(2, '--only', 'baseline', '--split_steps', 11), folder, was % (10, 11), '--out')
   refused(program(1, '--split_steps', 10, '--baseline_steps', 7), 'baseline', was % (2000, 7))
-  refused(program(2, '--seeds', 4), folder, was % (10, 1000))  # the table shows seed 0 too
+  refused(program(2, '--seeds', 4), folder, was % (10, 1450))  # the table shows seed 0 too
   refused(program(2, '--split_steps', 10, '--branch_input', 'all'), 'branch_input group, now it is all')
   assert program(2, '--only', '1-2-2', '--split_steps', 10)[3].called == []
 
@@ -192,7 +192,7 @@ def test_other_data_and_what_a_run_started_from_are_settings_too(program, tmp_pa
     for file in os.listdir(seed / name):
       os.remove(seed / name / file)
     os.rmdir(seed / name)
-  refused(program(2, '--group_steps', 9), 'split-1-2-2', "basemodel's max_steps 700, now it is 9")
+  refused(program(2, '--group_steps', 9), 'split-1-2-2', "basemodel's max_steps 250, now it is 9")
   refused(program(2, '--baseline_steps', 9), 'split-1-2-2', "basemodel's basemodel's max_steps 2000, now it is 9")
 
 
