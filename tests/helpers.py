@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 
+import forking
 import numpy as np
 import tensorflow as tf
 
@@ -82,16 +83,20 @@ def call(program, arguments, capsys):
 
 
 def start(program, arguments):
-  """Starts train.py, eval.py or a module as a user would; stdout and stderr are pipes of text."""
-  environment = dict(os.environ, CUDA_VISIBLE_DEVICES='-1', PYTHONPATH=PROJECT)
-  command = [sys.executable, *(['-m', program] if '.py' not in program else [os.path.join(PROJECT, program)])]
-  command += [str(a) for a in arguments]
-  return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+  """Starts train.py, eval.py or a module: a forking.Program."""
+  return forking.Program([*([] if '.py' in program else ['-m']), program, *arguments])
+
+
+def start_anew(command, **environment):
+  """Starts a Python that imports all by itself, if it matters how: a subprocess.Popen with pipes of text."""
+  environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '-1', 'PYTHONPATH': PROJECT, **environment}
+  environment.pop('TF_CPP_MIN_LOG_LEVEL', None)  # the programs set it themselves
+  pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+  return subprocess.Popen([sys.executable, *map(str, command)], env=environment, cwd=PROJECT, **pipes)
 
 
 LOGICAL_DEVICES = """
 import json, sys
-sys.path[:0] = sys.argv[2:]
 import splitnet.common.quiet, tensorflow as tf
 cpu, count = tf.config.list_physical_devices('CPU')[0], int(sys.argv[1])
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * count)
@@ -101,10 +106,7 @@ devices = [f'/CPU:{i}' for i in range(count)]
 
 def on_logical_devices(count, text):
   """What a program finds, its variable `found`, that has so many `devices`; the CPU must be divided before its use."""
-  command = [sys.executable, '-c', LOGICAL_DEVICES + text + '\nprint(json.dumps(found))', str(count)]
-  environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '-1'}
-  folders = [PROJECT, os.path.join(PROJECT, 'tests')]
-  done = subprocess.run([*command, *folders], capture_output=True, text=True, env=environment)
+  done = forking.run(['-c', LOGICAL_DEVICES + text + '\nprint(json.dumps(found))', count])
   assert done.returncode == 0, done.stderr
   return json.loads(done.stdout.splitlines()[-1])
 

@@ -2,11 +2,9 @@
 
 import os
 import re
-import subprocess
-import sys
 
+import forking
 import pytest
-from helpers import PROJECT as ROOT
 
 from benchmarks import workers
 
@@ -40,9 +38,7 @@ def test_bad_flags_are_one_sentence(arguments, words, capsys):
 
 def test_the_program_times_workers_and_leaves_none_behind():
   arguments = ['--k', '1', '--images', '20', '--batch_size', '10', '--repeats', '1', '--rows', 'dense,deep,deep-first']
-  environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '-1'}
-  command = [sys.executable, '-m', 'benchmarks.workers', *arguments]
-  done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+  done = forking.run(['-m', 'benchmarks.workers', *arguments])
   if len(os.sched_getaffinity(0)) < 2:
     assert done.returncode == 1 and 'a core each' in done.stderr
     return

@@ -2,14 +2,12 @@
 
 import collections
 import itertools
-import subprocess
-import sys
 
+import forking
 import numpy as np
 import pytest
 import tensorflow as tf
 from graphs import TINY, images, make_grouping, make_tree, tiny, values_of
-from helpers import PROJECT
 from networks import assert_close, random_groups, scramble
 
 import utils
@@ -129,8 +127,7 @@ def test_in_bfloat16_it_computes_the_same_roughly(kind, split, branch_input):
 
 
 ON_DEVICES = """
-import sys
-sys.path[:0] = [{project!r}, {project!r} + '/tests']
+import forking
 import helpers
 import numpy as np
 import tensorflow as tf
@@ -147,7 +144,7 @@ for case in (AlexNet, '2-3-3'), (ResNet18, '1-3-3', 'all'):
   place = lambda tree: placement.place(tree.depths, counting.node_flops(tree), names)
   placed = networks.create(tree.graph, tree.groups, values=values_of(tree), place=place)
   x = images(tree.graph)
-  assert len({{v.device for v in placed.weights.values()}}) == 3
+  assert len({v.device for v in placed.weights.values()}) == 3
   for one, other in ((placed, tree), (folding.folded(placed), folding.folded(tree))):
     np.testing.assert_array_equal(one(x), other(x))
   folded = folding.folded(tree)
@@ -164,7 +161,7 @@ for case in (AlexNet, '2-3-3'), (ResNet18, '1-3-3', 'all'):
 
 @pytest.mark.slow
 def test_placed_on_three_devices_it_computes_the_same():
-  done = subprocess.run([sys.executable, '-c', ON_DEVICES.format(project=PROJECT)], capture_output=True, text=True)
+  done = forking.run(['-c', ON_DEVICES])
   assert done.returncode == 0, done.stderr
 
 

@@ -5,10 +5,9 @@ import csv
 import itertools
 import json
 import os
-import subprocess
-import sys
 import threading
 
+import forking
 import helpers
 import networks
 import numpy as np
@@ -24,8 +23,7 @@ from splitnet.reporting.tables import markdown
 
 def program(*arguments):
   """Runs Python in a process of its own, on a fresh CPU; returns what it wrote."""
-  environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '-1'}
-  done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+  done = forking.run(arguments)
   assert done.returncode == 0, done.stderr
   return done
 

@@ -1,16 +1,13 @@
 """executor.py: a tree on several devices computes what it computes on one, and no device waits without need."""
 
 import json
-import os
-import subprocess
-import sys
 import threading
 
+import forking
 import helpers
 import numpy as np
 import pytest
 import tensorflow as tf
-from helpers import PROJECT as ROOT
 
 import cifar100
 from splitnet.parallel import executor, placement
@@ -127,8 +124,7 @@ def test_latency_is_of_one_batch_alone(executor_of):
 # --- trees on logical devices ---------------------------------------------------------------------------------------
 
 TREES = """
-import json, sys, threading
-sys.path[:0] = sys.argv[1:]
+import json, threading
 import splitnet.common.quiet, numpy as np, tensorflow as tf
 spec = tf.TensorSpec([None, 32, 32, 3], tf.uint8)
 devices = ['/CPU:%d' % i for i in range(3)]
@@ -172,9 +168,7 @@ print(json.dumps(found))
 
 @pytest.mark.slow
 def test_both_trunks_compute_the_networks_logits_on_their_devices():
-  here = os.path.join(ROOT, 'tests')
-  environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '-1'}
-  done = subprocess.run([sys.executable, '-c', TREES, ROOT, here], capture_output=True, text=True, env=environment)
+  done = forking.run(['-c', TREES])
   assert done.returncode == 0, done.stderr
   found = json.loads(done.stdout.splitlines()[-1])
   assert len(found) == 16

@@ -7,11 +7,10 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 
+import forking
 import grpc
 import helpers
 import pytest
@@ -102,7 +101,7 @@ def assert_same_result(path, alone):
 def test_two_workers_compute_what_one_process_does(tmp_path_factory, pair, arguments, tmp_path, trunk):
   path = str(tmp_path / 'result.json')
   more = ['--workers', addresses(pair), '--trunk', trunk, '--output_file', path]
-  process = helpers.start('eval.py', arguments + more)
+  process = helpers.start_anew(['eval.py', *arguments, *more])
   stdout, stderr = process.communicate()
   assert (process.returncode, stderr) == (0, '')
   result = assert_same_result(path, helpers.evaluated(tmp_path_factory, 'split'))
@@ -113,14 +112,13 @@ def test_two_workers_compute_what_one_process_does(tmp_path_factory, pair, argum
 
 OTHER_NETWORKS = """
 import sys
-sys.path[:0] = [sys.argv[1], sys.argv[1] + '/tests']
 import helpers
 import numpy as np
 from graphs import AlexNet, ResNet18, images, make_tree
 from splitnet.network import folding
 from splitnet.parallel import executor, workers
 
-connected = workers.Workers(sys.argv[2].split(','), float(sys.argv[3]))
+connected = workers.Workers(sys.argv[1].split(','), float(sys.argv[2]))
 for case, trunk in ((AlexNet, '2-3-3'), 'replicate'), ((ResNet18, '1-2-3', 'all'), 'first'):
   tree = make_tree(*case)
   x = images(tree.graph)
@@ -132,15 +130,13 @@ for case, trunk in ((AlexNet, '2-3-3'), 'replicate'), ((ResNet18, '1-2-3', 'all'
 
 
 def test_two_workers_compute_the_logits_of_other_networks(pair):
-  command = [sys.executable, '-c', OTHER_NETWORKS, helpers.PROJECT, addresses(pair), str(TIMEOUT)]
-  done = subprocess.run(command, capture_output=True, text=True)
+  done = forking.run(['-c', OTHER_NETWORKS, addresses(pair), TIMEOUT])
   assert done.returncode == 0, done.stderr
 
 
 # eval.py, but after four batches a process gets a signal. Prints which batches each run over them was asked for.
 SIGNALLED = """
 import json, os, signal, sys
-sys.path.insert(0, sys.argv[1])
 import eval as evaluation
 from splitnet.parallel import executor, workers
 run, asked = executor.BranchExecutor.run, []
@@ -150,9 +146,9 @@ def signalling(self, batches):
   for i, computed in enumerate(run(self, batches)):
     yield computed
     if i == 3 and len(asked[-1]) == 14:
-      os.kill(int(sys.argv[2]), getattr(signal, sys.argv[3]))
+      os.kill(int(sys.argv[1]), getattr(signal, sys.argv[2]))
 executor.BranchExecutor.run = signalling
-code = evaluation.main(sys.argv[4:])
+code = evaluation.main(sys.argv[3:])
 print(json.dumps([keys for keys in asked if len(keys) > 1]))
 workers.exit_program(code)
 """
@@ -160,10 +156,7 @@ workers.exit_program(code)
 
 def begin_signalled(victim, name, arguments):
   """Starts eval.py, during which a worker gets a signal."""
-  command = [sys.executable, '-c', SIGNALLED, helpers.PROJECT, victim.process.pid, name, *arguments]
-  pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-  environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '-1'}
-  return subprocess.Popen([str(c) for c in command], text=True, env=environment, **pipes)
+  return helpers.start_anew(['-c', SIGNALLED, victim.process.pid, name, *arguments])
 
 
 def signalled(*arguments):
@@ -214,7 +207,7 @@ def test_a_wrong_port_is_named_and_with_retry_left_out(tmp_path_factory, pair, a
   wrong, path = f'127.0.0.1:{unused_port()}', str(tmp_path / 'result.json')
   more = ['--workers', f'{wrong},{pair[0].address}', '--output_file', path]
   for retry, expected in (([], 1), (['--retry'], 0)):
-    process = helpers.start('eval.py', arguments + more + retry)
+    process = helpers.start_anew(['eval.py', *arguments, *more, *retry])
     _, stderr = process.communicate()
     assert process.returncode == expected
     assert f'worker {wrong} cannot be reached' in stderr and stderr.count('\n') == 1
@@ -407,7 +400,7 @@ def silent_at(address, method):
 @pytest.mark.parametrize('method', ['GetStatus', 'CreateContext'])
 def test_a_worker_that_is_silent_when_connected_to_ends_within_the_time_limit(pair, arguments, method):
   with silent_at(pair[0].address, method) as (address, handler):
-    process = helpers.start('eval.py', [*arguments, '--workers', address, '--worker_timeout', 8])
+    process = helpers.start_anew(['eval.py', *arguments, '--workers', address, '--worker_timeout', 8])
     try:
       assert handler.silent.wait(TIMEOUT)
       stdout, stderr = process.communicate(timeout=300)
@@ -419,7 +412,7 @@ def test_a_worker_that_is_silent_when_connected_to_ends_within_the_time_limit(pa
 
 def test_an_interrupt_ends_connecting(pair, arguments):
   with silent_at(pair[0].address, 'CreateContext') as (address, handler):
-    process = helpers.start('eval.py', [*arguments, '--workers', address])
+    process = helpers.start_anew(['eval.py', *arguments, '--workers', address])
     try:
       assert handler.silent.wait(TIMEOUT)
       process.send_signal(signal.SIGINT)
@@ -451,7 +444,7 @@ def test_a_proxy_is_not_asked_for_workers(tmp_path_factory, pair, arguments, tmp
     proxy.listen()
     for name in ('http_proxy', 'https_proxy', 'grpc_proxy', 'ALL_PROXY'):
       monkeypatch.setenv(name, f'http://127.0.0.1:{proxy.getsockname()[1]}')
-    process = helpers.start('eval.py', [*arguments, '--workers', pair[0].address, '--output_file', path])
+    process = helpers.start_anew(['eval.py', *arguments, '--workers', pair[0].address, '--output_file', path])
     _, stderr = process.communicate(timeout=TIMEOUT)
   assert (process.returncode, stderr) == (0, '')
   assert_same_result(path, helpers.evaluated(tmp_path_factory, 'split'))

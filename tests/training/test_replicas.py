@@ -10,9 +10,8 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 
+import forking
 import helpers
 import numpy as np
 import pytest
@@ -37,11 +36,8 @@ def start():
 
   def begin(command, task=None):
     # Without oneDNN the processes use the same kernels for shares of any size.
-    environment = dict(os.environ, CUDA_VISIBLE_DEVICES='-1', TF_ENABLE_ONEDNN_OPTS='0', PYTHONPATH=helpers.PROJECT)
-    environment.pop('TF_CPP_MIN_LOG_LEVEL', None)
-    environment.update(task or {})
-    command, pipes = [sys.executable, *map(str, command)], dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    started.append(subprocess.Popen(command, text=True, env=environment, **pipes))
+    environment = {'TF_ENABLE_ONEDNN_OPTS': '0', **(task or {})}
+    started.append(helpers.start_anew(command, **environment) if task else forking.Program(command, **environment))
     return started[-1]
 
   yield begin
