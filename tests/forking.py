@@ -1,7 +1,8 @@
 """Starts Python programs without importing TensorFlow anew, which takes most of the time of a tiny run.
 
 A server imports what the programs import, computes nothing, and forks for each of them. A program runs as if a shell
-had started it: in a process of its own, with its own arguments, environment, folder, streams and signals.
+had started it: in a process of its own, with its own arguments, environment, folder, streams and signals. (Linux; it is waited for by a process between it and
+the server, since only a parent can wait.)
 """
 
 import concurrent.futures
@@ -102,6 +103,7 @@ def _serve(connection):
   """Forks for every request until nobody is there any more; in the fork, returns the program's function."""
   os.chdir(PROJECT)
   signal.signal(signal.SIGINT, signal.SIG_IGN)  # of a terminal, meant for the tests
+  signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for those that watch
   while True:
     request, ends, _, _ = socket.recv_fds(connection, 1 << 20, 3)
     if not request:
@@ -116,6 +118,7 @@ def _serve(connection):
 
 def _watch(request, stdout, stderr, status):
   """Forks once more; tells how the program ended, and in the fork, returns it."""
+  signal.signal(signal.SIGCHLD, signal.SIG_DFL)
   program = os.fork()
   if program:
     os.close(stdout)
