@@ -97,6 +97,7 @@ def test_branches_one_after_the_other_give_the_whole_networks_logits(kind, split
   assert_close(np.concatenate(logits, 1)[:, np.argsort(np.concatenate(classes))], tree(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind, split, branch_input', [(AlexNet, '2-2-3', 'group'), (ResNet18, '1-2-2', 'all')])
 def test_compiled_it_computes_the_same_and_learns_everything(kind, split, branch_input):
   tree = make_tree(kind, split, branch_input)

@@ -88,6 +88,7 @@ def together(answer, network, given):
   return logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'name', ['2-2-2', '2-4-4 all', '1-1-4', 'dense', 'alexnet', 'residual', 'flattened', 'mobile', 'direct']
 )
