@@ -93,8 +93,8 @@ class Experiment:
     return NETWORKS[self.network].of_split(split, branch_input=self.branch_input, **width, **data)
 
 
-def settings_of(experiment, stage):
-  """Returns a stage's settings with the batch size, steps and precision asked for.
+def settings_of(experiment, stage, split=None):
+  """Returns a stage's settings, for a split, with the batch size, steps and precision asked for.
 
   With more images per step there are as many fewer steps, at as much more learning rate (Goyal et al., Accurate, Large
   Minibatch SGD, 2017).
@@ -102,7 +102,7 @@ def settings_of(experiment, stage):
   recipe = experiment.stages
   settings = {'precision': 'float32', **recipe['all'], **recipe[stage]}
   settings.pop('epochs', None)
-  settings['max_steps'] = steps_of(recipe, stage)
+  settings['max_steps'] = steps_of(recipe, stage, split)
   if experiment.batch_size and experiment.batch_size != settings['batch_size']:
     factor = experiment.batch_size / settings['batch_size']
     settings.update(batch_size=experiment.batch_size, initial_lr=settings['initial_lr'] * factor)
@@ -133,16 +133,16 @@ def make_runs(experiment, seed):
   if experiment.skip_damaged:
     machine['skip_damaged'] = True
 
-  def add(name, stage, mode, **changes):
-    settings = {'mode': mode, **experiment.flags, 'seed': seed, **settings_of(experiment, stage), **changes}
+  def add(name, stage, mode, split=None, **changes):
+    settings = {'mode': mode, **experiment.flags, 'seed': seed, **settings_of(experiment, stage, split), **changes}
     settings = {key: value for key, value in settings.items() if value is not None}  # None: without the recipe's
     base, teacher = (runs.get(settings.pop(need, None)) for need in ('basemodel', 'teacher'))
     folder = os.path.join(experiment.folder, f'seed{seed}', name)
     runs[name] = Run(folder, base, settings, teacher, machine, hardens=not name.startswith('find'))
 
-  # As many steps as grouping and fine-tuning take together, for what is compared with them.
-  grouping_steps = settings_of(experiment, 'group')['max_steps']
-  both = grouping_steps + settings_of(experiment, 'split')['max_steps']
+  def steps(split=None):  # of grouping, and of it and fine-tuning together, for what is compared with them
+    grouping, tuning = (settings_of(experiment, stage, split)['max_steps'] for stage in ('group', 'split'))
+    return grouping, grouping + tuning
 
   def tree(split):
     if not experiment.is_wide:
@@ -153,12 +153,12 @@ def make_runs(experiment, seed):
   add('baseline', 'baseline', 'baseline')
   # Trained on as the split networks are; only those can have a teacher.
   untaught = dict.fromkeys(['teacher', *TEACHING])
-  add('baseline-long', 'split', 'baseline', basemodel='baseline', max_steps=both, **untaught)
+  add('baseline-long', 'split', 'baseline', basemodel='baseline', max_steps=steps()[1], **untaught)
   if experiment.is_wide:
     dropped = {**tree('2-2-2'), 'branch_input': None}
     add('baseline-dropout', 'baseline', 'baseline', dropout_keep_prob=DENSE_DROPOUT, **dropped)
   for split in experiment.splits:
-    groups = tree(split)
+    groups, (grouping_steps, both) = {'split': split, **tree(split)}, steps(split)
     # Of WRN only the paper's dropout rows group with dropout. Fine-tuning has none, as in the released split.sh, and so
     # do S, C and R, of which the paper does not say it.
     dropped = split in DROPOUT_SPLITS or not experiment.is_wide

@@ -2,7 +2,8 @@
 
 paper    the settings of baseline.sh, group.sh --paper and split.sh
 short    far fewer steps, for a GPU; grouped as group.sh does: from the baseline, other gammas, no dropout, for about
-         a sixth of the steps of grouping and fine-tuning, where more costs accuracy (docs/groups.md)
+         a sixth of the steps of grouping and fine-tuning, where more costs accuracy; the hierarchical split, which
+         takes longer to be decided, for 40 % (docs/groups.md)
 better   the same networks as well as we would train them: longer than short, smoothed labels, the split ones taught
          by the dense one; not the paper's experiment
 cpu      a few epochs of each stage, for a CPU
@@ -23,9 +24,9 @@ GROUPING = dict(
 )  # fmt: skip
 PAPER = dict(max_steps=120000, initial_lr=0.1, drop_at=(5 / 12, 7 / 12), l2_weight=0.0005)
 
-# Each recipe has the settings of each stage: train.py's flags, those of runs.SHARES, and instead of max_steps also
-# epochs. 'group' learns the groups, 'split' fine-tunes them, 'scratch' trains a split network from scratch (columns S,
-# C, R); 'all' is for each stage.
+# Each recipe has the settings of each stage, and if need be what differs for a split: train.py's flags, those of
+# runs.SHARES, and instead of max_steps also epochs. 'group' learns the groups, 'split' fine-tunes them, 'scratch'
+# trains a split network from scratch (columns S, C, R); 'all' is for each stage.
 RECIPES = {
   'paper': {
     'all': dict(batch_size=90, val_interval=1000, checkpoint_interval=5000),
@@ -43,6 +44,8 @@ RECIPES = {
     'baseline': dict(epochs=30, initial_lr=1.0, warmup_at=0.2, l2_weight=0.0005),
     'group': dict(GROUPING, epochs=5, initial_lr=0.1, ramp_at=0.5, assignment_lr_scale=20),
     'split': dict(epochs=25, initial_lr=0.4, warmup_at=0.1, l2_weight=0.0005),
+    'group-2-4-4': dict(epochs=12),
+    'split-2-4-4': dict(epochs=18),
     'scratch': dict(epochs=60, initial_lr=1.0, warmup_at=0.2, l2_weight=0.0005),
   },
   'better': {
@@ -61,6 +64,8 @@ RECIPES = {
     'baseline': dict(max_steps=2000, initial_lr=0.15, warmup_at=0.2, l2_weight=0.0005),
     'group': dict(GROUPING, max_steps=250, initial_lr=0.05, ramp_at=0.4, assignment_lr_scale=40),
     'split': dict(max_steps=1450, initial_lr=0.1, warmup_at=0.1, l2_weight=0.0005),
+    'group-2-4-4': dict(max_steps=700),
+    'split-2-4-4': dict(max_steps=1000),
     'scratch': dict(max_steps=1450, initial_lr=0.15, warmup_at=0.2, l2_weight=0.0005),
   },
 }  # fmt: skip
@@ -113,6 +118,7 @@ IMAGENET_RECIPES = {
 BY_NETWORK = {'wrn': RECIPES, **IMAGENET_RECIPES}
 
 
-def steps_of(recipe, stage):
-  """Returns how many steps a stage takes in a recipe, a value of RECIPES."""
-  return recipe[stage].get('max_steps') or round(recipe[stage]['epochs'] * TRAIN_IMAGES / recipe['all']['batch_size'])
+def steps_of(recipe, stage, split=None):
+  """Returns how many steps a stage takes in a recipe, a value of RECIPES, for a split."""
+  settings = {**recipe[stage], **recipe.get(f'{stage}-{split}', {})}
+  return settings.get('max_steps') or round(settings['epochs'] * TRAIN_IMAGES / recipe['all']['batch_size'])

@@ -198,8 +198,9 @@ def runs_table(results):
 
 def caption(experiment, table, results):
   """Returns what the numbers of a table are, in one paragraph."""
-  settings = {stage: experiments.settings_of(experiment, stage) for stage in recipes.STAGES}
-  steps = ', '.join(f'{stage} {settings[stage]["max_steps"]}' for stage in recipes.STAGES)
+  stages = [*recipes.STAGES, *(key for key in experiment.stages if '-' in key)]  # and those of a split
+  settings = {stage: experiments.settings_of(experiment, *stage.split('-', 1)) for stage in stages}
+  steps = ', '.join(f'{stage} {settings[stage]["max_steps"]}' for stage in stages)
   described = [result['data'] for of_run in results.values() for result in of_run]
   sources = sorted({one['source'] for one in described})
   subsets = sorted({one.get('evaluated', 'test') for one in described})

@@ -1,8 +1,8 @@
 """Starts Python programs without importing TensorFlow anew, which takes most of the time of a tiny run.
 
 A server imports what the programs import, computes nothing, and forks for each of them. A program runs as if a shell
-had started it: in a process of its own, with its own arguments, environment, folder, streams and signals. (Linux; it is waited for by a process between it and
-the server, since only a parent can wait.)
+had started it: in a process of its own, with its own arguments, environment, streams and signals. (Linux. Between it
+and the server is a process that waits for it, since only a parent can.)
 """
 
 import concurrent.futures
