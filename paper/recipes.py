@@ -1,12 +1,11 @@
 """Holds the recipes: the settings of each stage.
 
 paper    the settings of baseline.sh, group.sh --paper and split.sh
-short    far fewer steps, for a GPU; grouped as group.sh does: from the baseline, other gammas, no dropout, for about
-         a sixth of the steps of grouping and fine-tuning, where more costs accuracy; the hierarchical split, which
-         takes longer to be decided, for 40 % (docs/groups.md)
+short    far fewer steps, for a GPU; grouped as group.sh does: from the baseline, other gammas, no dropout
 better   the same networks as well as we would train them: longer than short, smoothed labels, the split ones taught
          by the dense one; not the paper's experiment
-cpu      a few epochs of each stage, for a CPU
+cpu      a few epochs of each stage, for a CPU; after so short a baseline long grouping costs accuracy, but the
+         hierarchical split takes longer to be decided (docs/groups.md)
 
 AlexNet and ResNet-18, the networks of Tables 3 and 4, have recipes of their own, paper and cpu (docs/results.md says
 what of them is known and what is chosen).
@@ -42,10 +41,8 @@ RECIPES = {
   'short': {
     'all': dict(batch_size=360, val_interval=125, checkpoint_interval=500, lr_schedule='cosine', precision='bfloat16'),
     'baseline': dict(epochs=30, initial_lr=1.0, warmup_at=0.2, l2_weight=0.0005),
-    'group': dict(GROUPING, epochs=5, initial_lr=0.1, ramp_at=0.5, assignment_lr_scale=20),
-    'split': dict(epochs=25, initial_lr=0.4, warmup_at=0.1, l2_weight=0.0005),
-    'group-2-4-4': dict(epochs=12),
-    'split-2-4-4': dict(epochs=18),
+    'group': dict(GROUPING, epochs=10, initial_lr=0.1, ramp_at=0.5, assignment_lr_scale=20),
+    'split': dict(epochs=20, initial_lr=0.4, warmup_at=0.1, l2_weight=0.0005),
     'scratch': dict(epochs=60, initial_lr=1.0, warmup_at=0.2, l2_weight=0.0005),
   },
   'better': {
