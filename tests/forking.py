@@ -15,6 +15,7 @@ import signal
 import socket
 import subprocess
 import sys
+import warnings
 
 TESTS = os.path.dirname(os.path.abspath(__file__))
 PROJECT = os.path.dirname(TESTS)
@@ -157,6 +158,8 @@ if __name__ == '__main__':
   import eval  # noqa: F401
   import train  # noqa: F401 - with all that it imports
 
+  # Since Python 3.12 a fork beside other threads is warned of; the one here is OpenBLAS's, which is made for it.
+  warnings.filterwarnings('ignore', 'This process .* is multi-threaded', DeprecationWarning)
   gc.freeze()  # so that a fork does not touch, and so copy, what it never uses
   run_it = _serve(socket.socket(fileno=int(sys.argv[1])))
   if run_it:
