@@ -88,22 +88,24 @@ class Terminated(KeyboardInterrupt):
 
 
 @contextlib.contextmanager
+def handling(handler, numbers):
+  """Gives signals a handler in a context."""
+  before = {number: signal.signal(number, handler) for number in numbers}
+  try:
+    yield
+  finally:
+    for number, own in before.items():
+      signal.signal(number, own)
+
+
 def terminable():
-  """Raises SIGTERM and SIGHUP like Ctrl-C in a context, unless ignored (nohup)."""
+  """Opens a context in which SIGTERM and SIGHUP are raised like Ctrl-C, unless ignored (nohup)."""
 
   def stop(number, frame):
     raise Terminated(number)
 
-  before = {}
-  if threading.current_thread() is threading.main_thread():
-    for number in (signal.SIGTERM, signal.SIGHUP):
-      if signal.getsignal(number) == signal.SIG_DFL:
-        before[number] = signal.signal(number, stop)
-  try:
-    yield
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
+  numbers = (signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
+  return handling(stop, [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL])
 
 
 class Output:

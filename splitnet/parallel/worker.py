@@ -36,7 +36,7 @@ import splitnet.common.quiet  # noqa: F401 - before TensorFlow
 
 import tensorflow as tf
 
-from splitnet.common.errors import UserError, program
+from splitnet.common.errors import UserError, handling, program
 from splitnet.parallel import connections, devices
 
 
@@ -117,17 +117,14 @@ def main(argv):
   flags = make_parser().parse_args(argv)
   connections.ignore_proxies()  # with --trunk first, workers call each other
   signals = (signal.SIGINT, signal.SIGTERM)  # a shell's background jobs ignore the first by default
-  before = {number: signal.signal(number, signal.default_int_handler) for number in signals}
-  try:
-    server, listens_at = serve(flags.host, flags.port, flags.threads, flags.gpu_fraction)
-    print(f'worker: ready at {listens_at}', flush=True)
-    while server:
-      time.sleep(0.5)  # signal.pause() would miss one that comes just before it
-  except KeyboardInterrupt:
-    os._exit(130)  # TensorFlow's server does not end otherwise
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
+  with handling(signal.default_int_handler, signals):
+    try:
+      server, listens_at = serve(flags.host, flags.port, flags.threads, flags.gpu_fraction)
+      print(f'worker: ready at {listens_at}', flush=True)
+      while server:
+        time.sleep(0.5)  # signal.pause() would miss one that comes just before it
+    except KeyboardInterrupt:
+      os._exit(130)  # TensorFlow's server does not end otherwise
 
 
 if __name__ == '__main__':

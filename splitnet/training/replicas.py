@@ -18,7 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from splitnet.common import schema
-from splitnet.common.errors import UserError, first_line
+from splitnet.common.errors import UserError, first_line, handling
 from splitnet.data.batches import Part
 from splitnet.parallel import connections, devices, waiting
 
@@ -228,19 +228,16 @@ def on_hosts(workers, worker):
   others = ', '.join(address for i, address in enumerate(workers) if i != worker)
   print(f'worker {worker} ({workers[worker]}): waiting for {others}', flush=True)
   connections.ignore_proxies()
-  # Python's own would wait for the others too.
-  before = {number: signal.signal(number, signal.SIG_DFL) for number in (signal.SIGINT, signal.SIGTERM)}
+  asked = waiting.telling_of_missing([address for i, address in enumerate(workers) if i != worker])
   try:
-    with waiting.telling_of_missing([address for i, address in enumerate(workers) if i != worker]):
+    # Python's own handlers would wait for the others too.
+    with handling(signal.SIG_DFL, (signal.SIGINT, signal.SIGTERM)), asked:
       return Replicas(tf.distribute.MultiWorkerMirroredStrategy(), workers, worker)
   except tf.errors.OpError as e:
     raise UserError(
       f"worker {worker} cannot start at '{workers[worker]}' ({first_line(e)}): is its port free, and does every host "
       'have the same TF_CONFIG but for the index?'
     ) from e
-  finally:
-    for number, handler in before.items():
-      signal.signal(number, handler)
 
 
 def slurm_config(environment):
