@@ -5,7 +5,7 @@ import os
 
 from alexnet_split import AlexNet
 from paper.published import DENSE, DROPOUT_SPLITS, GROUPINGS, TABLE_1_DENSE, TABLE_2, TABLE_3, TABLE_4, TABLES
-from paper.recipes import BY_NETWORK, TEACHING, steps_of
+from paper.recipes import BY_NETWORK, TEACHING, stage_settings
 from paper.runs import Run
 from resnet_split import ResNet18, WideResNet
 from splitnet.common.errors import UserError
@@ -99,10 +99,7 @@ def settings_of(experiment, stage, split=None):
   With more images per step there are as many fewer steps, at as much more learning rate (Goyal et al., Accurate, Large
   Minibatch SGD, 2017).
   """
-  recipe = experiment.stages
-  settings = {'precision': 'float32', **recipe['all'], **recipe[stage]}
-  settings.pop('epochs', None)
-  settings['max_steps'] = steps_of(recipe, stage, split)
+  settings = {'precision': 'float32', **stage_settings(experiment.stages, stage, split)}
   if experiment.batch_size and experiment.batch_size != settings['batch_size']:
     factor = experiment.batch_size / settings['batch_size']
     settings.update(batch_size=experiment.batch_size, initial_lr=settings['initial_lr'] * factor)

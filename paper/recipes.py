@@ -115,7 +115,9 @@ IMAGENET_RECIPES = {
 BY_NETWORK = {'wrn': RECIPES, **IMAGENET_RECIPES}
 
 
-def steps_of(recipe, stage, split=None):
-  """Returns how many steps a stage takes in a recipe, a value of RECIPES, for a split."""
-  settings = {**recipe[stage], **recipe.get(f'{stage}-{split}', {})}
-  return settings.get('max_steps') or round(settings['epochs'] * TRAIN_IMAGES / recipe['all']['batch_size'])
+def stage_settings(recipe, stage, split=None):
+  """Returns a stage's settings in a recipe, a value of RECIPES, for a split: a dict, with max_steps, not epochs."""
+  settings = {**recipe['all'], **recipe[stage], **recipe.get(f'{stage}-{split}', {})}
+  if 'epochs' in settings:
+    settings['max_steps'] = round(settings.pop('epochs') * TRAIN_IMAGES / settings['batch_size'])
+  return settings

@@ -52,7 +52,8 @@ def make_parser():
   text = "per step; steps and learning rate change with it [the recipe's]"
   add(parser, 'batch_size', integer(1, recipes.TRAIN_IMAGES), None, f'images {text}')
   for stage in recipes.STAGES:
-    steps = ', '.join(f'{name} {recipes.steps_of(recipe, stage)}' for name, recipe in recipes.RECIPES.items())
+    steps = {name: recipes.stage_settings(recipe, stage)['max_steps'] for name, recipe in recipes.RECIPES.items()}
+    steps = ', '.join(f'{name} {count}' for name, count in steps.items())
     add(parser, f'{stage}_steps', integer(1, 2**31 - 2), None, f"steps of a {stage} run [the recipe's, of WRN {steps}]")
   add(parser, 'precision', one_of('float32', 'bfloat16'), None, "of the convolutions [the recipe's]")
   add(parser, 'jit_compile', boolean, None, 'compile the step with XLA [on one GPU]')

@@ -338,7 +338,7 @@ def main(argv):
   flags = parse_flags(argv)
   stored = checkpoints.read(flags.checkpoint, keras_split.read_other)
   trained_on = stored.configuration or {'settings': {}, 'data': {}}
-  dataset = trained_on['settings'].get('dataset', 'cifar100')
+  dataset, data_dir = of_run(trained_on['settings'], None, flags.data_dir)
   module = find(datasets, dataset)
   class_names, size = class_names_of(stored, flags.data_dir), stored.graph.image_size
   network = checkpoints.load_network(stored, flags.harden, dtype=tf.dtypes.as_dtype(flags.precision))
@@ -352,7 +352,6 @@ def main(argv):
     made = keras_models.build(network, prepare, cut_of(network) if flags.branches else None)
     files.update({f'keras/{name}.keras': model.save for name, model in made.items()})
   if 'litert' in flags.format:
-    data_dir = of_run(trained_on['settings'], dataset, flags.data_dir)[1]
     data = module.open_dataset(DataSettings(data_dir, size))
     sample = data.load('train', conversions.SAMPLE)
     pixels = np.concatenate([pixels for _, pixels, _ in numbered_batches(sample, conversions.SAMPLE)])
