@@ -14,7 +14,7 @@ import pytest  # noqa: E402
 import script_calls  # noqa: E402
 import tensorflow as tf  # noqa: E402
 
-# As many processes test as there are cores, so threads of their own would only wait for each other. The programs that
+# The processes that test fill the cores, so threads of their own would only wait for each other. The programs that
 # tests start have theirs.
 tf.config.threading.set_intra_op_parallelism_threads(1)
 
@@ -22,7 +22,7 @@ tf.config.threading.set_intra_op_parallelism_threads(1)
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
   signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# The files that take longest come first, so that none of them is left for the end, when the other process has nothing.
+# The files that take longest come first, so that none of them is left for the end, when the others have nothing.
 FIRST = ['test_whole_way.py', 'test_replicas.py', 'test_resume.py']
 
 

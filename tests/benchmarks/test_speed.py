@@ -2,11 +2,9 @@
 
 import collections
 import json
-import os
-import subprocess
-import sys
 import types
 
+import forking
 import networks
 import numpy as np
 import pytest
@@ -23,9 +21,7 @@ TINY = ['--k', '1', '--num_residual_units', '1', '--precision', 'float32', '--tr
 
 def program(*arguments):
   """Runs speed.py as a user would: (exit code, stdout, stderr)."""
-  environment = {**os.environ, 'CUDA_VISIBLE_DEVICES': '-1'}
-  command = [sys.executable, '-m', 'benchmarks.speed', *arguments]
-  done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT)
+  done = forking.run(['-m', 'benchmarks.speed', *arguments])
   return done.returncode, done.stdout, done.stderr
 
 

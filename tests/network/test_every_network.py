@@ -128,7 +128,6 @@ def test_in_bfloat16_it_computes_the_same_roughly(kind, split, branch_input):
 
 
 ON_DEVICES = """
-import forking
 import helpers
 import numpy as np
 import tensorflow as tf

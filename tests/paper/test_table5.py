@@ -342,11 +342,10 @@ def test_a_row_for_which_there_are_too_few_devices_stays_empty(monkeypatch, caps
 
 TIMED = """
 import json, sys
-sys.path.insert(0, sys.argv[1])
 from paper import table5
 steps, compiled = [], table5.compiled
 table5.compiled = lambda *arguments: steps.append(compiled(*arguments)) or steps[-1]
-assert table5.main(sys.argv[2:]) == 0
+assert table5.main(sys.argv[1:]) == 0
 print(json.dumps([sorted({op.device[-1] for op in step.graph.get_operations() if op.type == 'Conv2D'})
                   for step in steps]))
 """
@@ -356,7 +355,7 @@ print(json.dumps([sorted({op.device[-1] for op in step.graph.get_operations() if
 def test_the_program_times_every_row_on_its_devices(tmp_path):
   path = str(tmp_path / 'table5.json')
   arguments = ['--k', '1', '--images', '200', '--batch_size', '60', '--repeats', '2', '--output', path]
-  done = program('-c', TIMED, helpers.PROJECT, *arguments)
+  done = program('-c', TIMED, *arguments)
   on = json.loads(done.stdout.splitlines()[-1])
   assert on == [['0', '1', '2'][: row.devices] for row in published.TABLE_5]
   assert table5.SHARED['CPU'] in done.stdout
