@@ -32,7 +32,7 @@ def expected():
 def assert_logits(path, expected, name, tolerance):
   network = checkpoints.load_network(helpers.read_checkpoint(path))
   logits = network(cifar100.whiten(expected['images'])).numpy()
-  np.testing.assert_allclose(logits, expected[name], rtol=0, atol=tolerance * np.abs(expected[name]).max())
+  assert np.linalg.norm(logits - expected[name]) <= tolerance * np.linalg.norm(expected[name])
 
 
 @pytest.mark.parametrize('mode', MORE)
@@ -50,5 +50,6 @@ def test_a_kept_run_goes_on(mode, expected, data, tmp_path, monkeypatch):
   assert train.main(helpers.flags(mode, data, folder, *MORE[mode], '--max_to_keep', 1, '--max_steps', 12)) == 0
   with open(os.path.join(folder, 'train.log'), encoding='utf-8') as f:
     assert 'from step 6' in f.readline()
-  # Another processor rounds otherwise, and six steps of training make more of it.
-  assert_logits(folder, expected, mode + '_on', 1e-2)
+  # Another processor rounds otherwise, and six steps of training make up to 0.9 % of it. With the images shifted by one
+  # step they would be 13 to 48 % off, in another order 21 % or more, without the momentum 33 % or more.
+  assert_logits(folder, expected, mode + '_on', 3e-2)

@@ -18,8 +18,17 @@ import os
 import sys
 import tempfile
 
-# If another worker of TF_CONFIG is lost, TensorFlow logs many lines of what train.py says in one.
-os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3' if os.environ.get('TF_CONFIG') else '2')
+
+def log_level(environment):
+  """Returns the TF_CPP_MIN_LOG_LEVEL of a program whose environment sets none.
+
+  If another worker is lost, or only ends first, TensorFlow logs many lines of what train.py says in one, or need not.
+  """
+  several = environment.get('TF_CONFIG') or environment.get('SLURM_STEP_NUM_TASKS', '1') != '1'
+  return '3' if several else '2'
+
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', log_level(os.environ))
 
 if importlib.util.find_spec('tensorflow') is None:
   sys.exit(

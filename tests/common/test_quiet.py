@@ -26,6 +26,12 @@ def test_a_gpu_that_tensorflow_cannot_use_is_not_passed_over_in_silence(usable, 
   assert bool(note) == told and ('tensorflow[and-cuda]' in note) == told
 
 
+def test_a_task_beside_others_leaves_it_to_train_py_to_tell_of_a_lost_one():
+  cluster, slurm = {'TF_CONFIG': '{"cluster": {}}'}, {'SLURM_STEP_NUM_TASKS': '2', 'SLURM_PROCID': '1'}
+  assert quiet.log_level(cluster) == quiet.log_level(slurm) == '3'
+  assert quiet.log_level({}) == quiet.log_level({'SLURM_STEP_NUM_TASKS': '1'}) == '2'
+
+
 def test_what_libraries_write_is_shown_only_with_an_error(capfd, monkeypatch):
   monkeypatch.setenv('TF_CPP_MIN_LOG_LEVEL', '2')
   with quiet.without_notices():
