@@ -4,6 +4,7 @@ Each class is a pattern of its own under noise; a superclass's five classes have
 20 of the 100 classes, one of each superclass, so that a dozen steps learn something.
 """
 
+import fcntl
 import json
 import os
 import re
@@ -155,16 +156,29 @@ def files(folder):
   return found
 
 
-_made = {}  # what a session's tests share
+_made = {}  # what this process has made or read of what a session's tests share
 
 
 def shared(function):
-  """Calls a function once for its arguments, the first (pytest's tmp_path_factory, one a session) left aside."""
+  """Calls a function once a session, in one of its processes, for the arguments behind pytest's tmp_path_factory.
+
+  The others wait, and read what it returned, which JSON can hold.
+  """
 
   def once(factory, *arguments):
-    key = (function.__name__, *arguments)
+    key = '-'.join([function.__name__, *arguments])
     if key not in _made:
-      _made[key] = function(factory, *arguments)
+      folder = factory.getbasetemp()
+      if 'PYTEST_XDIST_WORKER' in os.environ:  # it has a folder in that of all
+        folder = folder.parent
+      with open(folder / f'{key}.json', 'a+', encoding='utf-8') as f:
+        fcntl.flock(f, fcntl.LOCK_EX)
+        f.seek(0)
+        text = f.read()
+        if not text:
+          text = json.dumps(function(factory, *arguments))
+          f.write(text)
+      _made[key] = json.loads(text)
     return _made[key]
 
   return once
