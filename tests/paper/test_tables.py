@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 
+import forking
 import helpers
 import pytest
 from made_runs import DATA, finish, make_runs, parse, rows_of, value
@@ -232,7 +233,13 @@ def test_mistakes_are_one_sentence(arguments, parts, capsys, tmp_path):
 
 @pytest.mark.slow
 def test_two_cells_of_table_1_for_real(tmp_path, data, monkeypatch, capsys):
-  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '-1')
+  def call(command, log, *_):
+    done = forking.run(command[1:])
+    with open(log, 'a', encoding='utf-8') as f:
+      f.write(done.stdout + done.stderr)
+    return done.returncode
+
+  monkeypatch.setattr(runs_module, 'call', call)
   arguments = ['1', '--k', '1', '--out', str(tmp_path), '--data_dir', data, '--only', 'baseline,1-1-4/clustering']
   arguments += ['--baseline_steps', '2', '--scratch_steps', '2']
   assert tables.main(arguments) == 0

@@ -136,8 +136,7 @@ from splitnet.parallel import executor, placement
 images = np.random.default_rng(0).integers(0, 256, (9, 32, 32, 3), np.uint8)
 found = []
 for split, branch_input, dtype in (
-  ('2-2-2', 'group', 'float32'), ('2-2-2', 'all', 'float32'), ('2-4-4', 'group', 'float32'),
-  ('2-4-4', 'all', 'float32'), ('1-1-4', 'group', 'float32'), ('1-1-4', 'all', 'float32'),
+  ('2-2-2', 'all', 'float32'), ('2-4-4', 'group', 'float32'), ('1-1-4', 'all', 'float32'),
   ('1-2-3', 'group', 'bfloat16'), ('1-1-1', 'group', 'float32'),
 ):
   config = t.config_of(split, num_residual_units=1, branch_input=branch_input)
@@ -171,7 +170,7 @@ def test_both_trunks_compute_the_networks_logits_on_their_devices():
   done = forking.run(['-c', TREES])
   assert done.returncode == 0, done.stderr
   found = json.loads(done.stdout.splitlines()[-1])
-  assert len(found) == 16
+  assert len(found) == 10
   for split, branch_input, dtype, trunk, difference, parts in found:
     case = (split, branch_input, dtype, trunk)
     assert difference <= (1e-5 if dtype == 'float32' else 0.05), case

@@ -30,8 +30,8 @@ def read(*path):
 
 
 def test_a_killed_and_an_interrupted_run_end_as_an_uninterrupted_one(data, tmp_path):
-  more = helpers.NETWORK + helpers.GROUPS + ['--checkpoint_interval', 20, '--seed', 5]
-  more += ['--num_train_instance', 50, '--assignment_lr_scale', 3, '--display', 10, '--val_iter', 1]
+  more = helpers.NETWORK + helpers.GROUPS + ['--checkpoint_interval', 10, '--seed', 5]
+  more += ['--num_train_instance', 50, '--assignment_lr_scale', 3, '--display', 5, '--val_iter', 1]
   more += ['--initial_lr', 0.05]
 
   def start(name, steps=2000):  # far from the end: on a busy machine a signal comes many steps after its line
@@ -39,7 +39,7 @@ def test_a_killed_and_an_interrupted_run_end_as_an_uninterrupted_one(data, tmp_p
     return helpers.start('train.py', arguments)
 
   broken = start('broken')
-  helpers.read_until(broken, 'step 50:')
+  helpers.read_until(broken, 'step 15:')
   broken.kill()
   broken.communicate()
   killed_at = helpers.read_checkpoint(str(tmp_path / 'broken')).path
@@ -48,16 +48,16 @@ def test_a_killed_and_an_interrupted_run_end_as_an_uninterrupted_one(data, tmp_p
   broken = start('broken')
   lines = helpers.read_until(broken, 'going on from step ')
   assert killed_at in lines[-1]
-  helpers.read_until(broken, f"step {int(killed_at.split('-')[-1]) + 20}:")
+  helpers.read_until(broken, f"step {int(killed_at.split('-')[-1]) + 10}:")
   broken.send_signal(signal.SIGINT)
   stdout, stderr = broken.communicate()
   assert (broken.returncode, stderr) == (130, '') and 'the same command goes on from' in stdout
   stopped_at = int(stdout.split('stopped at step ')[1].split(';')[0])
   assert helpers.read_checkpoint(str(tmp_path / 'broken')).path.endswith(f'-{stopped_at}')
 
-  last = stopped_at + 50
+  last = stopped_at + 20
   broken, whole = start('broken', last), start('whole', last)
-  for process, begins in ((broken, f'going on from step {stopped_at} '), (whole, 'step 10:')):
+  for process, begins in ((broken, f'going on from step {stopped_at} '), (whole, 'step 5:')):
     stdout, stderr = process.communicate()
     assert (process.returncode, stderr) == (0, '')
     assert re.search('^' + begins, stdout, re.M) and f'done at step {last}' in stdout
