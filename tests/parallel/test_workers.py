@@ -78,6 +78,11 @@ def addresses(processes):
   return ','.join(process.address for process in processes)
 
 
+def start_quiet(command):
+  """Starts eval.py where TensorFlow was imported with the log level that eval.py sets for --workers."""
+  return forking.Program(command, TF_CPP_MIN_LOG_LEVEL='3')
+
+
 def unused_port():
   with socket.socket() as free:
     free.bind((port_filter.LOOPBACK, 0))
@@ -154,9 +159,9 @@ workers.exit_program(code)
 """
 
 
-def begin_signalled(victim, name, arguments):
+def begin_signalled(victim, name, arguments, begin=start_quiet):
   """Starts eval.py, during which a worker gets a signal."""
-  return helpers.start_anew(['-c', SIGNALLED, victim.process.pid, name, *arguments])
+  return begin(['-c', SIGNALLED, victim.process.pid, name, *arguments])
 
 
 def signalled(*arguments):
@@ -183,7 +188,7 @@ def with_a_silent_one(start, pair, arguments, tmp_path_factory):
 def test_a_worker_killed_in_the_middle_is_named(pair, start, arguments, trunk):
   (victim,) = start(1)
   more = ['--workers', addresses([pair[0], victim]), '--trunk', trunk]
-  code, _, stderr = signalled(victim, 'SIGKILL', arguments + more)
+  code, _, stderr = signalled(victim, 'SIGKILL', arguments + more, helpers.start_anew)
   assert code == 1
   assert stderr.startswith(f'eval.py: worker {victim.address} cannot be reached: '), stderr
   assert '--retry' in stderr and stderr.count('\n') == 1
@@ -207,7 +212,7 @@ def test_a_wrong_port_is_named_and_with_retry_left_out(tmp_path_factory, pair, a
   wrong, path = f'127.0.0.1:{unused_port()}', str(tmp_path / 'result.json')
   more = ['--workers', f'{wrong},{pair[0].address}', '--output_file', path]
   for retry, expected in (([], 1), (['--retry'], 0)):
-    process = helpers.start_anew(['eval.py', *arguments, *more, *retry])
+    process = start_quiet(['eval.py', *arguments, *more, *retry])
     _, stderr = process.communicate()
     assert process.returncode == expected
     assert f'worker {wrong} cannot be reached' in stderr and stderr.count('\n') == 1
@@ -400,7 +405,7 @@ def silent_at(address, method):
 @pytest.mark.parametrize('method', ['GetStatus', 'CreateContext'])
 def test_a_worker_that_is_silent_when_connected_to_ends_within_the_time_limit(pair, arguments, method):
   with silent_at(pair[0].address, method) as (address, handler):
-    process = helpers.start_anew(['eval.py', *arguments, '--workers', address, '--worker_timeout', 8])
+    process = start_quiet(['eval.py', *arguments, '--workers', address, '--worker_timeout', 8])
     try:
       assert handler.silent.wait(TIMEOUT)
       stdout, stderr = process.communicate(timeout=300)
@@ -412,7 +417,7 @@ def test_a_worker_that_is_silent_when_connected_to_ends_within_the_time_limit(pa
 
 def test_an_interrupt_ends_connecting(pair, arguments):
   with silent_at(pair[0].address, 'CreateContext') as (address, handler):
-    process = helpers.start_anew(['eval.py', *arguments, '--workers', address])
+    process = start_quiet(['eval.py', *arguments, '--workers', address])
     try:
       assert handler.silent.wait(TIMEOUT)
       process.send_signal(signal.SIGINT)
@@ -444,7 +449,7 @@ def test_a_proxy_is_not_asked_for_workers(tmp_path_factory, pair, arguments, tmp
     proxy.listen()
     for name in ('http_proxy', 'https_proxy', 'grpc_proxy', 'ALL_PROXY'):
       monkeypatch.setenv(name, f'http://127.0.0.1:{proxy.getsockname()[1]}')
-    process = helpers.start_anew(['eval.py', *arguments, '--workers', pair[0].address, '--output_file', path])
+    process = start_quiet(['eval.py', *arguments, '--workers', pair[0].address, '--output_file', path])
     _, stderr = process.communicate(timeout=TIMEOUT)
   assert (process.returncode, stderr) == (0, '')
   assert_same_result(path, helpers.evaluated(tmp_path_factory, 'split'))

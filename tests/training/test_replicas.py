@@ -34,10 +34,11 @@ def start():
   """A function that starts a process; whatever is left of it is killed in the end."""
   started = []
 
-  def begin(command, task=None):
-    # Without oneDNN the processes use the same kernels for shares of any size.
-    environment = {'TF_ENABLE_ONEDNN_OPTS': '0', **(task or {})}
-    started.append(helpers.start_anew(command, **environment) if task else forking.Program(command, **environment))
+  def begin(command, task=None, anew=False):
+    # Without oneDNN the processes use the same kernels for shares of any size. Of a task splitnet.common.quiet sets the
+    # log level.
+    environment = {'TF_ENABLE_ONEDNN_OPTS': '0', **({'TF_CPP_MIN_LOG_LEVEL': '3', **task} if task else {})}
+    started.append((helpers.start_anew if anew else forking.Program)(command, **environment))
     return started[-1]
 
   yield begin
@@ -116,8 +117,8 @@ def runs(start, tmp_path_factory):
   out = {key: finished(start(['-c', RUNS, json.dumps(runs)])) for key, runs in (('one', one), ('many', many))}
   out['placed'] = finished(start(script(placed)))
   tasks = slurm_tasks()
-  chief = start(script(flags('group', data, folder / 'workers' / 'group')), tasks[0])
-  other = start(script(flags('group', data, folder / 'elsewhere')), tasks[1])
+  chief = start(script(flags('group', data, folder / 'workers' / 'group')), tasks[0], anew=True)
+  other = start(script(flags('group', data, folder / 'elsewhere')), tasks[1], anew=True)
   out['chief'], out['other'] = finished(chief), finished(other)
   return folder, out
 
