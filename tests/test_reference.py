@@ -103,10 +103,11 @@ def test_a_file_that_is_no_reference_is_one_sentence(tmp_path, capsys, make):
   assert words in err
 
 
-@pytest.mark.slow
-def test_a_missing_file_is_one_sentence_and_no_traceback(tmp_path):
+def test_a_missing_file_is_one_sentence_and_no_traceback(tmp_path, capsys):
   path = str(tmp_path / 'nowhere.npz')
-  assert check(path) == (1, path + '\n', f"check_reference.py: '{path}' cannot be read (No such file or directory)\n")
+  assert check_reference.main([path]) == 1
+  sentence = f"check_reference.py: '{path}' cannot be read (No such file or directory)\n"
+  assert capsys.readouterr() == (path + '\n', sentence)
 
 
 # --- the optimiser, over more steps than the files record ----------------------------------------------------------

@@ -485,13 +485,12 @@ def test_an_image_that_ends_in_its_header_is_told(tmp_path, head):
 def test_a_file_name_that_is_not_utf8_is_shown_and_the_others_are_done(originals, exports, images, pictures):
   odd = os.fsdecode(os.path.join(os.fsencode(pictures), b'0\xff.png'))
   os.rename(os.path.join(pictures, '1.png'), odd)
-  for encoding in ('utf-8', 'ascii'):
-    environment = {**os.environ, 'PYTHONIOENCODING': encoding, 'CUDA_VISIBLE_DEVICES': '-1'}
-    command = [sys.executable, '-m', 'serving.infer', '--export', exports['two'], pictures]
-    done = subprocess.run(command, cwd=helpers.PROJECT, capture_output=True, text=True, env=environment)
-    assert (done.returncode, done.stderr) == (0, '')
-    shown = [line.rsplit('/', 1)[1] for line in done.stdout.splitlines() if line.startswith('/')]
-    assert shown == ['0.png', '0\\udcff.png', '2.png', 'wide.PNG']
+  environment = {**os.environ, 'PYTHONIOENCODING': 'ascii', 'CUDA_VISIBLE_DEVICES': '-1'}
+  command = [sys.executable, '-m', 'serving.infer', '--export', exports['two'], pictures]
+  done = subprocess.run(command, cwd=helpers.PROJECT, capture_output=True, text=True, env=environment)
+  assert (done.returncode, done.stderr) == (0, '')
+  shown = [line.rsplit('/', 1)[1] for line in done.stdout.splitlines() if line.startswith('/')]
+  assert shown == ['0.png', '0\\udcff.png', '2.png', 'wide.PNG']
 
 
 @pytest.mark.parametrize('case', ['no folder', 'no export', 'no branches', 'manifest', 'model', 'missing model', 'top'])

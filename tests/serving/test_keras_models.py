@@ -109,7 +109,7 @@ def test_keras_models_compute_the_networks_logits(trees, name):
 @pytest.mark.slow
 def test_a_process_with_keras_alone_loads_them(trees, tmp_path):
   expected = {}
-  for name in ('2-2-2', 'alexnet', 'mobile'):
+  for name in ('2-2-2', 'alexnet'):
     network, prepare = trees[name]
     models, given = keras_models.build(network, prepare, cut_of(network)), pixels(network)
     (tmp_path / name).mkdir()
