@@ -23,10 +23,10 @@ out=${out#"$PWD"/} # as short as it can be told
 if [ $kind = synthetic ]; then
   data=$out/data
   "$python" "$project/download_cifar100.py" --synthetic --images_per_class 100 --seed "$seed" --data_dir "$data"
-  batch_size=45 baseline_steps=750 group_steps=250 split_steps=250
+  batch_size=45 baseline_steps=650 group_steps=150 split_steps=250 split_lr=0.1
 else
   need_data
-  batch_size=90 baseline_steps=2000 group_steps=2000 split_steps=1500
+  batch_size=90 baseline_steps=2000 group_steps=2000 split_steps=1500 split_lr=0.05
 fi
 
 stage() {
@@ -46,7 +46,7 @@ stage baseline $baseline_steps --k 1 --num_residual_units 1 --initial_lr 0.2 --l
 # larger learning rate of the assignments than the paper's: what takes it 400 epochs has to happen within a few.
 stage group $group_steps --basemodel "$out/baseline" --assignment_start spectral \
   --gamma1 5 --gamma2 20 --gamma2_ramp 0.5 --gamma3 30 --assignment_lr_scale 40 --initial_lr 0.05
-stage split $split_steps --basemodel "$out/group" --initial_lr 0.05
+stage split $split_steps --basemodel "$out/group" --initial_lr $split_lr
 
 printf '\n--- evaluation on the test images ---\n'
 evaluate dense "$out/baseline"
