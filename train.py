@@ -129,7 +129,7 @@ def make_parser():
   add(g, 'num_replicas', steps, 0, 'devices that share each batch; 0: all GPUs, or all parts of the CPU')
   add(g, 'devices', str, None, 'split: devices for the branches instead, /GPU:0,/GPU:1 [the branches stay together]')
   add(g, 'num_logical_devices', integer(1, 64), 1, 'cut the one CPU or GPU into so many devices, to try the two above')
-  add(g, 'precision', one_of('float32', 'bfloat16'), 'float32', 'of the convolutions; bfloat16: faster on GPU, AMX')
+  add(g, 'precision', one_of('float32', 'bfloat16'), 'float32', 'of the convolutions; bfloat16: for GPUs, some CPUs')
   add(g, 'jit_compile', automatic, 'auto', 'compile the step with XLA, with other dropout masks; auto: on one GPU')
   add(g, 'gpu_fraction', share, 1.0, "share of each GPU's memory to take")
   add(g, 'log_device_placement', boolean, False, 'log where every operation runs')

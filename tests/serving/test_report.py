@@ -4,15 +4,11 @@ import html.parser
 import json
 import os
 import re
-import shutil
-import subprocess
 
 import helpers
 import pytest
 
 from serving import report
-
-CHROMIUM = shutil.which('chromium') or shutil.which('chromium-browser') or shutil.which('google-chrome')
 
 
 class Page(html.parser.HTMLParser):
@@ -123,25 +119,6 @@ def test_a_mistake_is_one_sentence(tmp_path_factory, runs, tmp_path, capsys, cas
   code, _, stderr = helpers.call(report, given, capsys)
   assert code == 1 and stderr.startswith('report.py: ') and stderr.count('\n') == 1 and filled(words) in stderr
   assert not (tmp_path / 'report.html').exists()
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not CHROMIUM, reason='there is no Chromium')
-@pytest.mark.parametrize('width', [400, 1400])
-def test_a_browser_shows_it_without_scrolling_sideways(written, tmp_path, width):
-  page = tmp_path / 'page.html'
-  script = '<script>document.title = [document.documentElement.scrollWidth, innerWidth, [...document.images].every('
-  script += 'i => i.complete && i.naturalWidth > 0)].join(" ")</script></body>'
-  page.write_text(read(written).replace('</body>', script))
-  # A window of headless Chromium is at least 500 wide, so a narrow page stands in a frame.
-  frame = tmp_path / 'frame.html'
-  frame.write_text(f'<body style="margin:0"><iframe src="page.html" width="{width}" height="800" style="border:0" '
-    'onload="document.title=this.contentDocument.title"></iframe></body>')  # fmt: skip
-  command = [CHROMIUM, '--headless=new', '--no-sandbox', '--disable-gpu', '--allow-file-access-from-files']
-  command += [f'--user-data-dir={tmp_path}/profile', '--window-size=1500,900', '--virtual-time-budget=10000']
-  done = subprocess.run([*command, '--dump-dom', f'file://{frame}'], capture_output=True, text=True, timeout=120)
-  scrolled, inner, shown = re.search(r'<title>(\d+) (\d+) (\w+)</title>', done.stdout).groups()
-  assert int(scrolled) <= int(inner) == width and shown == 'true'
 
 
 def test_the_report_is_whole_or_not_there(written):
