@@ -21,7 +21,7 @@ from splitnet.network import folding
 
 FOLDERS = sorted(glob.glob(os.path.join(helpers.PROJECT, 'pretrained', '*')))
 NAMES = [os.path.basename(folder) for folder in FOLDERS]
-PER_CLASS, STEPS = 1, 40
+PER_CLASS, STEPS = 1, 25
 
 
 @pytest.fixture(scope='module')

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 
 RUNS = 'import json, sys, train; sys.exit(any(train.main(arguments) for arguments in json.loads(sys.argv[1])))'
 STEPS = 4
-SEVERAL = 3  # replicas, which do not divide the batch
+SEVERAL, BATCH = 2, 21  # replicas, which do not divide the batch
 
 
 @pytest.fixture(scope='module')
@@ -81,7 +81,7 @@ def slurm_tasks():
 def flags(mode, data, folder, *more):
   """A run with random crops, dropout and regularisers that weigh as much as the cross-entropy."""
   given = ['--display', 1, '--val_interval', 2, '--initial_lr', 0.01, '--dropout_keep_prob', 0.5, '--l2_weight', 0.05]
-  given += ['--max_steps', STEPS, '--seed', 1]
+  given += ['--max_steps', STEPS, '--seed', 1, '--batch_size', BATCH]
   if mode == 'split':
     given += ['--basemodel', helpers.RELEASED]
   else:
