@@ -58,6 +58,7 @@ def test_the_four_scripts_in_a_row(workplace):
   assert sorted(name for group in result['groups'] for name in group) == sorted(result['class_accuracy'])
   dense = json.loads((workplace / 's' / 'config.json').read_text())
   assert dense['network']['k'] == 1 and dense['network']['num_residual_units'] == 1, 'split.sh takes them from g'
+  script('eval.sh', '--data_dir', 'data', '--checkpoint', 'b/best', '--batch_size', 20, folder=workplace)
   assert not any(os.path.exists(workplace / name) for name in ('runs', 'cifar100')), 'nothing but what was named'
 
 

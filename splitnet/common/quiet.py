@@ -19,13 +19,17 @@ import sys
 import tempfile
 
 
+def is_task_of_slurm(environment):
+  """Tells whether `srun` started this program beside others."""
+  return environment.get('SLURM_STEP_NUM_TASKS', '1') != '1' and 'SLURM_PROCID' in environment
+
+
 def log_level(environment):
   """Returns the TF_CPP_MIN_LOG_LEVEL of a program whose environment sets none.
 
   If another worker is lost, or only ends first, TensorFlow logs many lines of what train.py says in one, or need not.
   """
-  several = environment.get('TF_CONFIG') or environment.get('SLURM_STEP_NUM_TASKS', '1') != '1'
-  return '3' if several else '2'
+  return '3' if environment.get('TF_CONFIG') or is_task_of_slurm(environment) else '2'
 
 
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', log_level(os.environ))

@@ -14,6 +14,8 @@ import re
 import signal
 import zlib
 
+from splitnet.common.quiet import is_task_of_slurm
+
 import numpy as np
 import tensorflow as tf
 
@@ -246,14 +248,13 @@ def slurm_config(environment):
   The ports follow from the job's number, so that two jobs on a host do not meet. Raises UserError if Slurm's variables,
   which are in the environment, cannot be understood.
   """
-  tasks = environment.get('SLURM_STEP_NUM_TASKS', '1')
-  if tasks == '1' or 'SLURM_PROCID' not in environment:
+  if not is_task_of_slurm(environment):
     return None
   try:
     # It is asked for addresses only: which GPUs a task sees is srun's business (--gpus-per-task).
     resolver = tf.distribute.cluster_resolver.SlurmClusterResolver(
-      port_base=12000 + int(environment.get('SLURM_JOB_ID', 0)) % 20000, gpus_per_node=int(tasks), gpus_per_task=1,
-      auto_set_gpu=False,
+      port_base=12000 + int(environment.get('SLURM_JOB_ID', 0)) % 20000,
+      gpus_per_node=int(environment['SLURM_STEP_NUM_TASKS']), gpus_per_task=1, auto_set_gpu=False,
     )  # fmt: skip
     workers = resolver.cluster_spec().as_dict()['worker']
     _, index = resolver.get_task_info()

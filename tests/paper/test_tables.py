@@ -269,7 +269,7 @@ def script(*arguments):
 
 
 @pytest.mark.slow
-def test_the_script_prints_the_tables_of_a_recipe(tmp_path):
+def test_the_script_prints_the_tables_of_a_recipe(tmp_path, capsys):
   short = make_runs(tmp_path, '--recipe', 'short', '--branch_input', 'all')['split-2-2-2']
   finish(short, 0.75, 5895268, 2105592008, data={'source': 'real'})
   code, out, err = script('all', '--recipe', 'short', '--print', '--out', tmp_path)
@@ -279,6 +279,9 @@ def test_the_script_prints_the_tables_of_a_recipe(tmp_path):
   assert [cell.strip() for cell in deep[0].split('|')][2:5] == ['5.895', '5.90', '46.41']
   assert '25.00' in deep[0] and '25.00' in deep[1] and out.index('Table 2') < out.index('Table 1')
   assert any(t.startswith('| split-2-2-2') and '25.00' in t and '24.62' in t for t in out.splitlines())
+  # It has other settings.
+  code, _, err = helpers.call(tables, ['all', '--recipe', 'paper', '--print', '--out', tmp_path], capsys)
+  assert code == 1 and err.startswith('tables.py: ') and short.folder in err and err.count('\n') == 1
 
 
 @pytest.mark.slow

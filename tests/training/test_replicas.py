@@ -35,8 +35,8 @@ def start():
   started = []
 
   def begin(command, task=None, anew=False):
-    # Without oneDNN the processes use the same kernels for shares of any size. Of a task splitnet.common.quiet sets the
-    # log level.
+    # Without oneDNN the processes use the same kernels for shares of any size. A task that starts anew sets its log
+    # level itself.
     environment = {'TF_ENABLE_ONEDNN_OPTS': '0', **({'TF_CPP_MIN_LOG_LEVEL': '3', **task} if task else {})}
     started.append((helpers.start_anew if anew else forking.Program)(command, **environment))
     return started[-1]
