@@ -23,7 +23,7 @@ out=${out#"$PWD"/} # as short as it can be told
 if [ $kind = synthetic ]; then
   data=$out/data
   "$python" "$project/download_cifar100.py" --synthetic --images_per_class 100 --seed "$seed" --data_dir "$data"
-  batch_size=45 baseline_steps=650 group_steps=150 split_steps=250 split_lr=0.1
+  batch_size=45 baseline_steps=700 group_steps=150 split_steps=300 split_lr=0.1
 else
   need_data
   batch_size=90 baseline_steps=2000 group_steps=2000 split_steps=1500 split_lr=0.05
